@@ -1,0 +1,59 @@
+# Everything a developer does. `make app` and `make test` need only make and Python 3.11 to 3.13:
+# the first run sets up .venv, later runs start in seconds.
+
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL ?= demo
+PYTHONS ?= python3.13 python3.12 python3.11 python3 python
+STATED := pyproject.toml requirements.txt
+
+# The first of PYTHONS that runs and fits; empty when none does.
+FITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON = $(shell for p in $(PYTHONS); do if $$p -c "$(FITS)" >/dev/null 2>&1; then echo $$p; break; fi; done)
+NEEDED = gemma3vl_app needs Python 3.11, 3.12 or 3.13, and none is on PATH: install one and run make again
+
+.PHONY: help app test test-web lint format bench clean
+help:
+	@echo "make app        open the chat page with the demo model (MODEL=4b-it for another)"
+	@echo "make test       run the tests, without a browser"
+	@echo "make test-web   run the tests that drive the page in chromium"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      measure speed and write docs/bench.json"
+
+app: $(VENV)/ready-app
+	$(BIN)/gemma3vl app --model $(MODEL)
+
+test: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -m "not web"
+
+test-web: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -m web
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/ready-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/ready-dev
+	$(BIN)/python -m gemma3vl_app.benchmark
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# --- set-up: a stamp per extra, renewed when the stated dependencies change ---
+
+$(BIN)/python:
+	$(if $(PYTHON),,$(error $(NEEDED)))
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/ready-app: $(STATED) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/ready-dev: $(STATED) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@ $(VENV)/ready-app

@@ -1,0 +1,93 @@
+"""Use and understand Gemma 3 vision-language models; this page is the table of contents.
+
+```python
+import gemma3vl_app as gv
+
+chat = gv.Chat(gv.load("demo"))
+print(chat.ask("What is in this picture?", images=["a.png"]).text)
+```
+
+Every name is fetched from its module when it is first used, so that the import itself stays light:
+neither torch nor gradio is loaded by it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps both in step
+    from gemma3vl_app.backends.local import load as load
+    from gemma3vl_app.backends.protocol import Backend as Backend
+    from gemma3vl_app.backends.protocol import Capabilities as Capabilities
+    from gemma3vl_app.chat import Chat as Chat
+    from gemma3vl_app.errors import BusyError as BusyError
+    from gemma3vl_app.errors import ContextLengthError as ContextLengthError
+    from gemma3vl_app.errors import ConversationError as ConversationError
+    from gemma3vl_app.errors import EngineError as EngineError
+    from gemma3vl_app.errors import Gemma3VLError as Gemma3VLError
+    from gemma3vl_app.errors import LoadError as LoadError
+    from gemma3vl_app.errors import MemoryLimitError as MemoryLimitError
+    from gemma3vl_app.errors import PictureError as PictureError
+    from gemma3vl_app.generation import Answer as Answer
+    from gemma3vl_app.generation import Chunk as Chunk
+    from gemma3vl_app.generation import Greedy as Greedy
+    from gemma3vl_app.generation import Preview as Preview
+    from gemma3vl_app.generation import Progress as Progress
+    from gemma3vl_app.generation import Sample as Sample
+    from gemma3vl_app.generation import Status as Status
+    from gemma3vl_app.generation import Timing as Timing
+    from gemma3vl_app.generation import Token as Token
+    from gemma3vl_app.generation import Usage as Usage
+    from gemma3vl_app.messages import Conversation as Conversation
+    from gemma3vl_app.messages import Message as Message
+    from gemma3vl_app.messages import Text as Text
+    from gemma3vl_app.pictures import Picture as Picture
+    from gemma3vl_app.planning import LoadPlan as LoadPlan
+    from gemma3vl_app.stream import Stream as Stream
+
+_CONTENTS = {
+    # Models: load one, and see how it was placed
+    "load": "backends.local",
+    "Backend": "backends.protocol",
+    "Capabilities": "backends.protocol",
+    "LoadPlan": "planning",
+    "Progress": "generation",
+    # Conversations: talk to a model, and the values a conversation is made of
+    "Chat": "chat",
+    "Conversation": "messages",
+    "Message": "messages",
+    "Text": "messages",
+    "Picture": "pictures",
+    # Answers: how to sample, what streams out, what it cost
+    "Greedy": "generation",
+    "Sample": "generation",
+    "Stream": "stream",
+    "Chunk": "generation",
+    "Status": "generation",
+    "Answer": "generation",
+    "Token": "generation",
+    "Usage": "generation",
+    "Timing": "generation",
+    "Preview": "generation",
+    # Errors: each is fit to show to a person
+    "Gemma3VLError": "errors",
+    "PictureError": "errors",
+    "ConversationError": "errors",
+    "ContextLengthError": "errors",
+    "LoadError": "errors",
+    "BusyError": "errors",
+    "MemoryLimitError": "errors",
+    "EngineError": "errors",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Fetch a name of the table of contents from its module."""
+    if name not in _CONTENTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_CONTENTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_CONTENTS, "__version__"])

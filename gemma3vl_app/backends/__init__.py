@@ -1,0 +1,1 @@
+"""Backends: one protocol (`protocol`), one engine in this process (`local`)."""

@@ -1,0 +1,208 @@
+"""A Gemma 3 model in this process: loading, prompting and engine behind the `Backend` protocol."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydantic import BaseModel
+
+from gemma3vl_app.backends.protocol import Capabilities, Schema
+from gemma3vl_app.engine.engine import Engine, EngineLimits
+from gemma3vl_app.engine.grammar import Grammars, Matcher
+from gemma3vl_app.engine.sequence import Request
+from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.generation import Greedy, Preview, Progress, Sampling, Token
+from gemma3vl_app.loading.loader import LoadedModel, load_model
+from gemma3vl_app.messages import Conversation
+from gemma3vl_app.planning import LoadPlan
+from gemma3vl_app.prompting.format import PromptFormat
+from gemma3vl_app.prompting.prepare import prepare
+from gemma3vl_app.prompting.prompt import PreparedPrompt, extended
+from gemma3vl_app.prompting.tokenizer import TextTokenizer
+from gemma3vl_app.stream import Stream
+
+MAX_ALTERNATIVES = 20  # as in OpenAI's protocol
+_MAX_STOP_STRINGS = 16
+_MAX_STOP_CHARS = 128
+
+
+def load(
+    source: str | Path,
+    *,
+    weights: str = "auto",
+    progress: Callable[[Progress], None] | None = None,
+    limits: EngineLimits | None = None,
+) -> LocalBackend:
+    """Load a model and return the backend that answers with it.
+
+    `source` is "demo", a name that the catalog knows, or a checkpoint folder. `weights` is "auto", "bf16"
+    or "fp32". Raises `LoadError` with the next thing to do.
+    """
+    return LocalBackend(load_model(source, weights=weights, progress=progress), limits=limits)
+
+
+class LocalBackend:
+    """Answers conversations with a loaded model; see `Backend` for what each method promises."""
+
+    def __init__(self, loaded: LoadedModel, *, limits: EngineLimits | None = None) -> None:
+        """Start an engine over `loaded`, which belongs to this backend from now on."""
+        self._loaded = loaded
+        self._tokenizer = TextTokenizer.from_file(loaded.tokenizer_file)
+        self._format = PromptFormat.from_config(
+            loaded.config, loaded.preprocessor, self._tokenizer
+        )
+        stop_ids = loaded.stop_ids | self._format.stop_ids
+        self._grammars = Grammars(self._tokenizer, stop_ids)
+        self.engine = Engine(
+            loaded.model, self._tokenizer, self._format, stop_ids=stop_ids, limits=limits
+        )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model is and can do."""
+        return Capabilities(
+            model=self._loaded.name,
+            knows=self._loaded.knows,
+            context_tokens=self.engine.context_tokens,
+            image_tokens=self._format.image_tokens,
+            sampling=self._loaded.sampling,
+        )
+
+    @property
+    def plan(self) -> LoadPlan:
+        """How and why the model was placed as it is."""
+        return self._loaded.plan
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that `stream(adapter=...)` accepts: none yet."""
+        return ()
+
+    def stream(
+        self,
+        conversation: Conversation,
+        *,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 1024,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        schema: Schema | None = None,
+        adapter: str | None = None,
+        session: str = "",
+    ) -> Stream:
+        """Start an answer and return it as a stream; see `Backend.stream`."""
+        _check_adapter(adapter)
+        request = Request(
+            prompt=self._prepare(conversation, session),
+            sampling=sampling or self._loaded.sampling,
+            max_new_tokens=_checked("max_new_tokens", max_new_tokens, 1, None),
+            stop=_checked_stop(stop),
+            logprobs=_checked("logprobs", logprobs, 0, MAX_ALTERNATIVES),
+            matcher=self._matcher(schema),
+            scope=(adapter, session),
+            open_answer=_open_answer(conversation),
+        )
+        return self.engine.submit(request)
+
+    def preview(self, conversation: Conversation, *, session: str = "") -> Preview:
+        """Return what `conversation` would cost, computing nothing."""
+        prompt = self._prepare(conversation, session)
+        return Preview(
+            prompt_tokens=len(prompt),
+            cached_tokens=self.engine.prefixes.covered_tokens((None, session), prompt),
+            image_tokens=prompt.image_tokens,
+            crops=prompt.crops,
+            context_tokens=self.engine.context_tokens,
+        )
+
+    def score(self, conversation: Conversation, text: str) -> tuple[Token, ...]:
+        """Return the tokens of `text` as the next answer, each with its log-probability."""
+        ids = self._tokenizer.encode(text)
+        if not ids:
+            raise ConversationError("There is no text to score; give at least one character.")
+        prompt = extended(self._prepare(conversation, session=""), ids)
+        request = Request(
+            prompt=prompt,
+            sampling=Greedy(),
+            logprobs=0,
+            scope=(None, ""),
+            score_tokens=len(ids),
+        )
+        return self.engine.submit(request).answer.tokens
+
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """Refuse: adapters cannot be added to a loaded model yet."""
+        raise ConversationError(
+            f"Adapter {name!r} was not loaded: this version loads models without adapters."
+        )
+
+    def close(self) -> None:
+        """Stop every answer and free the model's caches; safe to call twice."""
+        self.engine.close()
+
+    def __enter__(self) -> LocalBackend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _prepare(self, conversation: Conversation, session: str) -> PreparedPrompt:
+        recall = partial(self.engine.answers.recall, (None, session))
+        return prepare(conversation, self._tokenizer, self._format, recall=recall)
+
+    def _matcher(self, schema: Schema | None) -> Matcher | None:
+        if schema is None:
+            return None
+        if isinstance(schema, Mapping):
+            return self._grammars.matcher(schema)
+        if isinstance(schema, type) and issubclass(schema, BaseModel):
+            return self._grammars.matcher(schema.model_json_schema())
+        raise ConversationError("schema must be a JSON schema (a dict) or a pydantic model class.")
+
+
+def _open_answer(conversation: Conversation) -> str:
+    last = conversation.messages[-1]
+    return last.text if last.role == "assistant" else ""
+
+
+def _check_adapter(adapter: str | None) -> None:
+    if adapter is not None:
+        raise ConversationError(f"There is no adapter {adapter!r}; this model has none loaded.")
+
+
+def _checked(name: str, value: Any, low: int, high: int | None) -> Any:
+    """Return an optional whole number after checking its range, or say what it must be."""
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise ConversationError(f"{name} is {value!r}; it must be a whole number.") from error
+    if isinstance(value, bool) or number < low or (high is not None and number > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ConversationError(f"{name} is {value!r}; it must be {bounds}.")
+    return number
+
+
+def _checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(strings) > _MAX_STOP_STRINGS:
+        raise ConversationError(
+            f"{len(strings)} stop strings were given; at most {_MAX_STOP_STRINGS} are allowed."
+        )
+    for string in strings:
+        if not isinstance(string, str) or not 0 < len(string) <= _MAX_STOP_CHARS:
+            raise ConversationError(
+                f"Each stop string must have between 1 and {_MAX_STOP_CHARS} characters."
+            )
+    return strings

@@ -1,0 +1,119 @@
+"""The seam between surfaces and models: everything above talks to a `Backend` and nothing else.
+
+Knows nothing of torch, files or pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TypedDict, runtime_checkable
+
+from gemma3vl_app.generation import Preview, Sample, Sampling, Token
+from gemma3vl_app.messages import Conversation
+from gemma3vl_app.planning import LoadPlan
+from gemma3vl_app.stream import Stream
+
+Schema = Mapping[str, Any] | type  # a JSON schema, or a pydantic model class
+
+
+class StreamOptions(TypedDict, total=False):
+    """The keyword arguments of `Backend.stream`, for callers that pass them on."""
+
+    sampling: Sampling | None
+    max_new_tokens: int
+    stop: Sequence[str]
+    logprobs: int | None
+    schema: Schema | None
+    adapter: str | None
+    session: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a backend's model is and can do.
+
+    `knows` is one or two sentences for people; `image_tokens` is the cost of one picture without crops
+    (0: the model takes no pictures); `sampling` is the checkpoint's own default.
+    """
+
+    model: str
+    knows: str
+    context_tokens: int
+    image_tokens: int
+    sampling: Sampling = Sample()
+    logprobs: bool = True
+    schema: bool = True
+    score: bool = True
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the model takes pictures at all."""
+        return self.image_tokens > 0
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A model that answers conversations; safe to use from several threads."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model is and can do."""
+        ...
+
+    @property
+    def plan(self) -> LoadPlan | None:
+        """How and why the model was placed as it is; None where somebody else placed it."""
+        ...
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that `stream(adapter=...)` accepts."""
+        ...
+
+    def stream(
+        self,
+        conversation: Conversation,
+        *,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 1024,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        schema: Schema | None = None,
+        adapter: str | None = None,
+        session: str = "",
+    ) -> Stream:
+        """Start an answer to `conversation` and return it as a stream.
+
+        `logprobs` asks for each token's log-probability with that many alternatives. `schema` forces the
+        text to be JSON of that schema. `session` is a salt: nothing is reused across different salts.
+        Raises `ConversationError` for a bad request and `BusyError` when the queue is full.
+        """
+        ...
+
+    def preview(self, conversation: Conversation, *, session: str = "") -> Preview:
+        """Return what `conversation` would cost, computing nothing."""
+        ...
+
+    def score(self, conversation: Conversation, text: str) -> tuple[Token, ...]:
+        """Return the tokens of `text` as the next answer, each with its log-probability."""
+        ...
+
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """Load an adapter and make it known under `name`."""
+        ...
+
+    def close(self) -> None:
+        """Stop every answer and free the model; the backend is unusable afterwards."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...

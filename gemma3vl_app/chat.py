@@ -1,0 +1,250 @@
+"""`Chat`: a conversation that is kept, asked, stopped, corrected and branched.
+
+Stateful and for one user at a time; the stateless level below is `Backend.stream`. Turns form a tree:
+`edit`, `regenerate` and `branch` grow new branches and never lose old ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Unpack
+
+from gemma3vl_app.backends.protocol import Backend, StreamOptions
+from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.generation import Answer, Preview, Sampling
+from gemma3vl_app.messages import Conversation, Message, Part, Text
+from gemma3vl_app.pictures import Crops, Picture
+from gemma3vl_app.stream import Stream
+
+
+@dataclass(eq=False)
+class _Turn:
+    """A message in the tree, with what follows it; the root holds no message."""
+
+    message: Message | None
+    parent: _Turn | None
+    children: list[_Turn] = field(default_factory=list)
+
+    def add(self, message: Message) -> _Turn:
+        turn = _Turn(message, self)
+        self.children.append(turn)
+        return turn
+
+    def path(self) -> list[_Turn]:
+        """The turns from the first message down to this one."""
+        turns: list[_Turn] = []
+        turn = self
+        while turn.parent is not None:
+            turns.append(turn)
+            turn = turn.parent
+        return turns[::-1]
+
+
+class Chat:
+    """Ask a model several things in one conversation.
+
+    ```python
+    chat = Chat(backend, system="Answer briefly.")
+    for chunk in chat.stream("Which one is older?", images=["a.jpg", "b.jpg"]):
+        print(chunk.text, end="")
+    answer = chat.ask("Why?")
+    ```
+
+    Earlier turns and pictures are cached by the backend: a follow-up computes only its new words.
+    Every method that makes the model write returns a `Stream`, except `ask`, which waits for its answer.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        system: str | None = None,
+        conversation: Conversation | None = None,
+        sampling: Sampling | None = None,
+        session: str | None = None,
+    ) -> None:
+        if conversation is not None and system is not None:
+            raise ConversationError("Give either `conversation` or `system`: a conversation has its own.")
+        self.backend = backend
+        self.system = system if conversation is None else conversation.system
+        self.sampling = sampling
+        self.session = session or ""
+        self._root = _Turn(None, None)
+        self._head = self._root
+        for message in conversation.messages if conversation else ():
+            self._head = self._head.add(message)
+        self._running: Stream | None = None
+        self._continues = False  # the running answer goes on with the head's text
+
+    # --- asking ---
+
+    def ask(
+        self,
+        *parts: str | Part,
+        images: Iterable[Any] = (),
+        crops: Crops = "auto",
+        **options: Unpack[StreamOptions],
+    ) -> Answer:
+        """Send a user message and wait for the answer; see `stream`."""
+        return self.stream(*parts, images=images, crops=crops, **options).answer
+
+    def stream(
+        self,
+        *parts: str | Part,
+        images: Iterable[Any] = (),
+        crops: Crops = "auto",
+        **options: Unpack[StreamOptions],
+    ) -> Stream:
+        """Send a user message and return its answer as a stream.
+
+        `images` (paths, bytes, PIL pictures, arrays or `Picture`s) stand before `parts`; give `Picture`
+        values among `parts` to interleave them. `options` are those of `Backend.stream`. If the request is
+        refused, the conversation is as it was.
+        """
+        pictures = [Picture.open(image, crops=crops) for image in images]
+        message = Message("user", (*pictures, *(_part(part, crops) for part in parts)))
+        self._settle()
+        return self._answer(self._head, message, options)
+
+    def stop(self) -> None:
+        """Stop the running answer, if any; what it said so far stays. Safe from any thread."""
+        running = self._running
+        if running is not None:
+            running.cancel()
+
+    def regenerate(self, **options: Unpack[StreamOptions]) -> Stream:
+        """Answer the last user message anew; the answer so far stays as another branch."""
+        self._settle()
+        turn = self._head
+        if turn.message is not None and turn.message.role == "assistant" and turn.parent is not None:
+            turn = turn.parent
+        if turn.message is None or turn.message.role != "user":
+            raise ConversationError("There is no user message to answer; ask something first.")
+        return self._start(turn, options)
+
+    def resume(self, **options: Unpack[StreamOptions]) -> Stream:
+        """Go on with the last answer where it was cut; the stream brings only the new text."""
+        self._settle()
+        if self._head.message is None or self._head.message.role != "assistant":
+            raise ConversationError("There is no answer to go on with; ask something first.")
+        return self._start(self._head, options, continues=True)
+
+    def preview(self, *parts: str | Part, images: Iterable[Any] = (), crops: Crops = "auto") -> Preview:
+        """Return what sending this message would cost, computing nothing."""
+        pictures = [Picture.open(image, crops=crops) for image in images]
+        self._settle()
+        conversation = self._conversation(self._head).user(
+            *pictures, *(_part(part, crops) for part in parts)
+        )
+        return self.backend.preview(conversation, session=self.session)
+
+    # --- the tree of turns ---
+
+    @property
+    def conversation(self) -> Conversation:
+        """The messages from the first one to where the chat stands now, a running answer left out."""
+        if self._running is not None and self._running.done:
+            self._settle()
+        return self._conversation(self._head)
+
+    def undo(self) -> None:
+        """Step back before the last user message; it and its answer stay as a branch."""
+        self._settle()
+        turn = self._head
+        while turn.message is not None and turn.message.role == "assistant" and turn.parent:
+            turn = turn.parent
+        if turn.parent is None:
+            raise ConversationError("There is nothing to undo.")
+        self._head = turn.parent
+
+    def edit(self, index: int, text: str, **options: Unpack[StreamOptions]) -> Stream:
+        """Say user message `index` (from 0) differently, its pictures kept, and stream the answer.
+
+        Grows a branch from there; what followed the old wording stays in its own.
+        """
+        self._settle()
+        turn = self._turn(index)
+        assert turn.message is not None and turn.parent is not None
+        if turn.message.role != "user":
+            raise ConversationError(f"Message {index} is the assistant's; only user messages are edited.")
+        message = Message("user", (*turn.message.pictures, *([Text(text)] if text else [])))
+        return self._answer(turn.parent, message, options)
+
+    def branch(self, index: int) -> None:
+        """Go back to just after message `index` (from 0): what is asked next begins a new branch."""
+        self._settle()
+        self._head = self._turn(index)
+
+    def versions(self, index: int) -> tuple[Message, ...]:
+        """Return all branches that message `index` (from 0) is one of, in the order they were made."""
+        self._settle()
+        turn = self._turn(index)
+        assert turn.parent is not None
+        return tuple(child.message for child in turn.parent.children if child.message is not None)
+
+    def switch(self, index: int, version: int) -> None:
+        """Show branch `version` (from 0) of message `index`, down to its latest turn."""
+        self._settle()
+        parent = self._turn(index).parent
+        assert parent is not None
+        if not 0 <= version < len(parent.children):
+            raise ConversationError(
+                f"Message {index} has {len(parent.children)} versions; {version} is not one of them."
+            )
+        turn = parent.children[version]
+        while turn.children:
+            turn = turn.children[-1]
+        self._head = turn
+
+    # --- inside ---
+
+    def _turn(self, index: int) -> _Turn:
+        path = self._head.path()
+        if not 0 <= index < len(path):
+            raise ConversationError(f"There is no message {index}; this chat has {len(path)}.")
+        return path[index]
+
+    def _conversation(self, turn: _Turn) -> Conversation:
+        messages = tuple(turn.message for turn in turn.path() if turn.message is not None)
+        return Conversation(messages, self.system)
+
+    def _answer(self, parent: _Turn, message: Message, options: StreamOptions) -> Stream:
+        """Add a user message under `parent` and answer it; a refused request leaves nothing behind."""
+        turn = parent.add(message)
+        try:
+            return self._start(turn, options)
+        except BaseException:
+            parent.children.remove(turn)
+            raise
+
+    def _start(self, turn: _Turn, options: StreamOptions, *, continues: bool = False) -> Stream:
+        chosen: StreamOptions = {"sampling": self.sampling, "session": self.session, **options}
+        self._running = self.backend.stream(self._conversation(turn), **chosen)
+        self._head, self._continues = turn, continues
+        return self._running
+
+    def _settle(self) -> None:
+        """Put the finished answer into the tree; refuse to go on while one is being written."""
+        if self._running is None:
+            return
+        if not self._running.done:
+            raise ConversationError("An answer is still being written; wait for it, or stop() it first.")
+        running, self._running = self._running, None
+        try:
+            text = running.answer.text
+        except Exception:  # it was raised to whoever read the stream; the user message stays
+            return
+        if self._continues:
+            assert self._head.message is not None and self._head.parent is not None
+            text = self._head.message.text + text
+            self._head = self._head.parent.add(Message("assistant", (Text(text),)))
+        elif text:
+            self._head = self._head.add(Message("assistant", (Text(text),)))
+
+
+def _part(part: str | Part | Path, crops: Crops) -> Part:
+    if isinstance(part, str):
+        return Text(part)
+    return part if isinstance(part, Text | Picture) else Picture.open(part, crops=crops)

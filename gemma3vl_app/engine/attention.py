@@ -1,0 +1,113 @@
+"""Attention of new tokens over the keys and values that their sequences have stored.
+
+Registered with transformers under `NAME`, so that its decoder layers call it: projections, norms, rotary
+positions and weights stay the reference's own; only what is attended to, and where it lives, is ours.
+Knows nothing of tokens. Shapes: B rows, H query heads, H_kv key/value heads, n new tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from gemma3vl_app.engine.kv import SequenceKV, first_visible
+from gemma3vl_app.prompting.prompt import Ids
+
+NAME = "gemma3vl_cached"
+
+
+class Batch:
+    """The rows of one forward pass: each a sequence, all with the same number of new tokens.
+
+    `blocks` (n,) numbers the picture that each new token belongs to, -1 for text; None means no pictures.
+    Only a single row may bring more than one new token.
+    """
+
+    def __init__(
+        self, rows: Sequence[SequenceKV], count: int, blocks: Ids | None = None
+    ) -> None:
+        if len(rows) > 1 and count > 1:
+            raise ValueError("several rows decode one token each; prefill takes one row")
+        self.rows = tuple(rows)
+        self.count = count
+        self._blocks = blocks
+        self._masks: dict[tuple[int | None, torch.device], torch.Tensor] = {}
+
+    def mask(self, window: int | None, device: torch.device) -> torch.Tensor | None:
+        """Return which visible keys each new query sees: bool (n, visible), or None for all of them.
+
+        The rule of Gemma 3: causal, or both in the same picture; in sliding layers, within the window
+        as well (transformers' `create_masks_for_vision_model`).
+        """
+        if self.count == 1:
+            return None
+        if (window, device) not in self._masks:
+            self._masks[window, device] = self._build_mask(window).to(device)
+        return self._masks[window, device]
+
+    def _build_mask(self, window: int | None) -> torch.Tensor:
+        length = self.rows[0].length
+        queries = torch.arange(length, length + self.count)[:, None]  # (n, 1)
+        keys = torch.arange(first_visible(length, window), length + self.count)[None, :]
+        allowed = keys <= queries  # (n, visible)
+        if self._blocks is not None:
+            blocks = torch.from_numpy(self._blocks)
+            same_picture = (blocks[:, None] == blocks[None, :]) & (blocks[:, None] >= 0)
+            allowed[:, -self.count :] |= same_picture
+        if window is not None:
+            allowed &= queries - keys < window
+        return allowed
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    batch: Batch,
+    **unused: Any,
+) -> tuple[torch.Tensor, None]:
+    """Store the new keys and values, then attend; the signature is transformers' attention interface.
+
+    Takes query (B, H, n, D), key and value (B, H_kv, n, D); returns (B, n, H, D) and no weights.
+    """
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    outputs = []
+    for row, kv in enumerate(batch.rows):
+        keys, values = kv.append(layer, key[row], value[row])
+        mask = batch.mask(kv.windows[layer], query.device)
+        outputs.append(_attend_row(query[row], keys, values, mask, scaling))
+    stacked = outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)  # (B, H, n, D)
+    return stacked.transpose(1, 2), None
+
+
+def _attend_row(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+) -> torch.Tensor:
+    """Attend with query (H, n, D) over keys and values (H_kv, visible, D); returns (H, n, D)."""
+    heads, count, width = query.shape
+    if count == 1:
+        # The query heads of one key head become its "positions": keys are read once, never repeated.
+        packed = query.view(1, keys.shape[0], -1, width)
+        output = scaled_dot_product_attention(packed, keys[None], values[None], scale=scaling)
+        return output.view(heads, 1, width)
+    if query.device.type != "cpu":  # CUDA's fused kernels take grouped heads only without a mask
+        repeats = heads // keys.shape[0]
+        keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)
+    return scaled_dot_product_attention(
+        query[None], keys[None], values[None], attn_mask=mask, scale=scaling, enable_gqa=True
+    )[0]
+
+
+AttentionInterface.register(NAME, attend)

@@ -1,0 +1,340 @@
+"""The engine: takes prepared prompts, runs the model in one thread, streams answers.
+
+Knows nothing of chat templates, files or HTTP; most callers want `gemma3vl_app.Chat`, which keeps the
+conversation and goes through a backend. One step of the thread is: drop what was cancelled, admit what
+waits, one unit of prefill, one decode step for everything that runs. Nothing else calls the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
+
+from gemma3vl_app.engine.attention import Batch
+from gemma3vl_app.engine.kv import SequenceKV
+from gemma3vl_app.engine.model import TextModel
+from gemma3vl_app.engine.prefill import Prefill
+from gemma3vl_app.engine.prefix import AnswerMemory, PrefixCache, Snapshot
+from gemma3vl_app.engine.sequence import Request, Sequence
+from gemma3vl_app.engine.vision import FeatureCache, VisionEncoder
+from gemma3vl_app.errors import (
+    BusyError,
+    ContextLengthError,
+    EngineError,
+    Gemma3VLError,
+    MemoryLimitError,
+)
+from gemma3vl_app.generation import Chunk, FinishReason, Status
+from gemma3vl_app.prompting.format import PromptFormat
+from gemma3vl_app.prompting.tokenizer import TextTokenizer
+from gemma3vl_app.stream import Stream
+
+logger = logging.getLogger(__name__)
+
+_SCORED_ROWS = 64  # rows of logits at once when scoring: one fp32 row takes about 1 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineLimits:
+    """Bounds of one engine; `unit_sec` is about how long prefill keeps running answers waiting."""
+
+    max_running: int = 16
+    max_waiting: int = 64
+    prefix_budget_bytes: int = 2 << 30
+    feature_budget_bytes: int = 512 << 20
+    unit_sec: float = 0.5
+
+
+class Engine:
+    """Continuous batching over one Gemma 3 model; every public method is thread-safe."""
+
+    def __init__(
+        self,
+        model: Gemma3ForConditionalGeneration | Gemma3ForCausalLM,
+        tokenizer: TextTokenizer,
+        prompt_format: PromptFormat,
+        *,
+        stop_ids: Collection[int],
+        limits: EngineLimits | None = None,
+    ) -> None:
+        self.limits = limits or EngineLimits()
+        self.prefixes = PrefixCache(self.limits.prefix_budget_bytes)
+        self.features = FeatureCache(self.limits.feature_budget_bytes)
+        self.answers = AnswerMemory()
+        self._tokenizer = tokenizer
+        self._stop_ids = frozenset(stop_ids)
+        self._text_model = TextModel(model)
+        unit_sec = self.limits.unit_sec
+        vision = None
+        if isinstance(model, Gemma3ForConditionalGeneration):
+            vision = VisionEncoder(model.model, unit_sec=unit_sec)
+        self._prefill = Prefill(
+            self._text_model, vision, self.features, prompt_format, unit_sec=unit_sec
+        )
+        self._changed = threading.Condition()  # guards the three queues and `_closed`
+        self._waiting: deque[Sequence] = deque()
+        self._prefilling: deque[Sequence] = deque()
+        self._decoding: list[Sequence] = []
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="gemma3vl-engine", daemon=True)
+        self._thread.start()
+
+    # --- what other threads call ---
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence, prompt and answer together, in tokens."""
+        return self._text_model.context_tokens
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request and return its stream.
+
+        Raises `ContextLengthError` for a prompt that leaves no room for an answer, `BusyError` when too
+        many requests wait already, `EngineError` after `close`.
+        """
+        room = self.context_tokens - len(request.prompt.ids)
+        if room < 1:
+            raise ContextLengthError(
+                f"The conversation takes {len(request.prompt.ids):,} tokens, "
+                f"{request.prompt.image_tokens:,} of them for pictures; the model's context holds "
+                f"{self.context_tokens:,}. Remove pictures or earlier turns, or start a new chat."
+            )
+        request = replace(request, max_new_tokens=min(request.max_new_tokens, room))
+        sequence = Sequence(request, Stream(on_cancel=self._notify), self._tokenizer)
+        with self._changed:
+            if self._closed:
+                raise EngineError("The model has been closed; load it again.")
+            if len(self._waiting) >= self.limits.max_waiting:
+                raise BusyError(
+                    f"{len(self._waiting)} requests are waiting already; try again in a moment."
+                )
+            sequence.stream.put(Chunk(status=Status("queued", len(self._waiting))))
+            self._waiting.append(sequence)
+            self._changed.notify_all()
+        return sequence.stream
+
+    def close(self) -> None:
+        """Fail every open request, stop the thread and drop all caches; safe to call twice."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # --- the thread ---
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while self._wait_for_work():
+            self._drop_cancelled()
+            self._admit()
+            self._prefill_unit()
+            self._decode_step()
+        for sequence in self._all():
+            self._remove(sequence)
+            sequence.stream.fail(EngineError("The model was closed before the answer was complete."))
+        self.prefixes.clear()
+        self.features.clear()
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do; False when the engine is closed."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or self._waiting or self._prefilling or self._decoding
+            )
+            return not self._closed
+
+    @contextmanager
+    def _failing_alone(self, sequence: Sequence) -> Iterator[None]:
+        """Turn whatever is raised inside into the failure of this one request."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(sequence, error)
+
+    def _drop_cancelled(self) -> None:
+        for sequence in self._all():
+            if sequence.stream.cancelled:
+                with self._failing_alone(sequence):
+                    self._finish(sequence, "cancelled")
+
+    def _admit(self) -> None:
+        """Start as many waiting requests as there is room for, and tell the others their place."""
+        with self._changed:
+            room = self.limits.max_running - len(self._prefilling) - len(self._decoding)
+            admitted = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            for sequence in admitted:
+                with self._failing_alone(sequence):
+                    self._start(sequence)
+            if admitted:
+                for ahead, sequence in enumerate(self._waiting):
+                    sequence.stream.put(Chunk(status=Status("queued", ahead)))
+
+    def _start(self, sequence: Sequence) -> None:
+        """Give a sequence its keys and values, those of a known prefix if there is one."""
+        request, tokens = sequence.request, len(sequence.request.prompt.ids)
+        found = self.prefixes.find(
+            request.scope, request.prompt, uncomputed=request.score_tokens + 1
+        )
+        if found is None:
+            sequence.kv = SequenceKV(self._text_model.windows, expected_tokens=tokens)
+        else:
+            kv, sequence.cached_tokens = found
+            sequence.kv = kv.fork(sequence.cached_tokens, expected_tokens=tokens)
+        sequence.work = self._prefill.run(sequence, sequence.kv)
+        self._prefilling.append(sequence)
+
+    def _prefill_unit(self) -> None:
+        """Run one unit of one prefilling sequence; they take turns, so a short one is not stuck."""
+        if not self._prefilling:
+            return
+        sequence = self._prefilling[0]
+        self._prefilling.rotate(-1)
+        assert sequence.work is not None
+        with self._failing_alone(sequence):
+            try:
+                next(sequence.work)
+            except StopIteration as end:
+                self._prefilling.remove(sequence)
+                self._begin_answer(sequence, end.value)
+
+    def _begin_answer(self, sequence: Sequence, hidden: torch.Tensor) -> None:
+        """Go from the prompt's last vectors (score_tokens + 1, D) to the first token, or to the scores."""
+        if sequence.request.score_tokens:
+            self._score(sequence, hidden)
+            return
+        self._keep_prefix(sequence)
+        self._decoding.append(sequence)
+        self._take_token(sequence, self._text_model.logits(hidden[-1]))
+
+    def _decode_step(self) -> None:
+        """Compute one token for every running sequence, all in one pass."""
+        rows = list(self._decoding)
+        if not rows:
+            return
+        try:
+            self._decode_rows(rows)
+        except Exception:
+            logger.warning("a step of %d answers failed; each is tried alone", len(rows))
+            for sequence in rows:
+                with self._failing_alone(sequence):
+                    self._decode_rows([sequence])
+
+    def _decode_rows(self, rows: list[Sequence]) -> None:
+        logits = self._next_logits(rows)  # (B, V)
+        for sequence, row in zip(rows, logits, strict=True):
+            with self._failing_alone(sequence):
+                self._take_token(sequence, row)
+
+    def _next_logits(self, rows: list[Sequence]) -> torch.Tensor:
+        """Feed each sequence its newest token; returns fp32 logits (B, V)."""
+        ids = torch.tensor([[sequence.generated[-1]] for sequence in rows])  # (B, 1)
+        batch = Batch([sequence.kv for sequence in rows if sequence.kv is not None], 1)
+        hidden = self._text_model.forward(self._text_model.embed(ids), batch)  # (B, 1, D)
+        return self._text_model.logits(hidden[:, 0])
+
+    def _take_token(self, sequence: Sequence, logits: torch.Tensor) -> None:
+        """Choose a token from logits (V,), deliver it, and end the answer where it ends."""
+        matcher = sequence.request.matcher
+        allowed = logits if matcher is None else matcher.constrain(logits)
+        if not torch.isfinite(allowed.max()):
+            raise EngineError(
+                "The model's output is not a number, so this answer was ended. "
+                "If it happens again, load the model with weights='fp32'."
+            )
+        token_id = sequence.sampler.choose(allowed)
+        if token_id in self._stop_ids:
+            self._finish(sequence, "stop")
+            return
+        sequence.add_token(token_id, logits)
+        if matcher is not None:
+            matcher.accept(token_id)
+        if sequence.stopped_by_text or (matcher is not None and matcher.finished):
+            self._finish(sequence, "stop")
+        elif len(sequence.generated) >= sequence.request.max_new_tokens:
+            self._finish(sequence, "length")
+
+    def _score(self, sequence: Sequence, hidden: torch.Tensor) -> None:
+        """Deliver the prompt's last tokens, each with the log-probability that hidden (n + 1, D) gave it."""
+        targets = sequence.request.prompt.ids[-sequence.request.score_tokens :].tolist()
+        for first in range(0, len(targets), _SCORED_ROWS):
+            rows = hidden[:-1][first : first + _SCORED_ROWS]
+            for token_id, logits in zip(
+                targets[first:], self._text_model.logits(rows), strict=False
+            ):
+                sequence.add_token(token_id, logits)
+        sequence.stream.finish(sequence.complete("stop"))
+
+    # --- the end of a sequence ---
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End an answer: keep what was computed for later turns, then hand the answer over."""
+        self._remove(sequence)
+        answer = sequence.complete(reason)
+        self._keep_prefix(sequence)
+        if ids := sequence.ids_of(answer.text):
+            request = sequence.request
+            text = request.open_answer + answer.text
+            self.answers.remember(request.scope, request.prompt, text, ids)
+        sequence.stream.finish(answer)
+
+    def _keep_prefix(self, sequence: Sequence) -> None:
+        kv = sequence.kv
+        if kv is not None and kv.length:
+            snapshot = Snapshot(
+                sequence.request.scope, sequence.computed_prompt(), kv.fork(kv.length)
+            )
+            self.prefixes.add(snapshot)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """End one request with an error fit for people; the others go on."""
+        self._remove(sequence)
+        if isinstance(error, Gemma3VLError):
+            sequence.stream.fail(error)
+        elif _is_out_of_memory(error):
+            self.prefixes.clear()
+            self.features.clear()
+            sequence.stream.fail(
+                MemoryLimitError(
+                    "Memory ran out while computing this answer. Use fewer or smaller pictures, switch "
+                    "crops off, shorten the conversation, or load the model in a smaller precision."
+                )
+            )
+        else:
+            logger.error("a request failed inside the engine", exc_info=error)
+            sequence.stream.fail(
+                EngineError(
+                    f"This answer failed inside the engine ({type(error).__name__}); "
+                    "others go on. The log has the details; please try again."
+                )
+            )
+
+    def _all(self) -> list[Sequence]:
+        with self._changed:
+            return [*self._waiting, *self._prefilling, *self._decoding]
+
+    def _remove(self, sequence: Sequence) -> None:
+        with self._changed:
+            for queue in (self._waiting, self._prefilling, self._decoding):
+                if sequence in queue:
+                    queue.remove(sequence)
+        if sequence.work is not None:
+            sequence.work.close()  # lets a picture it was encoding be encoded by another
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell an exhausted device or host from other failures; torch's CPU allocator has no own class."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )

@@ -1,0 +1,76 @@
+"""JSON schemas enforced while decoding, by llguidance: at each step, only tokens that can go on.
+
+Shapes: V vocabulary. One `Grammars` per tokenizer (it takes about a second to build), one `Matcher` per answer.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import llguidance
+import numpy as np
+import torch
+
+from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.prompting.tokenizer import TextTokenizer
+
+_BITS = 32  # llguidance packs its masks into 32-bit words
+
+
+class Matcher:
+    """The state of one answer inside its schema."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text is complete and nothing may follow."""
+        return bool(self._matcher.is_stopped())
+
+    def constrain(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return logits (V,) with every token that cannot follow set to minus infinity."""
+        words = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint32)
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: self._vocab_size]
+        allowed = torch.zeros(logits.shape[-1], dtype=torch.bool)
+        allowed[: bits.size] = torch.from_numpy(bits.astype(bool))
+        return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
+
+    def accept(self, token_id: int) -> None:
+        """Move on by a chosen token."""
+        self._matcher.consume_token(token_id)
+
+
+class Grammars:
+    """Turns JSON schemas into matchers for one tokenizer; safe to use from several threads."""
+
+    def __init__(self, tokenizer: TextTokenizer, stop_ids: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._stop_ids = sorted(stop_ids)
+        self._lock = threading.Lock()
+        self._compiled: llguidance.LLTokenizer | None = None
+
+    def matcher(self, schema: Mapping[str, Any]) -> Matcher:
+        """Return a fresh matcher for a JSON schema; a bad schema is a `ConversationError`."""
+        try:
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
+        except (TypeError, ValueError) as error:
+            raise ConversationError("The schema is not valid JSON; give a JSON schema.") from error
+        tokenizer = self._llguidance_tokenizer()
+        matcher = llguidance.LLMatcher(tokenizer, grammar)
+        if matcher.is_error():
+            reason = matcher.get_error().splitlines()[0]
+            raise ConversationError(f"The JSON schema cannot be enforced: {reason}")
+        return Matcher(matcher, tokenizer.vocab_size)
+
+    def _llguidance_tokenizer(self) -> llguidance.LLTokenizer:
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = llguidance.LLTokenizer(
+                    self._tokenizer.raw.to_str(), eos_token=self._stop_ids
+                )
+            return self._compiled

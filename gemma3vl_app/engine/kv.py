@@ -1,0 +1,132 @@
+"""Keys and values of one sequence: grown in place, shared between forks, dropped outside the window.
+
+Knows nothing of tokens or pictures. Shapes: H_kv key/value heads, D head width, n tokens.
+
+Each layer owns a `KVLog`: a buffer that is only ever appended to. Several sequences may hold the same
+log with different lengths. Whoever appends first, exactly at the log's end, writes in place; everybody
+else (an edit, a second branch) copies what its length covers into a new log first. So a snapshot costs
+nothing when taken, and nothing that somebody else can see is ever overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+_MIN_ROOM_TOKENS = 128  # spare room of a new buffer: the least number of decode steps before it moves
+
+
+class KVLog:
+    """Keys and values of one layer for the positions `first` up to `filled`; append-only."""
+
+    __slots__ = ("filled", "first", "keys", "values")
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, first: int) -> None:
+        self.keys = keys  # (H_kv, capacity, D)
+        self.values = values  # (H_kv, capacity, D)
+        self.first = first  # absolute position of the buffer's first column
+        self.filled = first  # absolute position after the last column anybody wrote
+
+    @property
+    def end(self) -> int:
+        """The absolute position at which the buffer is full."""
+        return self.first + int(self.keys.shape[1])
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of both buffers, spare room included."""
+        return self.keys.nbytes + self.values.nbytes
+
+
+class SequenceKV:
+    """The keys and values of one sequence, over all layers, for its first `length` positions.
+
+    `windows` holds for each layer its sliding window in tokens, or None for global attention.
+    A forward pass calls `append` once per layer and then `advance` once.
+    """
+
+    def __init__(self, windows: Sequence[int | None], *, expected_tokens: int = 0) -> None:
+        self.windows = tuple(windows)
+        self.length = 0
+        self.expected_tokens = expected_tokens
+        self._logs: list[KVLog | None] = [None] * len(self.windows)
+
+    def fork(self, length: int, *, expected_tokens: int = 0) -> SequenceKV:
+        """Return a second sequence that shares the first `length` positions; copies nothing."""
+        if not self.can_rewind(length):
+            raise ValueError(f"positions before {length} have left the sliding window")
+        child = SequenceKV(self.windows, expected_tokens=expected_tokens)
+        child.length = length
+        child._logs = list(self._logs)
+        return child
+
+    def can_rewind(self, length: int) -> bool:
+        """Tell whether the first `length` positions are all still here, as far as windows reach."""
+        if not 0 <= length <= self.length:
+            return False
+        return all(
+            log is None or log.first <= first_visible(length, window)
+            for log, window in zip(self._logs, self.windows, strict=True)
+        )
+
+    def append(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new keys and values of a layer; return all that its new queries may look at.
+
+        Takes (H_kv, n, D) each; returns views (H_kv, visible, D) whose last n columns are the new ones.
+        The first visible position is `first_visible(length, window)`.
+        """
+        count = int(keys.shape[1])
+        log = self._log_with_room(layer, count, keys, values)
+        start, stop = self.length - log.first, self.length - log.first + count
+        log.keys[:, start:stop] = keys
+        log.values[:, start:stop] = values
+        log.filled = self.length + count
+        begin = first_visible(self.length, self.windows[layer]) - log.first
+        return log.keys[:, begin:stop], log.values[:, begin:stop]
+
+    def advance(self, count: int) -> None:
+        """Count `count` tokens as stored in every layer."""
+        self.length += count
+
+    def logs(self) -> Iterator[KVLog]:
+        """Iterate over the buffers this sequence keeps alive."""
+        return (log for log in self._logs if log is not None)
+
+    def _log_with_room(
+        self, layer: int, count: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> KVLog:
+        """Return a log that may be written at `length` for `count` tokens, moving to a new one if need be."""
+        log, window = self._logs[layer], self.windows[layer]
+        if log is not None and log.filled == self.length and self.length + count <= log.end:
+            return log
+        # One position more than the next query sees, so that the last token can always be taken back.
+        first = max(0, first_visible(self.length, window) - 1)
+        kept = self.length - first
+        if window is None:
+            room = max(_MIN_ROOM_TOKENS, (kept + count) // 2)
+            capacity = max(kept + count + room, self.expected_tokens + _MIN_ROOM_TOKENS)
+        else:
+            capacity = kept + count + window
+        heads, _, width = keys.shape
+        new = KVLog(
+            keys.new_empty(heads, capacity, width), values.new_empty(heads, capacity, width), first
+        )
+        if log is not None and kept:
+            old = slice(first - log.first, self.length - log.first)
+            new.keys[:, :kept] = log.keys[:, old]
+            new.values[:, :kept] = log.values[:, old]
+        new.filled = self.length
+        self._logs[layer] = new
+        return new
+
+
+def first_visible(position: int, window: int | None) -> int:
+    """Return the first position that a query at `position` attends to.
+
+    Sliding layers see `window` tokens, the query's own included: `query - key < window`
+    (transformers' `sliding_window_overlay`).
+    """
+    return 0 if window is None else max(0, position - window + 1)

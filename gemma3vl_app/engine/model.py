@@ -1,0 +1,79 @@
+"""The text model as the engine sees it: ids to vectors, vectors through the layers, vectors to logits.
+
+Runs transformers' own modules; adds only our attention (`attention`). Knows nothing of requests.
+Shapes: B rows, n new tokens, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
+
+from gemma3vl_app.engine import attention
+
+
+class TextModel:
+    """Transformers' Gemma 3 text model, run over sequences that keep their own keys and values."""
+
+    def __init__(self, model: Gemma3ForConditionalGeneration | Gemma3ForCausalLM) -> None:
+        if isinstance(model, Gemma3ForConditionalGeneration):
+            model.set_attn_implementation({"text_config": attention.NAME})
+            self._text = model.model.language_model
+        else:
+            model.set_attn_implementation(attention.NAME)
+            self._text = model.model
+        self._head = model.lm_head
+        self._config = self._text.config
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """For each layer its sliding window in tokens, or None for global attention."""
+        return tuple(
+            int(self._config.sliding_window) if kind == "sliding_attention" else None
+            for kind in self._config.layer_types
+        )
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence the model was made for, in tokens."""
+        return int(self._config.max_position_embeddings)
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        return int(self._head.weight.shape[0])
+
+    def embed(
+        self, ids: torch.Tensor, pictures: Sequence[tuple[int, torch.Tensor]] = ()
+    ) -> torch.Tensor:
+        """Turn ids (B, n) into vectors (B, n, D); each (column, features (T, D)) replaces T of row 0.
+
+        Soft-token ids may lie outside the vocabulary: only what replaces them counts.
+        """
+        table = self._text.embed_tokens
+        known = ids.masked_fill(ids >= table.num_embeddings, 0).to(table.weight.device)
+        vectors = table(known)
+        for column, features in pictures:
+            vectors[0, column : column + features.shape[0]] = features.to(vectors)
+        return vectors  # type: ignore[no-any-return]
+
+    def forward(self, vectors: torch.Tensor, batch: attention.Batch) -> torch.Tensor:
+        """Run vectors (B, n, D) through all layers, storing their keys and values; returns (B, n, D)."""
+        starts = torch.tensor([[kv.length] for kv in batch.rows], device=vectors.device)  # (B, 1)
+        positions = starts + torch.arange(batch.count, device=vectors.device)  # (B, n)
+        rotary = {
+            kind: self._text.rotary_emb(vectors, positions, kind)
+            for kind in set(self._config.layer_types)
+        }
+        for layer, kind in zip(self._text.layers, self._config.layer_types, strict=True):
+            vectors = layer(vectors, position_embeddings=rotary[kind], batch=batch)
+        vectors = self._text.norm(vectors)
+        for kv in batch.rows:
+            kv.advance(batch.count)
+        return vectors
+
+    def logits(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Turn vectors (..., D) into fp32 logits (..., V)."""
+        return self._head(vectors).float()  # type: ignore[no-any-return]

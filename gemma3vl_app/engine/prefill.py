@@ -1,0 +1,141 @@
+"""Computing a prompt, unit by unit: its pictures through the tower, then its tokens in chunks.
+
+Each `yield` ends a unit of at most about `unit_sec` seconds, between which the engine serves others.
+Knows nothing of answers. Shapes: L prompt tokens, n tokens of a chunk, T soft tokens, D model width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Hashable
+
+import numpy as np
+import torch
+
+from gemma3vl_app.engine.attention import Batch
+from gemma3vl_app.engine.kv import SequenceKV
+from gemma3vl_app.engine.model import TextModel
+from gemma3vl_app.engine.prefix import outside_pictures
+from gemma3vl_app.engine.sequence import Sequence
+from gemma3vl_app.engine.vision import FeatureCache, VisionEncoder
+from gemma3vl_app.generation import Chunk, Status
+from gemma3vl_app.prompting.format import PromptFormat
+from gemma3vl_app.prompting.pixels import pixels
+from gemma3vl_app.prompting.prompt import Ids, ImageInput, PreparedPrompt
+
+_FIRST_CHUNK_TOKENS = 128  # before the speed of this machine is known
+_MIN_CHUNK_TOKENS = 32
+_MAX_CHUNK_TOKENS = 2048  # bounds the memory of masks and activations
+
+
+class Prefill:
+    """Computes prompts over one model; remembers encoded pictures and the machine's speed."""
+
+    def __init__(
+        self,
+        text_model: TextModel,
+        vision: VisionEncoder | None,
+        features: FeatureCache,
+        prompt_format: PromptFormat,
+        *,
+        unit_sec: float,
+    ) -> None:
+        self._text_model = text_model
+        self._vision = vision
+        self._features = features
+        self._format = prompt_format
+        self._unit_sec = unit_sec
+        self._tokens_per_sec = _FIRST_CHUNK_TOKENS / unit_sec
+        self._encoding: set[Hashable] = set()  # pictures that some sequence is encoding right now
+
+    def run(self, sequence: Sequence, kv: SequenceKV) -> Generator[None, None, torch.Tensor]:
+        """Compute what `kv` lacks of the prompt; returns the final vectors (score_tokens + 1, D)."""
+        prompt = sequence.request.prompt
+        images = [image for image in prompt.images if image.start >= kv.length]
+        features: dict[int, torch.Tensor] = {}  # (T, D) by the position of the first soft token
+        for done, image in enumerate(images):
+            sequence.stream.put(Chunk(status=Status("vision", done, len(images))))
+            features[image.start] = yield from self._encode(sequence, image)
+            yield
+        wanted = sequence.request.score_tokens + 1
+        tail = torch.empty(0)
+        while True:
+            sequence.stream.put(Chunk(status=Status("prefill", kv.length, len(prompt.ids))))
+            hidden = self._compute_chunk(sequence, kv, features)  # (n, D)
+            tail = torch.cat([tail, hidden])[-wanted:] if tail.numel() else hidden[-wanted:]
+            if kv.length == len(prompt.ids):
+                return tail
+            yield
+
+    def _compute_chunk(
+        self, sequence: Sequence, kv: SequenceKV, features: dict[int, torch.Tensor]
+    ) -> torch.Tensor:
+        """Run the next chunk through the text model; returns its final vectors (n, D)."""
+        began = time.perf_counter()
+        prompt = sequence.request.prompt
+        start, stop = kv.length, self._chunk_end(prompt, kv.length)
+        ids = torch.tensor(prompt.ids[start:stop])[None]  # (1, n)
+        pictures = [(at - start, features.pop(at)) for at in list(features) if at < stop]
+        blocks = _picture_numbers(prompt, start, stop) if pictures else None
+        vectors = self._text_model.embed(ids, pictures)  # (1, n, D)
+        hidden = self._text_model.forward(vectors, Batch([kv], stop - start, blocks))[0]
+        elapsed = time.perf_counter() - began
+        sequence.clock.prefill_sec += elapsed
+        if stop - start >= _MIN_CHUNK_TOKENS:  # fewer tokens would measure the fixed cost
+            self._tokens_per_sec = (self._tokens_per_sec + (stop - start) / elapsed) / 2
+        return hidden
+
+    def _chunk_end(self, prompt: PreparedPrompt, start: int) -> int:
+        """Return where the next chunk ends: about one unit of work, never inside a picture."""
+        fits = int(self._tokens_per_sec * self._unit_sec)
+        count = min(max(fits, _MIN_CHUNK_TOKENS), _MAX_CHUNK_TOKENS)
+        end = outside_pictures(prompt, min(start + count, len(prompt.ids)))
+        if end > start:
+            return end
+        return next(stop for first, stop in prompt.image_spans if first == start)
+
+    def _encode(
+        self, sequence: Sequence, image: ImageInput
+    ) -> Generator[None, None, torch.Tensor]:
+        """Return a picture's features (T, D), encoding it unless that was done or is being done."""
+        assert self._vision is not None, "a text-only format never prepares pictures"
+        key = (sequence.request.scope, image.key)
+        while key in self._encoding:  # another request is at it and has its turns in between
+            yield
+        if (known := self._features.get(key)) is not None:
+            return known
+        self._encoding.add(key)
+        try:
+            began = time.perf_counter()
+            picture = torch.from_numpy(pixels(image, self._format))  # (3, S, S)
+            sequence.clock.decode_image_sec += time.perf_counter() - began
+            yield
+            features = yield from _timed(self._vision.encode(picture), sequence)
+            self._features.put(key, features)
+            return features
+        finally:
+            self._encoding.discard(key)
+
+
+def _timed(
+    work: Generator[None, None, torch.Tensor], sequence: Sequence
+) -> Generator[None, None, torch.Tensor]:
+    """Pass `work` through, adding the seconds it runs (not those it waits) to the vision time."""
+    while True:
+        began = time.perf_counter()
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            sequence.clock.vision_sec += time.perf_counter() - began
+        yield
+
+
+def _picture_numbers(prompt: PreparedPrompt, start: int, stop: int) -> Ids:
+    """Number the picture that each token from `start` to `stop` belongs to; -1 for text; (n,)."""
+    numbers = np.full(stop - start, -1, dtype=np.int64)
+    for number, (first, last) in enumerate(prompt.image_spans):
+        if start <= first < stop:
+            numbers[first - start : last - start] = number
+    return numbers

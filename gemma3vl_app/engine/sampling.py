@@ -1,0 +1,50 @@
+"""Choosing the next token of one sequence from its logits. Shapes: V vocabulary."""
+
+from __future__ import annotations
+
+import torch
+
+from gemma3vl_app.generation import Greedy, Sample, Sampling
+
+
+class Sampler:
+    """Choose tokens by one sampling rule; with a seed, the draws depend on that seed alone."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._generator = torch.Generator()
+        if isinstance(sampling, Sample) and sampling.seed is not None:
+            self._generator.manual_seed(sampling.seed)
+        else:
+            self._generator.seed()
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return isinstance(self._sampling, Greedy)
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """Return the id chosen from fp32 logits (V,)."""
+        if isinstance(self._sampling, Greedy):
+            return int(logits.argmax())
+        probabilities, ids = candidates(logits, self._sampling)
+        drawn = torch.multinomial(probabilities.cpu(), 1, generator=self._generator)
+        return int(ids[drawn.item()])
+
+
+def candidates(logits: torch.Tensor, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the probabilities (k,), falling, and ids (k,) that remain after the filters.
+
+    Temperature, then top-k, then top-p over what top-k left, as transformers' logits warpers do:
+    a token stays while the probability of those before it is below `top_p`.
+    """
+    scaled = logits / sample.temperature
+    kept = min(sample.top_k or scaled.numel(), scaled.numel())
+    values, ids = scaled.topk(kept)
+    probabilities = values.softmax(-1)
+    if sample.top_p < 1:
+        before = probabilities.cumsum(-1) - probabilities
+        stay = before < sample.top_p
+        stay[0] = True
+        probabilities, ids = probabilities[stay], ids[stay]
+    return probabilities / probabilities.sum(), ids

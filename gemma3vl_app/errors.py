@@ -1,0 +1,33 @@
+"""The errors people see: one small tree; every message says what happened, to which input, and what to do next."""
+
+
+class Gemma3VLError(Exception):
+    """Base of every error this package raises on purpose; its text is fit to show to a user."""
+
+
+class PictureError(Gemma3VLError):
+    """A picture cannot be read or breaks a limit; the message names the file and the limit."""
+
+
+class ConversationError(Gemma3VLError):
+    """A conversation or an option of a request is not valid."""
+
+
+class ContextLengthError(ConversationError):
+    """The prompt does not fit into the model's context."""
+
+
+class LoadError(Gemma3VLError):
+    """A model cannot be found, read, verified or placed in memory."""
+
+
+class BusyError(Gemma3VLError):
+    """More requests are waiting than the engine accepts; try again later."""
+
+
+class MemoryLimitError(Gemma3VLError):
+    """Memory ran out for one request; the message advises what to make smaller."""
+
+
+class EngineError(Gemma3VLError):
+    """One request failed inside the engine, or the engine is closed."""

@@ -1,0 +1,200 @@
+"""The machine: its processor, memory and accelerators, and which arithmetic suits them.
+
+Every decision is a function of a `Machine` value, so it can be asked about machines that are not
+here; `detect` describes this one. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+AMPERE = (8, 0)  # the first CUDA capability with bf16 in hardware
+BF16_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
+UNLIMITED_BYTES = 2**60  # cgroup v1 says "no limit" with a number near 2**63
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device; `memory_bytes` is all of it, `free_bytes` what nobody uses now."""
+
+    name: str
+    capability: tuple[int, int]
+    memory_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What decides where and how a model runs.
+
+    `cpu_flags` uses the names of /proc/cpuinfo; `available_bytes` respects a container's limit.
+    """
+
+    cpu_count: int = 1
+    cpu_flags: frozenset[str] = frozenset()
+    memory_bytes: int = 0
+    available_bytes: int = 0
+    gpus: tuple[Gpu, ...] = ()
+    mps: bool = False
+
+
+def default_device(machine: Machine | None = None) -> str:
+    """Return the fastest device of the machine: "cuda:0", "mps" or "cpu"."""
+    machine = machine or detect()
+    if machine.gpus:
+        return "cuda:0"
+    return "mps" if machine.mps else "cpu"
+
+
+def choose_dtype(device: str, machine: Machine | None = None) -> tuple[str, str]:
+    """Return the arithmetic for `device` ("bfloat16" or "float32") and the reason, fit to show.
+
+    Never float16: Gemma 3's activations exceed its range. The capability decides on CUDA, because
+    `torch.cuda.is_bf16_supported` also says yes where bf16 is only emulated, and slow.
+    """
+    machine = machine or detect()
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        return _choose_cuda_dtype(int(index or 0), machine)
+    if kind == "mps":
+        return "bfloat16", "bfloat16: Apple GPUs compute in it."
+    for flag in BF16_CPU_FLAGS:
+        if flag in machine.cpu_flags:
+            return "bfloat16", f"bfloat16: this processor has {flag.replace('_', '-').upper()}."
+    return (
+        "float32",
+        "float32: this processor has neither AVX512-BF16 nor AMX, so bfloat16 would be slow.",
+    )
+
+
+def available_memory_bytes(device: str = "cpu", machine: Machine | None = None) -> int:
+    """Return how many bytes a model may still take on `device`.
+
+    On "mps", which shares the machine's memory, this is the same as on "cpu".
+    """
+    machine = machine or detect()
+    kind, _, index = device.partition(":")
+    return machine.gpus[int(index or 0)].free_bytes if kind == "cuda" else machine.available_bytes
+
+
+def detect() -> Machine:
+    """Describe this machine as it is now; imports torch."""
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory()
+    limit, room = _cgroup_memory(Path("/sys/fs/cgroup"), _read(Path("/proc/self/cgroup")))
+    return Machine(
+        cpu_count=_usable_cpus(),
+        cpu_flags=_cpu_flags(_read(Path("/proc/cpuinfo"))),
+        memory_bytes=min(memory.total, limit),
+        available_bytes=min(memory.available, room),
+        gpus=_cuda_gpus(),
+        mps=torch.backends.mps.is_available(),
+    )
+
+
+# --- how detect finds out ---
+
+
+def _choose_cuda_dtype(index: int, machine: Machine) -> tuple[str, str]:
+    gpu = machine.gpus[index]
+    major, minor = gpu.capability
+    if gpu.capability >= AMPERE:
+        return (
+            "bfloat16",
+            f"bfloat16: {gpu.name} (compute capability {major}.{minor}) has it in hardware.",
+        )
+    return "float32", (
+        f"float32: {gpu.name} (compute capability {major}.{minor}) only emulates bfloat16, "
+        "and Gemma 3 overflows in float16."
+    )
+
+
+def _cuda_gpus() -> tuple[Gpu, ...]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name, capability = (
+            torch.cuda.get_device_name(index),
+            torch.cuda.get_device_capability(index),
+        )
+        gpus.append(Gpu(name, capability, total, free))
+    return tuple(gpus)
+
+
+def _cpu_flags(cpuinfo: str) -> frozenset[str]:
+    """Return the flags in /proc/cpuinfo's text; without one (not Linux), those that torch knows."""
+    if found := re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE):
+        return frozenset(found[1].split())
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return frozenset()
+    import torch
+
+    # Private names, so absent ones count as "no": the cost is only speed.
+    probes = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
+    return frozenset(
+        flag for flag, probe in probes.items() if getattr(torch.cpu, probe, lambda: False)()
+    )
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cgroup_memory(root: Path, proc_self_cgroup: str) -> tuple[int, int]:
+    """Return the tightest memory limit of this process's cgroups, and the least room, in bytes.
+
+    `proc_self_cgroup` is the text of /proc/self/cgroup. Reads cgroup v2 and v1. Page cache that the
+    kernel gives back (`inactive_file`) counts as room.
+    """
+    limit = room = UNLIMITED_BYTES
+    for line in proc_self_cgroup.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, limit_name, used_name = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            base, limit_name = root / "memory", "memory.limit_in_bytes"
+            used_name = "memory.usage_in_bytes"
+        else:
+            continue
+        # Inside a container `path` may not exist below `root`; then only the root itself counts.
+        folder = base / path.strip("/")
+        for group in (folder, *folder.parents):
+            bound = _read_number(group / limit_name)
+            if bound is not None and bound < UNLIMITED_BYTES:
+                used = (_read_number(group / used_name) or 0) - _inactive_file(
+                    group / "memory.stat"
+                )
+                limit, room = min(limit, bound), min(room, max(bound - used, 0))
+            if group == base:
+                break
+    return limit, room
+
+
+def _inactive_file(path: Path) -> int:
+    found = re.search(r"^(?:total_)?inactive_file (\d+)$", _read(path), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def _read_number(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _read(path: Path) -> str:
+    """Return a small file's text, empty where this system does not have it."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

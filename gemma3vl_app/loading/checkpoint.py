@@ -1,0 +1,206 @@
+"""A checkpoint folder on disk: its configs, its tokenizer file and its tensors, all checked.
+
+Reads safetensors only, runs no code from the folder and never touches the network. Knows the key
+names of three layouts; knows nothing of devices or dtypes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from gemma3vl_app.errors import ConversationError, LoadError
+from gemma3vl_app.generation import Greedy, Sample, Sampling
+
+# <eos> and <end_of_turn> in every Gemma 3 vocabulary. Base checkpoints name only the first.
+STOP_IDS = frozenset({1, 106})
+
+# What `generate` of transformers takes for a setting that generation_config.json leaves open
+OPEN_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+
+# Key prefixes of the hub's layout, and of what transformers 5's `save_pretrained` writes (its tower
+# has no `vision_model`), to the names that transformers 5 uses in memory, which pass unchanged.
+PREFIXES = (
+    (re.compile(r"^language_model\.model\."), "model.language_model."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^(model\.)?vision_tower\.(vision_model\.)?"), "model.vision_tower."),
+    (re.compile(r"^(model\.)?multi_modal_projector\."), "model.multi_modal_projector."),
+)
+EMBEDDINGS = re.compile(r"^model\.(language_model\.)?embed_tokens\.weight$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder says about its model, before any tensor is read.
+
+    `config` and `preprocessor` are the JSON files as they are; `preprocessor` is None where there
+    is none. `sampling` is the checkpoint's own default.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    preprocessor: dict[str, Any] | None
+    tokenizer_file: Path
+    sampling: Sampling
+    stop_ids: frozenset[int]
+
+
+def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
+    """Read the small files of `folder`; raises `LoadError` where one is missing or not readable."""
+    name = name or folder.resolve().name
+    if not (folder / "config.json").is_file():
+        what = "an adapter" if (folder / "adapter_config.json").is_file() else "no checkpoint"
+        raise LoadError(
+            f"The folder {name!r} holds {what}: config.json is missing. "
+            "Give the model's own folder."
+        )
+    tokenizer_file = folder / "tokenizer.json"
+    if not tokenizer_file.is_file():
+        raise LoadError(
+            f"The folder {name!r} lacks tokenizer.json. Copy it from the original model."
+        )
+    config = read_json(folder / "config.json", name)
+    generation = _read_optional_json(folder / "generation_config.json", name)
+    return Checkpoint(
+        folder=folder,
+        name=name,
+        config=config,
+        preprocessor=_read_preprocessor(folder, name),
+        tokenizer_file=tokenizer_file,
+        sampling=default_sampling(generation, name),
+        stop_ids=STOP_IDS | _ids(config.get("eos_token_id")) | _ids(generation.get("eos_token_id")),
+    )
+
+
+def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return the folder's tensors, memory-mapped, under transformers 5's in-memory names.
+
+    An output matrix that only repeats the embeddings is left out. Raises `LoadError` for files that
+    are missing, damaged or of another kind.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weight_files(checkpoint):
+        try:
+            part = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise LoadError(
+                f"{path.name} of {checkpoint.name!r} is damaged or incomplete. "
+                "Copy or download it again."
+            ) from error
+        tensors |= {in_memory_name(key): tensor for key, tensor in part.items()}
+    return _without_tied_head(tensors, checkpoint.name)
+
+
+def weight_files(checkpoint: Checkpoint) -> list[Path]:
+    """Return the safetensors files to read: those of an index, or the only one."""
+    folder, name = checkpoint.folder, checkpoint.name
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        files = [folder / "model.safetensors"]
+    else:
+        weight_map = read_json(index, name).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise LoadError(f"model.safetensors.index.json of {name!r} has no weight_map.")
+        files = [
+            folder / _plain_file_name(file, name)
+            for file in sorted(map(str, {*weight_map.values()}))
+        ]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise LoadError(f"{name!r} lacks {missing[0]}. {_what_is_there(folder)}")
+    return files
+
+
+def in_memory_name(key: str) -> str:
+    """Return transformers 5's in-memory name of a checkpoint's key."""
+    for pattern, prefix in PREFIXES:
+        if pattern.match(key):
+            return pattern.sub(prefix, key, count=1)
+    return key
+
+
+def default_sampling(generation: dict[str, Any], name: str) -> Sampling:
+    """Return the sampling that generation_config.json asks for, as transformers would read it."""
+    if not generation.get("do_sample"):
+        return Greedy()
+    found = {key: generation.get(key) for key in OPEN_SAMPLING}
+    values = {key: OPEN_SAMPLING[key] if value is None else value for key, value in found.items()}
+    try:
+        return Sample(
+            temperature=float(values["temperature"]),
+            top_k=int(values["top_k"]),
+            top_p=float(values["top_p"]),
+        )
+    except (TypeError, ValueError, ConversationError) as error:
+        raise LoadError(
+            f"generation_config.json of {name!r} asks for an impossible sampling: {values}. "
+            "Correct it, or delete the file to always take the most likely token."
+        ) from error
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """Return the JSON object in a file of the model `name`; raises `LoadError`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoadError(f"{path.name} of {name!r} is not readable JSON. Copy it again.") from error
+    if not isinstance(value, dict):
+        raise LoadError(f"{path.name} of {name!r} is not a JSON object. Copy it again.")
+    return value
+
+
+def _read_optional_json(path: Path, name: str) -> dict[str, Any]:
+    """Return the JSON object in a file, empty where there is no such file."""
+    return read_json(path, name) if path.is_file() else {}
+
+
+def _read_preprocessor(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return the picture settings: a file of their own, or (transformers 5) a part of another."""
+    own = folder / "preprocessor_config.json"
+    if own.is_file():
+        return read_json(own, name)
+    inner = _read_optional_json(folder / "processor_config.json", name).get("image_processor")
+    return inner if isinstance(inner, dict) else None
+
+
+def _ids(value: object) -> frozenset[int]:
+    ids = value if isinstance(value, list) else [value]
+    return frozenset(id_ for id_ in ids if isinstance(id_, int))
+
+
+def _plain_file_name(file: str, name: str) -> str:
+    if Path(file).name != file or not file.endswith(".safetensors"):
+        raise LoadError(
+            f"model.safetensors.index.json of {name!r} points outside its folder or to another "
+            f"kind of file: {file[:80]!r}."
+        )
+    return file
+
+
+def _what_is_there(folder: Path) -> str:
+    others = sorted(
+        path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")
+    )
+    if others:
+        return f"It holds {others[0]}, but only safetensors are read: convert the weights first."
+    return "Copy or download the checkpoint again."
+
+
+def _without_tied_head(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    head = tensors.get("lm_head.weight")
+    if head is None:
+        return tensors
+    for key, table in tensors.items():
+        if EMBEDDINGS.match(key) and not torch.equal(head, table):
+            raise LoadError(
+                f"{name!r} has an output matrix (lm_head.weight) of its own; Gemma 3 shares it "
+                "with the embeddings. This is another kind of model, or it was saved wrongly."
+            )
+    return {key: tensor for key, tensor in tensors.items() if key != "lm_head.weight"}

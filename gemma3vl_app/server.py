@@ -1,0 +1,168 @@
+"""The web server: the chat page and a health check in one FastAPI app, private to this machine.
+
+Everything a hosted page would have to switch off is off here: no share link, no telemetry, no
+history in the browser, no monitoring page, no MCP, no request to any other host. Knows nothing of
+models.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gemma3vl_app.backends.protocol import Backend
+from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.webui.page import CSS, build_page, theme
+
+DEFAULT_PORT = 7860
+PORTS_TRIED = 20
+UPLOAD_LIMIT = "25mb"
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+# The page may load from itself only. Gradio's page is made of inline scripts and styles, so these
+# stay allowed; text of people and models never becomes markup, and nothing can be fetched from
+# elsewhere.
+CONTENT_POLICY = "; ".join(
+    (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
+        "frame-ancestors 'self'",
+        "form-action 'self'",
+        "base-uri 'self'",
+        "object-src 'none'",
+    )
+)
+SAFETY_HEADERS = (
+    (b"content-security-policy", CONTENT_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(backend: Backend, *, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+    """Return the app for `backend`: the page at `/`, `{"status": "ok"}` at `/healthz`.
+
+    Only requests that name one of `hosts` are answered, so that no other site can reach a server
+    on this machine through the browser; `"*"` answers all.
+    """
+    _keep_gradio_private()
+    app = FastAPI(title="gemma3vl_app", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    gr.mount_gradio_app(
+        app,
+        build_page(backend),
+        path="/",
+        theme=theme(),
+        css=CSS,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        ssr_mode=False,
+        show_error=False,
+        max_file_size=UPLOAD_LIMIT,
+        allowed_paths=[],
+    )
+    app.add_middleware(_Shield)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    return app
+
+
+def serve(
+    backend: Backend,
+    *,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    find_port: bool = False,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve the page until interrupted; `on_ready` is told the address.
+
+    When `port` is taken, raises `Gemma3VLError`, or with `find_port` takes the next free one. A
+    `host` other than this machine's own opens the page to everybody who can reach it: there is no
+    login.
+    """
+    listener = _listen(host, port, PORTS_TRIED if find_port else 1)
+    hosts = LOOPBACK if host in ("127.0.0.1", "localhost", "::1") else ("*",)
+    if hosts != LOOPBACK:
+        _log.warning("The page is open to everybody who can reach %s: it has no login.", host)
+    app = create_app(backend, hosts=hosts)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+    with listener:
+        if on_ready is not None:
+            on_ready(f"http://{host}:{listener.getsockname()[1]}")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int, tries: int) -> socket.socket:
+    """Bind the first free port of `tries` from `port` on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in range(port, port + tries):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+            listener.listen()
+            return listener
+        except (OSError, OverflowError):
+            listener.close()
+    last = f" to {port + tries - 1}" if tries > 1 else ""
+    raise Gemma3VLError(
+        f"Port {port}{last} on {host} cannot be used: another program has it, or it is not "
+        "allowed. Choose another with --port."
+    )
+
+
+def _keep_gradio_private() -> None:
+    """Set what gradio reads from the environment only: no telemetry, uploads in a private folder.
+
+    The folder is new for every process, readable by this user alone, and goes when the process
+    ends.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="gemma3vl-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["GRADIO_TEMP_DIR"] = folder
+
+
+class _Shield:
+    """Add the safety headers, and refuse gradio's route that fetches addresses of other hosts."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *SAFETY_HEADERS]
+            await send(message)
+
+        _, is_file, name = scope["path"].partition("/file=")
+        if is_file and "://" in name[:16].replace(":/", "://"):
+            await send_with_headers({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self.app(scope, receive, send_with_headers)

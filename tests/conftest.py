@@ -1,0 +1,26 @@
+"""What several test folders share; every fixture is made when a test first asks for it."""
+
+import os
+
+import pytest
+
+# Before torch is imported anywhere. More threads than cores make small models slower, not faster.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def base_270m():
+    """The folder of the converted Gemma 3 270M base model; converts it once per machine."""
+    from gemma3vl_app.loading import base_270m_folder
+
+    return base_270m_folder()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A tiny random Gemma 3 vision-language checkpoint in the hub's layout. Read only."""
+    from gemma3vl_app.testing import tiny_checkpoint
+
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")

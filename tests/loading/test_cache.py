@@ -1,0 +1,104 @@
+"""Cached folders are built once, whole, by one process, and never trusted when damaged."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gemma3vl_app.errors import LoadError
+from gemma3vl_app.loading.cache import MANIFEST, cache_root, cached_folder
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEMMA3VL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Builder:
+    """Counts its calls and writes two files."""
+
+    calls = 0
+
+    def __call__(self, folder):
+        self.calls += 1
+        (folder / "a.bin").write_bytes(b"0123456789")
+        (folder / "b.txt").write_text("text")
+
+
+def test_a_folder_is_built_once():
+    build = Builder()
+    first = cached_folder("thing", build)
+    assert cached_folder("thing", build) == first
+    assert build.calls == 1
+    assert {path.name for path in first.iterdir()} == {"a.bin", "b.txt", MANIFEST}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "a.bin").write_bytes(b"01234"),
+        lambda folder: (folder / "a.bin").write_bytes(b"012345678X"),
+        lambda folder: (folder / "b.txt").unlink(),
+        lambda folder: (folder / MANIFEST).unlink(),
+        lambda folder: (folder / MANIFEST).write_text("{"),
+        lambda folder: (folder / MANIFEST).write_text(json.dumps({"a.bin": 3})),
+    ],
+    ids=["truncated", "byte changed", "file gone", "manifest gone", "half a manifest", "nonsense"],
+)
+def test_a_damaged_folder_is_built_anew(damage):
+    build = Builder()
+    folder = cached_folder("thing", build)
+    damage(folder)
+    cached_folder("thing", build)
+    assert build.calls == 2
+    assert (folder / "a.bin").read_bytes() == b"0123456789"
+
+
+def test_a_build_that_fails_leaves_nothing_behind(root):
+    def fail(folder):
+        (folder / "a.bin").write_bytes(b"half")
+        raise LoadError("The package is altered.")
+
+    with pytest.raises(LoadError, match="altered"):
+        cached_folder("thing", fail)
+    assert not [path for path in root.iterdir() if path.is_dir()]
+
+
+def test_what_a_killed_process_left_is_swept_away(root):
+    leftover = root / ".thing-k1ll3d"
+    leftover.mkdir(parents=True)
+    (leftover / "a.bin").write_bytes(b"half")
+    cached_folder("thing", Builder())
+    assert not leftover.exists()
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GEMMA3VL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(LoadError, match="GEMMA3VL_CACHE") as caught:
+        cached_folder("thing", Builder())
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_the_cache_lies_in_the_home_folder_unless_told_otherwise(monkeypatch, tmp_path):
+    monkeypatch.delenv("GEMMA3VL_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_root() == tmp_path / ".cache" / "gemma3vl"
+
+
+def test_of_several_processes_one_builds_and_all_get_the_folder(root):
+    script = (
+        "import time, os\n"
+        "from gemma3vl_app.loading.cache import cached_folder\n"
+        "def build(folder):\n"
+        "    (folder.parent / f'built-{os.getpid()}').touch()\n"
+        "    time.sleep(1)\n"
+        "    (folder / 'a.bin').write_bytes(b'0123456789')\n"
+        "assert (cached_folder('thing', build) / 'a.bin').read_bytes() == b'0123456789'\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script], env=os.environ) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert len(list(root.glob("built-*"))) == 1

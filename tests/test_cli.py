@@ -1,0 +1,134 @@
+"""The command line on the scripted backend: what goes to stdout, what to stderr, and exit codes."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+import gemma3vl_app
+import gemma3vl_app.backends.local
+import gemma3vl_app.server
+from gemma3vl_app import cli
+from gemma3vl_app.errors import EngineError, LoadError
+from gemma3vl_app.generation import Progress, Sample
+from gemma3vl_app.testing.scripted import ScriptedBackend
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """The scripted backend in place of every model."""
+    backend = ScriptedBackend()
+
+    def load(model, *, progress):
+        progress(Progress("weights", 1, 2, "tensors"))
+        return backend
+
+    monkeypatch.setattr(gemma3vl_app.backends.local, "load", load)
+    return backend
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run `gemma3vl` with arguments; return exit code, stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gemma3vl", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def test_ask_prints_the_answer_and_nothing_else(backend, run):
+    assert run("ask", "demo", "Hello dear reader.") == (0, "Hello dear reader.\n", "")
+
+
+def test_pictures_and_options_reach_the_model(backend, run, tmp_path):
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file in files:
+        Image.new("RGB", (9, 9), "red").save(file)
+    run(
+        *("ask", "demo", "Which?", "--image", str(files[0]), "--image", str(files[1])),
+        *("--system", "Be brief.", "--max-new-tokens", "5", "--seed", "7"),
+    )
+    (request,) = backend.requests
+    (message,) = request.conversation.messages
+    assert [picture.name for picture in message.pictures] == ["a.png", "b.png"]
+    assert message.text == "Which?"
+    assert request.conversation.system == "Be brief."
+    assert request.max_new_tokens == 5
+    assert request.sampling == Sample(seed=7)
+
+
+def test_json_is_one_line_with_everything(backend, run):
+    code, out, _ = run("ask", "demo", "Hello you", "--json")
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    answer = json.loads(out)
+    assert (answer["model"], answer["text"]) == ("scripted", "Hello you")
+    assert answer["usage"]["completion_tokens"] == 2
+    assert answer["finish_reason"] == "stop"
+
+
+def test_a_missing_picture_is_one_line_and_exit_code_1(backend, run):
+    code, out, err = run("ask", "demo", "What?", "--image", "no-such.png")
+    assert (code, out) == (1, "")
+    assert "no-such.png" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_failed_load_is_one_line(monkeypatch, run):
+    def load(model, *, progress):
+        raise LoadError(f"There is no model '{model}'. Try demo.")
+
+    monkeypatch.setattr(gemma3vl_app.backends.local, "load", load)
+    assert run("ask", "nothing", "What?") == (1, "", "There is no model 'nothing'. Try demo.\n")
+
+
+def test_a_failure_in_the_middle_is_told_after_the_text(backend, run):
+    backend._chunks, backend._error = ["Well "], EngineError("The engine broke.")
+    assert run("ask", "demo", "What?") == (1, "Well ", "The engine broke.\n")
+
+
+def test_an_unexpected_error_leaks_nothing(monkeypatch, run):
+    def load(model, *, progress):
+        raise RuntimeError("/root/secret/path is wrong")
+
+    monkeypatch.setattr(gemma3vl_app.backends.local, "load", load)
+    code, _, err = run("ask", "demo", "What?")
+    assert code == 1
+    assert "secret" not in err
+    assert "--debug" in err
+
+
+def test_debug_shows_where_an_error_comes_from(monkeypatch, backend):
+    monkeypatch.setattr(
+        sys, "argv", ["gemma3vl", "--debug", "ask", "demo", "?", "--image", "no.png"]
+    )
+    with pytest.raises(gemma3vl_app.PictureError):
+        cli.main()
+
+
+def test_a_wrong_option_is_a_usage_error(run):
+    assert run("ask", "demo", "What?", "--max-new-tokens", "0")[0] == 2
+
+
+def test_version_is_printed(run):
+    assert run("--version") == (0, f"{gemma3vl_app.__version__}\n", "")
+
+
+def test_app_serves_the_model_and_says_where(backend, monkeypatch, run):
+    served = {}
+
+    def serve(backend, *, on_ready, **options):
+        served.update(options, backend=backend)
+        on_ready("http://127.0.0.1:7999")
+
+    monkeypatch.setattr(gemma3vl_app.server, "serve", serve)
+    code, out, _ = run("app", "--port", "7999")
+    assert code == 0
+    assert "http://127.0.0.1:7999" in out
+    assert served == {"backend": backend, "host": "127.0.0.1", "port": 7999, "find_port": False}

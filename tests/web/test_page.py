@@ -1,0 +1,164 @@
+"""The page in a browser, on the scripted backend."""
+
+import time
+
+import pytest
+
+from gemma3vl_app.errors import EngineError
+from gemma3vl_app.testing.scripted import ScriptedBackend
+
+pytestmark = pytest.mark.web
+
+ATTACK = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    "<svg onload=alert(3)> ![x](http://evil.test/a.png) <b>bold</b> &lt;i&gt;"
+)
+
+
+def test_two_pictures_and_a_text_arrive_in_order(open_page, pictures):
+    backend = ScriptedBackend(["Both."])
+    page = open_page(backend)
+    page.attach(*pictures)
+    page.send("Which one is red?")
+    assert page.wait_for_answer() == "Both."
+    (message,) = backend.requests[0].conversation.messages
+    assert [picture.name for picture in message.pictures] == ["red.png", "blue.png"]
+    assert [(picture.width, picture.height) for picture in message.pictures] == [
+        (300, 200),
+        (200, 300),
+    ]
+    assert message.text == "Which one is red?"
+    assert message.parts[-1] is not message.pictures[-1]
+    assert page.page.locator("#chat [data-testid=user] img").count() == 2
+
+
+def test_a_follow_up_brings_the_whole_conversation_and_more_pictures(open_page, pictures):
+    backend = ScriptedBackend(["Yes."])
+    page = open_page(backend)
+    page.attach(pictures[0])
+    page.send("First?")
+    page.wait_for_answer()
+    page.attach(pictures[1])
+    page.send("Second?")
+    page.wait_for_line("cached")
+    page.page.wait_for_function("document.querySelectorAll('#chat [data-testid=bot]').length == 2")
+    page.wait_for_answer()
+    second = backend.requests[1].conversation
+    assert [message.text for message in second.messages] == ["First?", "Yes.", "Second?"]
+    assert [picture.name for picture in second.pictures] == ["red.png", "blue.png"]
+    assert backend.requests[0].session == backend.requests[1].session != ""
+
+
+def test_the_text_grows_while_the_answer_is_written(open_page):
+    page = open_page(ScriptedBackend([f"w{k} " for k in range(10)], seconds_per_chunk=0.15))
+    page.send("Go")
+    lengths = []
+    while "tokens/s" not in page.line:
+        lengths.append(len("".join(page.said())))
+        time.sleep(0.1)
+    assert len({length for length in lengths if length}) >= 4
+    assert lengths == sorted(lengths)
+    assert page.said()[-1].split() == [f"w{k}" for k in range(10)]
+
+
+def test_stop_ends_the_answer_within_a_second_and_keeps_what_was_said(open_page):
+    backend = ScriptedBackend(["word "] * 200, seconds_per_chunk=0.1)
+    page = open_page(backend)
+    page.send("Go")
+    page.page.locator("#chat [data-testid=bot]").wait_for()
+    page.page.locator("#box .stop-button").click()
+    started = time.monotonic()
+    while backend.running:
+        assert time.monotonic() - started < 1
+        time.sleep(0.01)
+    page.wait_for_line("Stopped")
+    assert 1 <= len(page.said()[-1].split()) < 50
+
+
+def test_clearing_stops_the_answer_and_starts_anew(open_page):
+    backend = ScriptedBackend(["word "] * 50, seconds_per_chunk=0.1)
+    page = open_page(backend)
+    page.send("Go")
+    page.page.locator("#chat [data-testid=bot]").wait_for()
+    page.page.locator("#clear").click()
+    page.page.locator("#chat [data-testid=bot]").wait_for(state="detached")
+    time.sleep(0.5)  # time enough for a late piece of the old answer to show up
+    assert page.said() == []
+    assert backend.running == 0
+    page.send("Again")
+    page.page.locator("#chat [data-testid=bot]").wait_for()
+    assert [message.text for message in backend.requests[1].conversation.messages] == ["Again"]
+
+
+def test_a_failure_is_told_and_the_text_is_not_lost(open_page):
+    page = open_page(ScriptedBackend(["Well "], error=EngineError("The engine <b>broke</b>.")))
+    page.send("My long question")
+    page.wait_for_line("The engine <b>broke</b>.")
+    page.page.wait_for_function("document.querySelector('#box textarea').value != ''")
+    assert page.box.input_value() == "My long question"
+    assert page.said() == []
+
+
+def test_a_file_that_is_no_picture_is_told_and_the_text_is_not_lost(open_page, tmp_path):
+    broken = tmp_path / "holiday.png"
+    broken.write_bytes(b"this is not a picture")
+    backend = ScriptedBackend()
+    page = open_page(backend)
+    page.attach(broken)
+    page.send("What is this?")
+    page.wait_for_line("holiday.png")
+    assert "error" in page.page.locator("#line p").get_attribute("class")
+    assert page.box.input_value() == "What is this?"
+    assert backend.requests == []
+
+
+def test_markup_stays_text_and_nothing_foreign_is_loaded(open_page):
+    page = open_page(ScriptedBackend())  # says what it is told: the model's text is the attack too
+    page.send(ATTACK)
+    assert page.wait_for_answer() == ATTACK
+    assert page.asked()[-1].strip() == ATTACK
+    time.sleep(0.5)
+    assert page.dialogs == []
+    assert page.page.locator("#chat [data-testid=bot] :is(script, img, svg, b)").count() == 0
+    assert page.foreign == []
+
+
+def test_an_example_is_asked_with_one_click(open_page):
+    backend = ScriptedBackend(["Red."])
+    page = open_page(backend)
+    page.page.get_by_text("What is in the picture?").click()
+    assert page.wait_for_answer() == "Red."
+    assert len(backend.requests[0].conversation.pictures) == 1
+
+
+def test_the_page_says_which_model_it_holds_and_what_that_knows(open_page):
+    page = open_page(ScriptedBackend())
+    head = page.page.locator("#head").inner_text()
+    assert "scripted" in head
+    assert "It repeats what you write." in head
+    assert page.page.title().startswith("scripted")
+
+
+def test_two_tabs_are_two_conversations(open_page, browser):
+    backend = ScriptedBackend(["Yes."])
+    page = open_page(backend)
+    other = type(page)(browser.new_page(), page.page.url)
+    page.send("one")
+    page.wait_for_answer()
+    other.send("two")
+    other.wait_for_answer()
+    other.page.close()
+    assert [m.text for m in backend.requests[1].conversation.messages] == ["two"]
+    assert backend.requests[0].session != backend.requests[1].session
+
+
+def test_closing_the_tab_ends_its_answer(open_page):
+    backend = ScriptedBackend(["word "] * 600, seconds_per_chunk=0.05)
+    page = open_page(backend)
+    page.send("Go")
+    page.page.locator("#chat [data-testid=bot]").wait_for()
+    page.page.close()
+    started = time.monotonic()
+    while backend.running:
+        assert time.monotonic() - started < 15
+        time.sleep(0.05)
