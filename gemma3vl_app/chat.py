@@ -1,7 +1,7 @@
 """`Chat`: a conversation that is kept, asked, stopped, corrected and branched.
 
-Stateful and for one user at a time; the stateless level below is `Backend.stream`. Turns form a tree:
-`edit`, `regenerate` and `branch` grow new branches and never lose old ones.
+Stateful and for one user at a time; the stateless level below is `Backend.stream`. Turns form a
+tree: `edit`, `regenerate` and `branch` grow new branches and never lose old ones.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Chat:
     ```
 
     Earlier turns and pictures are cached by the backend: a follow-up computes only its new words.
-    Every method that makes the model write returns a `Stream`, except `ask`, which waits for its answer.
+    Every method that makes the model write returns a `Stream`, except `ask`, which waits for its
+    answer.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Chat:
         session: str | None = None,
     ) -> None:
         if conversation is not None and system is not None:
-            raise ConversationError("Give either `conversation` or `system`: a conversation has its own.")
+            raise ConversationError(
+                "Give either `conversation` or `system`: a conversation has its own."
+            )
         self.backend = backend
         self.system = system if conversation is None else conversation.system
         self.sampling = sampling
@@ -99,9 +102,9 @@ class Chat:
     ) -> Stream:
         """Send a user message and return its answer as a stream.
 
-        `images` (paths, bytes, PIL pictures, arrays or `Picture`s) stand before `parts`; give `Picture`
-        values among `parts` to interleave them. `options` are those of `Backend.stream`. If the request is
-        refused, the conversation is as it was.
+        `images` (paths, bytes, PIL pictures, arrays or `Picture`s) stand before `parts`; give
+        `Picture` values among `parts` to interleave them. `options` are those of `Backend.stream`.
+        If the request is refused, the conversation is as it was.
         """
         pictures = [Picture.open(image, crops=crops) for image in images]
         message = Message("user", (*pictures, *(_part(part, crops) for part in parts)))
@@ -118,7 +121,11 @@ class Chat:
         """Answer the last user message anew; the answer so far stays as another branch."""
         self._settle()
         turn = self._head
-        if turn.message is not None and turn.message.role == "assistant" and turn.parent is not None:
+        if (
+            turn.message is not None
+            and turn.message.role == "assistant"
+            and turn.parent is not None
+        ):
             turn = turn.parent
         if turn.message is None or turn.message.role != "user":
             raise ConversationError("There is no user message to answer; ask something first.")
@@ -131,7 +138,9 @@ class Chat:
             raise ConversationError("There is no answer to go on with; ask something first.")
         return self._start(self._head, options, continues=True)
 
-    def preview(self, *parts: str | Part, images: Iterable[Any] = (), crops: Crops = "auto") -> Preview:
+    def preview(
+        self, *parts: str | Part, images: Iterable[Any] = (), crops: Crops = "auto"
+    ) -> Preview:
         """Return what sending this message would cost, computing nothing."""
         pictures = [Picture.open(image, crops=crops) for image in images]
         self._settle()
@@ -144,7 +153,7 @@ class Chat:
 
     @property
     def conversation(self) -> Conversation:
-        """The messages from the first one to where the chat stands now, a running answer left out."""
+        """The messages up to where the chat stands now, a running answer left out."""
         if self._running is not None and self._running.done:
             self._settle()
         return self._conversation(self._head)
@@ -168,17 +177,19 @@ class Chat:
         turn = self._turn(index)
         assert turn.message is not None and turn.parent is not None
         if turn.message.role != "user":
-            raise ConversationError(f"Message {index} is the assistant's; only user messages are edited.")
+            raise ConversationError(
+                f"Message {index} is the assistant's; only user messages are edited."
+            )
         message = Message("user", (*turn.message.pictures, *([Text(text)] if text else [])))
         return self._answer(turn.parent, message, options)
 
     def branch(self, index: int) -> None:
-        """Go back to just after message `index` (from 0): what is asked next begins a new branch."""
+        """Go back to after message `index` (from 0): what is asked next is a new branch."""
         self._settle()
         self._head = self._turn(index)
 
     def versions(self, index: int) -> tuple[Message, ...]:
-        """Return all branches that message `index` (from 0) is one of, in the order they were made."""
+        """Return all branches that message `index` (from 0) is one of, oldest first."""
         self._settle()
         turn = self._turn(index)
         assert turn.parent is not None
@@ -191,7 +202,7 @@ class Chat:
         assert parent is not None
         if not 0 <= version < len(parent.children):
             raise ConversationError(
-                f"Message {index} has {len(parent.children)} versions; {version} is not one of them."
+                f"Message {index} has {len(parent.children)} versions; {version} is none."
             )
         turn = parent.children[version]
         while turn.children:
@@ -211,7 +222,7 @@ class Chat:
         return Conversation(messages, self.system)
 
     def _answer(self, parent: _Turn, message: Message, options: StreamOptions) -> Stream:
-        """Add a user message under `parent` and answer it; a refused request leaves nothing behind."""
+        """Add a user message and answer it; a refused request leaves nothing behind."""
         turn = parent.add(message)
         try:
             return self._start(turn, options)
@@ -230,7 +241,9 @@ class Chat:
         if self._running is None:
             return
         if not self._running.done:
-            raise ConversationError("An answer is still being written; wait for it, or stop() it first.")
+            raise ConversationError(
+                "An answer is still being written; wait for it, or stop() it first."
+            )
         running, self._running = self._running, None
         try:
             text = running.answer.text

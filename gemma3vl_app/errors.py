@@ -1,4 +1,4 @@
-"""The errors people see: one small tree; every message says what happened, to which input, and what to do next."""
+"""The errors people see: what happened, to which input, and what to do next."""
 
 
 class Gemma3VLError(Exception):

@@ -32,7 +32,9 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in ("user", "assistant"):
-            raise ConversationError(f"Message role is {self.role!r}; it must be 'user' or 'assistant'.")
+            raise ConversationError(
+                f"Message role is {self.role!r}; it must be 'user' or 'assistant'."
+            )
         if self.role == "assistant" and self.pictures:
             raise ConversationError("An assistant message holds a picture; only user messages may.")
 
@@ -80,7 +82,7 @@ class Conversation:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Conversation:
-        """Read what `to_dict` wrote; raises `ConversationError` or `PictureError` on anything else."""
+        """Read what `to_dict` wrote; else raises `ConversationError` or `PictureError`."""
         try:
             system = data["system"]
             if system is not None and not isinstance(system, str):

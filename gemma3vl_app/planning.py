@@ -11,7 +11,8 @@ class LoadPlan:
     """Where and how a model is placed; every choice has its reason, fit to show to a person.
 
     `dtype` is the arithmetic ("bfloat16" or "float32"), `weights` the storage ("bf16" or "fp32"),
-    `device_map` maps module prefixes to devices, `bytes_by_device` the forecast of resident weights.
+    `device_map` maps module prefixes to devices, `bytes_by_device` the forecast of resident
+    weights.
     """
 
     dtype: str

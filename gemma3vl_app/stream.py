@@ -1,7 +1,7 @@
 """`Stream`: an answer in the making, handed from the thread that computes it to whoever reads it.
 
-Knows nothing of models. A producer calls `put`, then `finish` or `fail` once; a consumer iterates (with
-`for` or `async for`), may `cancel` from any thread, and finds the whole answer in `answer`.
+Knows nothing of models. A producer calls `put`, then `finish` or `fail` once; a consumer iterates
+(with `for` or `async for`), may `cancel` from any thread, and finds the whole answer in `answer`.
 """
 
 from __future__ import annotations

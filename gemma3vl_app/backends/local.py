@@ -40,8 +40,8 @@ def load(
 ) -> LocalBackend:
     """Load a model and return the backend that answers with it.
 
-    `source` is "demo", a name that the catalog knows, or a checkpoint folder. `weights` is "auto", "bf16"
-    or "fp32". Raises `LoadError` with the next thing to do.
+    `source` is "demo", a name that the catalog knows, or a checkpoint folder. `weights` is "auto",
+    "bf16" or "fp32". Raises `LoadError` with the next thing to do.
     """
     return LocalBackend(load_model(source, weights=weights, progress=progress), limits=limits)
 
@@ -53,9 +53,7 @@ class LocalBackend:
         """Start an engine over `loaded`, which belongs to this backend from now on."""
         self._loaded = loaded
         self._tokenizer = TextTokenizer.from_file(loaded.tokenizer_file)
-        self._format = PromptFormat.from_config(
-            loaded.config, loaded.preprocessor, self._tokenizer
-        )
+        self._format = PromptFormat.from_config(loaded.config, loaded.preprocessor, self._tokenizer)
         stop_ids = loaded.stop_ids | self._format.stop_ids
         self._grammars = Grammars(self._tokenizer, stop_ids)
         self.engine = Engine(

@@ -19,6 +19,9 @@ from gemma3vl_app.stream import Stream
 Schema = Mapping[str, Any] | type  # a JSON schema, or a pydantic model class
 
 
+DEFAULT_SAMPLING = Sample()  # Gemma 3's published generation_config.json
+
+
 class StreamOptions(TypedDict, total=False):
     """The keyword arguments of `Backend.stream`, for callers that pass them on."""
 
@@ -35,15 +38,15 @@ class StreamOptions(TypedDict, total=False):
 class Capabilities:
     """What a backend's model is and can do.
 
-    `knows` is one or two sentences for people; `image_tokens` is the cost of one picture without crops
-    (0: the model takes no pictures); `sampling` is the checkpoint's own default.
+    `knows` is one or two sentences for people; `image_tokens` is the cost of one picture without
+    crops (0: the model takes no pictures); `sampling` is the checkpoint's own default.
     """
 
     model: str
     knows: str
     context_tokens: int
     image_tokens: int
-    sampling: Sampling = Sample()
+    sampling: Sampling = DEFAULT_SAMPLING
     logprobs: bool = True
     schema: bool = True
     score: bool = True
@@ -87,9 +90,10 @@ class Backend(Protocol):
     ) -> Stream:
         """Start an answer to `conversation` and return it as a stream.
 
-        `logprobs` asks for each token's log-probability with that many alternatives. `schema` forces the
-        text to be JSON of that schema. `session` is a salt: nothing is reused across different salts.
-        Raises `ConversationError` for a bad request and `BusyError` when the queue is full.
+        `logprobs` asks for each token's log-probability with that many alternatives. `schema`
+        forces the text to be JSON of that schema. `session` is a salt: nothing is reused across
+        different salts. Raises `ConversationError` for a bad request and `BusyError` when the
+        queue is full.
         """
         ...
 

@@ -23,7 +23,7 @@ class AnswerText:
         return "".join(self._released)
 
     def push(self, piece: str) -> str:
-        """Add a piece and return the text it releases; sets `stopped` when a stop string is complete."""
+        """Add a piece and return the text it releases; a whole stop string sets `stopped`."""
         self._held += piece
         found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
         if found:

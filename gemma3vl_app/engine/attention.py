@@ -1,8 +1,9 @@
 """Attention of new tokens over the keys and values that their sequences have stored.
 
-Registered with transformers under `NAME`, so that its decoder layers call it: projections, norms, rotary
-positions and weights stay the reference's own; only what is attended to, and where it lives, is ours.
-Knows nothing of tokens. Shapes: B rows, H query heads, H_kv key/value heads, n new tokens, D head width.
+Registered with transformers under `NAME`, so that its decoder layers call it: projections, norms,
+rotary positions and weights stay the reference's own; only what is attended to, and where it
+lives, is ours. Knows nothing of tokens. Shapes: B rows, H query heads, H_kv key/value heads, n new
+tokens, D head width.
 """
 
 from __future__ import annotations
@@ -23,13 +24,11 @@ NAME = "gemma3vl_cached"
 class Batch:
     """The rows of one forward pass: each a sequence, all with the same number of new tokens.
 
-    `blocks` (n,) numbers the picture that each new token belongs to, -1 for text; None means no pictures.
-    Only a single row may bring more than one new token.
+    `blocks` (n,) numbers the picture that each new token belongs to, -1 for text; None means no
+    pictures. Only a single row may bring more than one new token.
     """
 
-    def __init__(
-        self, rows: Sequence[SequenceKV], count: int, blocks: Ids | None = None
-    ) -> None:
+    def __init__(self, rows: Sequence[SequenceKV], count: int, blocks: Ids | None = None) -> None:
         if len(rows) > 1 and count > 1:
             raise ValueError("several rows decode one token each; prefill takes one row")
         self.rows = tuple(rows)
@@ -38,10 +37,10 @@ class Batch:
         self._masks: dict[tuple[int | None, torch.device], torch.Tensor] = {}
 
     def mask(self, window: int | None, device: torch.device) -> torch.Tensor | None:
-        """Return which visible keys each new query sees: bool (n, visible), or None for all of them.
+        """Return which visible keys each new query sees: bool (n, visible); None means all.
 
-        The rule of Gemma 3: causal, or both in the same picture; in sliding layers, within the window
-        as well (transformers' `create_masks_for_vision_model`).
+        The rule of Gemma 3: causal, or both in the same picture; in sliding layers, within the
+        window as well (transformers' `create_masks_for_vision_model`).
         """
         if self.count == 1:
             return None
@@ -74,7 +73,7 @@ def attend(
     batch: Batch,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Store the new keys and values, then attend; the signature is transformers' attention interface.
+    """Store the new keys and values, then attend: transformers' attention interface.
 
     Takes query (B, H, n, D), key and value (B, H_kv, n, D); returns (B, n, H, D) and no weights.
     """
@@ -98,7 +97,8 @@ def _attend_row(
     """Attend with query (H, n, D) over keys and values (H_kv, visible, D); returns (H, n, D)."""
     heads, count, width = query.shape
     if count == 1:
-        # The query heads of one key head become its "positions": keys are read once, never repeated.
+        # The query heads of one key head become its "positions": keys are read once, never
+        # repeated.
         packed = query.view(1, keys.shape[0], -1, width)
         output = scaled_dot_product_attention(packed, keys[None], values[None], scale=scaling)
         return output.view(heads, 1, width)

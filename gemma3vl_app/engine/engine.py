@@ -1,13 +1,15 @@
 """The engine: takes prepared prompts, runs the model in one thread, streams answers.
 
-Knows nothing of chat templates, files or HTTP; most callers want `gemma3vl_app.Chat`, which keeps the
-conversation and goes through a backend. One step of the thread is: drop what was cancelled, admit what
-waits, one unit of prefill, one decode step for everything that runs. Nothing else calls the model.
+Knows nothing of chat templates, files or HTTP; most callers want `gemma3vl_app.Chat`, which keeps
+the conversation and goes through a backend. One step of the thread is: drop what was cancelled,
+admit what waits, one unit of prefill, one decode step for everything that runs. Nothing else calls
+the model.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -96,8 +98,8 @@ class Engine:
     def submit(self, request: Request) -> Stream:
         """Queue a request and return its stream.
 
-        Raises `ContextLengthError` for a prompt that leaves no room for an answer, `BusyError` when too
-        many requests wait already, `EngineError` after `close`.
+        Raises `ContextLengthError` for a prompt that leaves no room for an answer, `BusyError`
+        when too many requests wait already, `EngineError` after `close`.
         """
         room = self.context_tokens - len(request.prompt.ids)
         if room < 1:
@@ -143,7 +145,9 @@ class Engine:
             self._decode_step()
         for sequence in self._all():
             self._remove(sequence)
-            sequence.stream.fail(EngineError("The model was closed before the answer was complete."))
+            sequence.stream.fail(
+                EngineError("The model was closed before the answer was complete.")
+            )
         self.prefixes.clear()
         self.features.clear()
 
@@ -210,13 +214,14 @@ class Engine:
                 self._begin_answer(sequence, end.value)
 
     def _begin_answer(self, sequence: Sequence, hidden: torch.Tensor) -> None:
-        """Go from the prompt's last vectors (score_tokens + 1, D) to the first token, or to the scores."""
+        """Go on from the prompt's last vectors (score_tokens + 1, D)."""
         if sequence.request.score_tokens:
             self._score(sequence, hidden)
             return
         self._keep_prefix(sequence)
         self._decoding.append(sequence)
-        self._take_token(sequence, self._text_model.logits(hidden[-1]))
+        logits = self._text_model.logits(hidden[-1])  # (V,)
+        self._take_token(sequence, logits, float(logits.max()), int(logits.argmax()))
 
     def _decode_step(self) -> None:
         """Compute one token for every running sequence, all in one pass."""
@@ -233,9 +238,10 @@ class Engine:
 
     def _decode_rows(self, rows: list[Sequence]) -> None:
         logits = self._next_logits(rows)  # (B, V)
-        for sequence, row in zip(rows, logits, strict=True):
+        peaks, likeliest = (each.tolist() for each in logits.max(-1))  # all rows in one pass
+        for sequence, row, peak, best_id in zip(rows, logits, peaks, likeliest, strict=True):
             with self._failing_alone(sequence):
-                self._take_token(sequence, row)
+                self._take_token(sequence, row, peak, best_id)
 
     def _next_logits(self, rows: list[Sequence]) -> torch.Tensor:
         """Feed each sequence its newest token; returns fp32 logits (B, V)."""
@@ -244,29 +250,30 @@ class Engine:
         hidden = self._text_model.forward(self._text_model.embed(ids), batch)  # (B, 1, D)
         return self._text_model.logits(hidden[:, 0])
 
-    def _take_token(self, sequence: Sequence, logits: torch.Tensor) -> None:
-        """Choose a token from logits (V,), deliver it, and end the answer where it ends."""
-        matcher = sequence.request.matcher
-        allowed = logits if matcher is None else matcher.constrain(logits)
-        if not torch.isfinite(allowed.max()):
+    def _take_token(
+        self, sequence: Sequence, logits: torch.Tensor, peak: float, best_id: int
+    ) -> None:
+        """Choose a token, deliver it, and end the answer where it ends.
+
+        `peak` and `best_id` are the largest of the logits (V,) and its token.
+        """
+        if not math.isfinite(peak):
             raise EngineError(
                 "The model's output is not a number, so this answer was ended. "
                 "If it happens again, load the model with weights='fp32'."
             )
-        token_id = sequence.sampler.choose(allowed)
+        token_id = sequence.choose(logits, best_id)
         if token_id in self._stop_ids:
             self._finish(sequence, "stop")
             return
         sequence.add_token(token_id, logits)
-        if matcher is not None:
-            matcher.accept(token_id)
-        if sequence.stopped_by_text or (matcher is not None and matcher.finished):
+        if sequence.complete_text:
             self._finish(sequence, "stop")
         elif len(sequence.generated) >= sequence.request.max_new_tokens:
             self._finish(sequence, "length")
 
     def _score(self, sequence: Sequence, hidden: torch.Tensor) -> None:
-        """Deliver the prompt's last tokens, each with the log-probability that hidden (n + 1, D) gave it."""
+        """Deliver the prompt's last n tokens with the log-probabilities from hidden (n + 1, D)."""
         targets = sequence.request.prompt.ids[-sequence.request.score_tokens :].tolist()
         for first in range(0, len(targets), _SCORED_ROWS):
             rows = hidden[:-1][first : first + _SCORED_ROWS]
@@ -274,14 +281,14 @@ class Engine:
                 targets[first:], self._text_model.logits(rows), strict=False
             ):
                 sequence.add_token(token_id, logits)
-        sequence.stream.finish(sequence.complete("stop"))
+        sequence.stream.finish(sequence.to_answer("stop"))
 
     # --- the end of a sequence ---
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End an answer: keep what was computed for later turns, then hand the answer over."""
         self._remove(sequence)
-        answer = sequence.complete(reason)
+        answer = sequence.to_answer(reason)
         self._keep_prefix(sequence)
         if ids := sequence.ids_of(answer.text):
             request = sequence.request
@@ -307,8 +314,8 @@ class Engine:
             self.features.clear()
             sequence.stream.fail(
                 MemoryLimitError(
-                    "Memory ran out while computing this answer. Use fewer or smaller pictures, switch "
-                    "crops off, shorten the conversation, or load the model in a smaller precision."
+                    "Memory ran out while computing this answer. Use fewer or smaller pictures, "
+                    "switch crops off, shorten the conversation, or load a smaller precision."
                 )
             )
         else:
@@ -334,7 +341,7 @@ class Engine:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Tell an exhausted device or host from other failures; torch's CPU allocator has no own class."""
+    """Tell exhausted memory from other failures; torch's CPU allocator has no own class."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error)
     )

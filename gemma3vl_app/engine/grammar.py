@@ -1,6 +1,7 @@
 """JSON schemas enforced while decoding, by llguidance: at each step, only tokens that can go on.
 
-Shapes: V vocabulary. One `Grammars` per tokenizer (it takes about a second to build), one `Matcher` per answer.
+Shapes: V vocabulary. One `Grammars` per tokenizer (it takes about a second to build), one
+`Matcher` per answer.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llguidance
 import numpy as np
@@ -17,7 +18,12 @@ import torch
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
-_BITS = 32  # llguidance packs its masks into 32-bit words
+if TYPE_CHECKING:  # a name of its type stubs only
+    from llguidance._lib import JsonCompileOptions
+
+# Room for pretty-printing, but bounded: a model that likes white space could go on with it for
+# ever.
+_OPTIONS: JsonCompileOptions = {"whitespace_flexible": True, "whitespace_pattern": r"\n?[ ]{0,16}"}
 
 
 class Matcher:
@@ -57,7 +63,9 @@ class Grammars:
     def matcher(self, schema: Mapping[str, Any]) -> Matcher:
         """Return a fresh matcher for a JSON schema; a bad schema is a `ConversationError`."""
         try:
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(
+                json.dumps(schema), defaults=_OPTIONS
+            )
         except (TypeError, ValueError) as error:
             raise ConversationError("The schema is not valid JSON; give a JSON schema.") from error
         tokenizer = self._llguidance_tokenizer()

@@ -1,11 +1,11 @@
-"""Keys and values of one sequence: grown in place, shared between forks, dropped outside the window.
+"""Keys and values of one sequence: grown in place, shared by forks, dropped past the window.
 
 Knows nothing of tokens or pictures. Shapes: H_kv key/value heads, D head width, n tokens.
 
-Each layer owns a `KVLog`: a buffer that is only ever appended to. Several sequences may hold the same
-log with different lengths. Whoever appends first, exactly at the log's end, writes in place; everybody
-else (an edit, a second branch) copies what its length covers into a new log first. So a snapshot costs
-nothing when taken, and nothing that somebody else can see is ever overwritten.
+Each layer owns a `KVLog`: a buffer that is only ever appended to. Several sequences may hold the
+same log with different lengths. Whoever appends first, exactly at the log's end, writes in place;
+everybody else (an edit, a second branch) copies what its length covers into a new log first. So a
+snapshot costs nothing when taken, and nothing that somebody else can see is ever overwritten.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-_MIN_ROOM_TOKENS = 128  # spare room of a new buffer: the least number of decode steps before it moves
+_MIN_ROOM_TOKENS = (
+    128  # spare room of a new buffer: the least number of decode steps before it moves
+)
 
 
 class KVLog:
@@ -75,8 +77,8 @@ class SequenceKV:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store new keys and values of a layer; return all that its new queries may look at.
 
-        Takes (H_kv, n, D) each; returns views (H_kv, visible, D) whose last n columns are the new ones.
-        The first visible position is `first_visible(length, window)`.
+        Takes (H_kv, n, D) each; returns views (H_kv, visible, D) whose last n columns are the new
+        ones. The first visible position is `first_visible(length, window)`.
         """
         count = int(keys.shape[1])
         log = self._log_with_room(layer, count, keys, values)
@@ -98,11 +100,12 @@ class SequenceKV:
     def _log_with_room(
         self, layer: int, count: int, keys: torch.Tensor, values: torch.Tensor
     ) -> KVLog:
-        """Return a log that may be written at `length` for `count` tokens, moving to a new one if need be."""
+        """Return a log with room at `length` for `count` tokens: the old one, or a new copy."""
         log, window = self._logs[layer], self.windows[layer]
         if log is not None and log.filled == self.length and self.length + count <= log.end:
             return log
-        # One position more than the next query sees, so that the last token can always be taken back.
+        # One position more than the next query sees, so that the last token can always be taken
+        # back.
         first = max(0, first_visible(self.length, window) - 1)
         kept = self.length - first
         if window is None:

@@ -1,4 +1,4 @@
-"""The text model as the engine sees it: ids to vectors, vectors through the layers, vectors to logits.
+"""The text model as the engine sees it: ids to vectors, through the layers, to logits.
 
 Runs transformers' own modules; adds only our attention (`attention`). Knows nothing of requests.
 Shapes: B rows, n new tokens, D model width, V vocabulary.
@@ -48,7 +48,7 @@ class TextModel:
     def embed(
         self, ids: torch.Tensor, pictures: Sequence[tuple[int, torch.Tensor]] = ()
     ) -> torch.Tensor:
-        """Turn ids (B, n) into vectors (B, n, D); each (column, features (T, D)) replaces T of row 0.
+        """Turn ids (B, n) into vectors (B, n, D), pictures put in at (column, features (T, D)).
 
         Soft-token ids may lie outside the vocabulary: only what replaces them counts.
         """
@@ -60,7 +60,7 @@ class TextModel:
         return vectors  # type: ignore[no-any-return]
 
     def forward(self, vectors: torch.Tensor, batch: attention.Batch) -> torch.Tensor:
-        """Run vectors (B, n, D) through all layers, storing their keys and values; returns (B, n, D)."""
+        """Run vectors (B, n, D) through all layers, storing keys and values; returns (B, n, D)."""
         starts = torch.tensor([[kv.length] for kv in batch.rows], device=vectors.device)  # (B, 1)
         positions = starts + torch.arange(batch.count, device=vectors.device)  # (B, n)
         rotary = {

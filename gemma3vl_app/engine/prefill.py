@@ -1,7 +1,8 @@
 """Computing a prompt, unit by unit: its pictures through the tower, then its tokens in chunks.
 
-Each `yield` ends a unit of at most about `unit_sec` seconds, between which the engine serves others.
-Knows nothing of answers. Shapes: L prompt tokens, n tokens of a chunk, T soft tokens, D model width.
+Each `yield` ends a unit of at most about `unit_sec` seconds, between which the engine serves
+others. Knows nothing of answers. Shapes: L prompt tokens, n tokens of a chunk, T soft tokens, D
+model width.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Prefill:
         self._encoding: set[Hashable] = set()  # pictures that some sequence is encoding right now
 
     def run(self, sequence: Sequence, kv: SequenceKV) -> Generator[None, None, torch.Tensor]:
-        """Compute what `kv` lacks of the prompt; returns the final vectors (score_tokens + 1, D)."""
+        """Compute what `kv` lacks of the prompt; returns its last vectors (score_tokens + 1, D)."""
         prompt = sequence.request.prompt
         images = [image for image in prompt.images if image.start >= kv.length]
         features: dict[int, torch.Tensor] = {}  # (T, D) by the position of the first soft token
@@ -94,9 +95,7 @@ class Prefill:
             return end
         return next(stop for first, stop in prompt.image_spans if first == start)
 
-    def _encode(
-        self, sequence: Sequence, image: ImageInput
-    ) -> Generator[None, None, torch.Tensor]:
+    def _encode(self, sequence: Sequence, image: ImageInput) -> Generator[None, None, torch.Tensor]:
         """Return a picture's features (T, D), encoding it unless that was done or is being done."""
         assert self._vision is not None, "a text-only format never prepares pictures"
         key = (sequence.request.scope, image.key)

@@ -1,7 +1,7 @@
-"""What earlier requests left behind for later ones: computed prefixes, and the ids of given answers.
+"""What earlier requests leave to later ones: computed prefixes, and the ids of answers.
 
-A prefix counts as the same only if token ids, picture keys and scope (adapter, session salt) all are.
-Knows nothing of the model. Both memories are bounded and safe to ask from any thread.
+A prefix counts as the same only if token ids, picture keys and scope (adapter, session salt) all
+are. Knows nothing of the model. Both memories are bounded and safe to ask from any thread.
 """
 
 from __future__ import annotations
@@ -108,9 +108,10 @@ class AnswerMemory:
         self._lock = threading.Lock()
 
     def remember(self, scope: Scope, prompt: PreparedPrompt, text: str, ids: Sequence[int]) -> None:
-        """Keep the ids of an answer; where `prompt` ends in an open answer, `ids` and `text` go on with it.
+        """Keep the ids of an answer, or of the rest of one that `prompt` leaves open.
 
-        `text` is the whole answer's text, `ids` are the new ones. White space around does not matter.
+        `text` is the whole answer's text, `ids` are the new ones. White space around does not
+        matter.
         """
         start = prompt.answer_start or len(prompt.ids)
         whole = (*prompt.ids[start:].tolist(), *ids)

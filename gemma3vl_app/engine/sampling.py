@@ -28,8 +28,13 @@ class Sampler:
         if isinstance(self._sampling, Greedy):
             return int(logits.argmax())
         probabilities, ids = candidates(logits, self._sampling)
-        drawn = torch.multinomial(probabilities.cpu(), 1, generator=self._generator)
-        return int(ids[drawn.item()])
+        # One number a token, looked up in the order of ids, not of probabilities: rounding, which
+        # differs with what else is in the batch, would swap neighbours there and change what the
+        # seed gives.
+        ids, order = ids.cpu().sort()
+        reached = probabilities.cpu()[order].double().cumsum(-1)
+        drawn = torch.rand((), dtype=torch.float64, generator=self._generator) * reached[-1]
+        return int(ids[torch.searchsorted(reached, drawn, right=True).clamp(max=len(ids) - 1)])
 
 
 def candidates(logits: torch.Tensor, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,9 +35,9 @@ from gemma3vl_app.stream import Stream
 class Request:
     """What the engine is asked to do.
 
-    `logprobs` asks for log-probabilities with that many alternatives. `score_tokens` asks for no answer
-    at all but for the log-probabilities of the prompt's last `score_tokens` tokens. `open_answer` is the
-    text of the answer that the prompt ends in and that is to be continued.
+    `logprobs` asks for log-probabilities with that many alternatives. `score_tokens` asks for no
+    answer at all but for the log-probabilities of the prompt's last `score_tokens` tokens.
+    `open_answer` is the text of the answer that the prompt ends in and that is to be continued.
     """
 
     prompt: PreparedPrompt
@@ -88,15 +88,25 @@ class Sequence:
         self.work: Generator[None, None, torch.Tensor] | None = None  # the rest of its prefill
         self.generated: list[int] = []
         self.tokens: list[Token] = []
-        self.sampler = Sampler(request.sampling)
+        self._sampler = Sampler(request.sampling)
         self._tokenizer = tokenizer
         self._pieces = tokenizer.new_decode_stream()
         self._text = AnswerText(request.stop)
 
     @property
-    def stopped_by_text(self) -> bool:
-        """Whether a stop string is complete."""
-        return self._text.stopped
+    def complete_text(self) -> bool:
+        """Whether a stop string has come, or the schema allows nothing more."""
+        matcher = self.request.matcher
+        return self._text.stopped or (matcher is not None and matcher.finished)
+
+    def choose(self, logits: torch.Tensor, best_id: int) -> int:
+        """Choose the next token by rule and schema; `best_id` is the likeliest of logits (V,)."""
+        matcher = self.request.matcher
+        if matcher is None:
+            return best_id if self._sampler.greedy else self._sampler.choose(logits)
+        token_id = self._sampler.choose(matcher.constrain(logits))
+        matcher.accept(token_id)
+        return token_id
 
     def add_token(self, token_id: int, logits: torch.Tensor) -> None:
         """Take one token, chosen or given, and deliver what it adds; logits (V,) predicted it."""
@@ -119,7 +129,7 @@ class Sequence:
         )
         return Token(token_id, text, float(logprobs[token_id]), alternatives)
 
-    def complete(self, reason: FinishReason) -> Answer:
+    def to_answer(self, reason: FinishReason) -> Answer:
         """Release the text still held back and return the whole answer; the stream stays open."""
         if held := self._text.finish():
             self.stream.put(Chunk(held))

@@ -40,7 +40,7 @@ ARCHITECTURES: dict[str, tuple[type[Any], type[Any]]] = {
 WEIGHTS = {"bf16": "bfloat16", "fp32": "float32"}
 SHORT = {dtype: weights for weights, dtype in WEIGHTS.items()}
 SELF_TEST_IDS = (2, 105, 107, 106)  # <bos>, <start_of_turn>, a line break, <end_of_turn>
-# What transformers raises on a config.json that is not sensible: it has no error of its own for that
+# What transformers raises on a config.json that makes no sense: it has no one error for that
 NONSENSE = (
     StrictDataclassError,
     ArithmeticError,
@@ -236,7 +236,8 @@ def _plan(weights: str, parameters: int, machine: hardware.Machine, name: str) -
 def _build(skeleton: Model, tensors: dict[str, torch.Tensor], plan: LoadPlan, name: str) -> Model:
     """Put the tensors into the model, in the plan's dtype and on its device."""
     with _no_progress_bar():
-        model, info = type(skeleton).from_pretrained(
+        model_class: type[Any] = type(skeleton)
+        model, info = model_class.from_pretrained(
             None,
             config=skeleton.config,
             state_dict=tensors,

@@ -20,7 +20,7 @@ def base(base_270m):
 
 
 def test_it_continues_text(base):
-    # The text is what transformers gives with its own reader of this GGUF (a minute, so not run here).
+    # What transformers says with its own reader of this GGUF (a minute, so not run here)
     tokenizer = Tokenizer.from_file(str(base.tokenizer_file))
     ids = torch.tensor([tokenizer.encode("The capital of France is").ids])
     text = base.model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)

@@ -1,0 +1,87 @@
+"""Keys and values: grown in place, shared by length, never overwritten for somebody else."""
+
+import pytest
+import torch
+
+from gemma3vl_app.engine.kv import SequenceKV
+
+WINDOW = 8
+
+
+def feed(kv: SequenceKV, values: list[float]) -> list[list[float]]:
+    """Store tokens one by one, with their numbers as keys; returns what each layer sees."""
+    seen = []
+    for value in values:
+        token = torch.full((1, 1, 2), float(value))
+        seen = [kv.append(layer, token, token)[0][0, :, 0].tolist() for layer in range(2)]
+        kv.advance(1)
+    return seen
+
+
+def make() -> SequenceKV:
+    return SequenceKV([WINDOW, None])
+
+
+def test_sliding_layers_see_their_window_and_global_layers_everything():
+    sliding, full = feed(make(), list(range(300)))
+    assert sliding == list(range(292, 300))
+    assert full == list(range(300))
+
+
+def test_growing_copies_each_token_a_bounded_number_of_times():
+    kv, moved, known = make(), 0, {}
+    for value in range(5000):
+        feed(kv, [value])
+        for layer, log in enumerate(kv.logs()):
+            if known.get(layer) is not log:
+                moved += kv.length
+                known[layer] = log
+    assert moved < 5 * 5000 + 5000 * 5000 / WINDOW  # sliding layers move only their window
+    full = list(kv.logs())[1]
+    assert full.keys.shape[1] < 2 * 5000
+
+
+def test_sliding_memory_does_not_grow_with_the_conversation():
+    kv = make()
+    feed(kv, list(range(2000)))
+    assert next(kv.logs()).keys.shape[1] <= 3 * WINDOW
+
+
+def test_a_fork_copies_nothing_until_somebody_writes():
+    parent = make()
+    feed(parent, [1, 2, 3])
+    child = parent.fork(3)
+    assert [id(log) for log in child.logs()] == [id(log) for log in parent.logs()]
+
+
+def test_two_branches_never_see_each_other():
+    parent = make()
+    feed(parent, [1, 2, 3])
+    left, right = parent.fork(3), parent.fork(3)
+    assert feed(left, [10, 11])[1] == [1, 2, 3, 10, 11]
+    assert feed(right, [20])[1] == [1, 2, 3, 20]
+    assert feed(left, [12])[1] == [1, 2, 3, 10, 11, 12]
+    assert feed(parent, [30]) == [[1, 2, 3, 30]] * 2
+
+
+def test_the_last_token_can_always_be_taken_back():
+    for length in range(1, 60):
+        kv = make()
+        feed(kv, list(range(length)))
+        assert kv.can_rewind(length - 1)
+        assert feed(kv.fork(length - 1), [-1])[0][-1] == -1
+
+
+def test_what_has_left_the_window_cannot_be_rewound_to():
+    kv = make()
+    feed(kv, list(range(100)))
+    assert not kv.can_rewind(40)
+    with pytest.raises(ValueError, match="sliding window"):
+        kv.fork(40)
+
+
+def test_a_chunk_longer_than_the_window_is_seen_whole_by_its_own_queries():
+    kv = make()
+    chunk = torch.arange(20.0).view(1, 20, 1).expand(1, 20, 2)
+    keys, _ = kv.append(0, chunk, chunk)
+    assert keys.shape[1] == 20

@@ -1,0 +1,118 @@
+"""What the README, the docs and the notebooks tell people to do really works."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+import gemma3vl_app.backends.local
+import gemma3vl_app.server
+from gemma3vl_app import cli
+from gemma3vl_app.testing.scripted import ScriptedBackend
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RUN_SEC = 300  # the first use of the demo on a machine converts it
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced blocks of `page` in one of `languages`."""
+    fences = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [text for language, text in fences if language in languages]
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = [line for text in blocks(page, "bash", "sh") for line in text.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def program(path: Path) -> str:
+    """All Python of a page or notebook, top to bottom, as one program."""
+    if path.suffix == ".md":
+        return "\n".join(blocks(path, "python"))
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(c["source"]) + "\n" for c in cells if c["cell_type"] == "code")
+
+
+PROGRAMS = [path for path in (*PAGES, *NOTEBOOKS) if program(path).strip()]
+COMMANDS = [pytest.param(c, id=f"{p.name}: {shlex.join(c)}") for p in PAGES for c in commands(p)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_the_python_people_are_shown_runs(path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", program(path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SEC,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "red circle" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_people_are_shown_exist(command, monkeypatch, tmp_path, capsys):
+    if command[0] == "make":
+        targets = re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.M)
+        assert set(command[1:]) <= set(targets)
+    else:
+        assert command[0] == "gemma3vl"
+        run_on_scripted_backend(command, monkeypatch, tmp_path)
+
+
+def run_on_scripted_backend(command: list[str], monkeypatch, folder: Path) -> None:
+    """Run a `gemma3vl` command for real, but for the model and the server."""
+    for name in [word for word in command if word.endswith(".png")]:
+        Image.new("RGB", (9, 9), "red").save(folder / name)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(gemma3vl_app.backends.local, "load", lambda *_, **__: ScriptedBackend())
+    monkeypatch.setattr(gemma3vl_app.server, "serve", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_shipped_without_outputs(notebook):
+    data = json.loads(notebook.read_text(encoding="utf-8"))
+    assert data["nbformat"] == 4
+    code = [cell for cell in data["cells"] if cell["cell_type"] == "code"]
+    assert len(code) >= 3
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+
+
+def test_every_make_target_named_in_a_page_exists():
+    targets = re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.M)
+    for page in PAGES:
+        named = re.findall(r"`make ([\w-]+)`", page.read_text(encoding="utf-8"))
+        assert set(named) <= set(targets), page.name
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_command_line_really_asks_the_demo(tmp_path):
+    picture = Image.new("RGB", (256, 256), "white")
+    ImageDraw.Draw(picture).ellipse((64, 64, 192, 192), fill="red")
+    picture.save(tmp_path / "circle.png")
+    command = ["ask", "demo", "What color is the circle?", "--image", "circle.png"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gemma3vl_app.cli", *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SEC,
+    )
+    assert (done.returncode, done.stdout) == (0, "Red.\n"), done.stderr[-2000:]
