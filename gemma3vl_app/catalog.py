@@ -5,7 +5,10 @@ Pure data; knows nothing of files, tensors or memory.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from importlib import resources
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -35,3 +38,12 @@ BASE_270M = Entry(
 )
 
 MODELS: dict[str, Entry] = {entry.name: entry for entry in (DEMO, BASE_270M)}
+
+
+def published_config(size: str) -> dict[str, Any]:
+    """Return the `config.json` that Google published for `size` ("4b"), sparse as it is.
+
+    Values it leaves out are transformers' defaults for the architecture.
+    """
+    text = resources.files("gemma3vl_app").joinpath("configs", f"{size}.json").read_text("utf-8")
+    return dict(json.loads(text))

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from gemma3vl_app.backends.protocol import Capabilities, Schema
 from gemma3vl_app.engine.engine import Engine, EngineLimits
-from gemma3vl_app.engine.grammar import Grammars, Matcher
+from gemma3vl_app.engine.grammar import Grammars, Matcher, closed
 from gemma3vl_app.engine.sequence import Request
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.generation import Greedy, Preview, Progress, Sampling, Token
@@ -164,7 +164,7 @@ class LocalBackend:
         if isinstance(schema, Mapping):
             return self._grammars.matcher(schema)
         if isinstance(schema, type) and issubclass(schema, BaseModel):
-            return self._grammars.matcher(schema.model_json_schema())
+            return self._grammars.matcher(closed(schema.model_json_schema()))
         raise ConversationError("schema must be a JSON schema (a dict) or a pydantic model class.")
 
 

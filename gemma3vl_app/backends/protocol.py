@@ -90,10 +90,11 @@ class Backend(Protocol):
     ) -> Stream:
         """Start an answer to `conversation` and return it as a stream.
 
-        `logprobs` asks for each token's log-probability with that many alternatives. `schema`
-        forces the text to be JSON of that schema. `session` is a salt: nothing is reused across
-        different salts. Raises `ConversationError` for a bad request and `BusyError` when the
-        queue is full.
+        A conversation that ends with an assistant message has that answer continued: the stream
+        brings only what is new.         `logprobs` asks for each token's log-probability with that
+        many alternatives. `schema` forces the text to be JSON of that schema. `session` is a salt:
+        nothing is reused across different salts. Raises `ConversationError` for a bad request and
+        `BusyError` when the queue is full.
         """
         ...
 

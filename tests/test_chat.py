@@ -1,0 +1,190 @@
+"""The conversation that is kept: turns, stops, corrections, branches."""
+
+import numpy as np
+import pytest
+
+from gemma3vl_app import Chat, Conversation, Picture
+from gemma3vl_app.errors import ConversationError, EngineError, PictureError
+from gemma3vl_app.generation import Greedy
+from gemma3vl_app.testing import ScriptedBackend
+
+
+def roles_and_texts(chat: Chat) -> list[tuple[str, str]]:
+    return [(message.role, message.text) for message in chat.conversation.messages]
+
+
+def red() -> np.ndarray:
+    return np.full((8, 8, 3), (255, 0, 0), dtype=np.uint8)
+
+
+def test_turns_are_kept_and_sent_again_with_their_pictures():
+    backend = ScriptedBackend()
+    chat = Chat(backend, system="Be brief.")
+    chat.ask("one", images=[red()])
+    chat.ask("two")
+    sent = backend.requests[-1].conversation
+    assert sent.system == "Be brief."
+    assert [message.role for message in sent.messages] == ["user", "assistant", "user"]
+    assert len(sent.pictures) == 1
+
+
+def test_pictures_come_before_the_text_unless_they_are_placed_in_it():
+    backend = ScriptedBackend()
+    chat, placed = Chat(backend), Picture.open(red())
+    chat.ask("after", images=[red()])
+    assert [
+        type(part).__name__ for part in backend.requests[-1].conversation.messages[0].parts
+    ] == [
+        "Picture",
+        "Text",
+    ]
+    chat.ask("before", placed, "between")
+    assert [
+        type(part).__name__ for part in backend.requests[-1].conversation.messages[2].parts
+    ] == [
+        "Text",
+        "Picture",
+        "Text",
+    ]
+
+
+def test_a_stream_that_was_read_leaves_its_answer_in_the_conversation():
+    chat = Chat(ScriptedBackend(["A ", "cat."]))
+    assert "".join(chunk.text for chunk in chat.stream("What?")) == "A cat."
+    assert roles_and_texts(chat) == [("user", "What?"), ("assistant", "A cat.")]
+
+
+def test_asking_while_an_answer_is_running_is_refused_and_changes_nothing():
+    chat = Chat(ScriptedBackend(["a"] * 100, seconds_per_chunk=0.05))
+    stream = chat.stream("first")
+    with pytest.raises(ConversationError, match="stop"):
+        chat.stream("second")
+    chat.stop()
+    assert stream.answer.finish_reason == "cancelled"
+    assert [text for _, text in roles_and_texts(chat)][:1] == ["first"]
+
+
+def test_what_was_said_before_a_stop_stays():
+    chat = Chat(ScriptedBackend(["word "] * 100, seconds_per_chunk=0.02))
+    stream = chat.stream("go")
+    for chunk in stream:
+        if chunk.text:
+            break
+    chat.stop()
+    said = stream.answer.text
+    assert said.startswith("word ")
+    assert roles_and_texts(chat)[-1] == ("assistant", said)
+
+
+def test_stop_without_an_answer_does_nothing():
+    Chat(ScriptedBackend()).stop()
+
+
+def test_a_picture_that_cannot_be_read_leaves_the_conversation_as_it_was():
+    chat = Chat(ScriptedBackend())
+    chat.ask("one")
+    with pytest.raises(PictureError):
+        chat.ask("two", images=[b"not a picture"])
+    assert len(chat.conversation.messages) == 2
+
+
+def test_a_refused_request_leaves_the_conversation_as_it_was():
+    chat = Chat(ScriptedBackend())
+    chat.ask("one")
+    with pytest.raises(ConversationError):
+        chat.ask("two", max_new_tokens=0)
+    assert len(chat.conversation.messages) == 2
+
+
+def test_a_failed_answer_keeps_the_question_and_can_be_tried_again():
+    backend = ScriptedBackend(["half "], error=EngineError("It broke."))
+    chat = Chat(backend)
+    with pytest.raises(EngineError):
+        chat.ask("why?")
+    assert roles_and_texts(chat) == [("user", "why?")]
+    chat.backend = ScriptedBackend(["whole"])
+    assert chat.regenerate().answer.text == "whole"
+
+
+def test_undo_goes_back_before_the_last_question():
+    chat = Chat(ScriptedBackend())
+    chat.ask("one")
+    chat.ask("two")
+    chat.undo()
+    assert [text for _, text in roles_and_texts(chat)] == ["one", "one"]
+    chat.undo()
+    assert roles_and_texts(chat) == []
+    with pytest.raises(ConversationError, match="nothing to undo"):
+        chat.undo()
+
+
+def test_regenerate_keeps_the_first_answer_as_a_version():
+    chat = Chat(ScriptedBackend(["first"]))
+    chat.ask("q")
+    chat.backend = ScriptedBackend(["second"])
+    assert chat.regenerate().answer.text == "second"
+    assert [message.text for message in chat.versions(1)] == ["first", "second"]
+    chat.switch(1, 0)
+    assert roles_and_texts(chat)[-1] == ("assistant", "first")
+
+
+def test_edit_keeps_the_pictures_and_the_old_branch():
+    chat = Chat(ScriptedBackend())
+    chat.ask("what is it?", images=[red()])
+    chat.ask("sure?")
+    assert chat.edit(0, "where is it?").answer.text == "where is it?"
+    assert len(chat.conversation.messages) == 2
+    assert len(chat.conversation.pictures) == 1
+    chat.switch(0, 0)
+    assert [text for _, text in roles_and_texts(chat)][2:] == ["sure?", "sure?"]
+
+
+def test_an_edit_that_is_refused_changes_nothing():
+    chat = Chat(ScriptedBackend())
+    chat.ask("one")
+    before = chat.conversation
+    with pytest.raises(ConversationError):
+        chat.edit(0, "two", max_new_tokens=0)
+    with pytest.raises(ConversationError, match="assistant"):
+        chat.edit(1, "two")
+    with pytest.raises(ConversationError, match="no message 7"):
+        chat.edit(7, "two")
+    assert chat.conversation == before
+    assert len(chat.versions(0)) == 1
+
+
+def test_branch_goes_on_from_an_earlier_message():
+    chat = Chat(ScriptedBackend())
+    chat.ask("one")
+    chat.ask("two")
+    chat.branch(1)
+    chat.ask("three")
+    assert [text for _, text in roles_and_texts(chat)] == ["one", "one", "three", "three"]
+    assert [message.text for message in chat.versions(2)] == ["two", "three"]
+
+
+def test_resume_goes_on_with_the_last_answer():
+    backend = ScriptedBackend(["Once ", "upon "])
+    chat = Chat(backend)
+    chat.ask("a story")
+    chat.backend = more = ScriptedBackend(["a time."])
+    assert chat.resume().answer.text == "a time."
+    assert more.requests[0].conversation.messages[-1].text == "Once upon "
+    assert roles_and_texts(chat)[-1] == ("assistant", "Once upon a time.")
+
+
+def test_a_chat_can_start_from_a_conversation():
+    chat = Chat(ScriptedBackend(), conversation=Conversation(system="S").user("a").assistant("b"))
+    chat.ask("c")
+    assert [text for _, text in roles_and_texts(chat)] == ["a", "b", "c", "c"]
+    assert chat.conversation.system == "S"
+    with pytest.raises(ConversationError, match="either"):
+        Chat(ScriptedBackend(), system="x", conversation=Conversation())
+
+
+def test_the_chats_own_sampling_and_session_go_with_every_request():
+    backend = ScriptedBackend()
+    chat = Chat(backend, sampling=Greedy(), session="salt")
+    chat.ask("one")
+    chat.preview("two")
+    assert (backend.requests[0].sampling, backend.requests[0].session) == (Greedy(), "salt")
