@@ -91,7 +91,8 @@ class Chat:
         **options: Unpack[StreamOptions],
     ) -> Answer:
         """Send a user message and wait for the answer; see `stream`."""
-        return self.stream(*parts, images=images, crops=crops, **options).answer
+        with self.stream(*parts, images=images, crops=crops, **options) as stream:
+            return stream.answer  # an interrupt while waiting here cancels
 
     def stream(
         self,
@@ -240,21 +241,22 @@ class Chat:
         """Put the finished answer into the tree; refuse to go on while one is being written."""
         if self._running is None:
             return
-        if not self._running.done:
+        if not self._running.done and not self._running.cancelled:
             raise ConversationError(
                 "An answer is still being written; wait for it, or stop() it first."
             )
         running, self._running = self._running, None
         try:
-            text = running.answer.text
+            text = running.answer.text  # of a cancelled one: there within a step
         except Exception:  # it was raised to whoever read the stream; the user message stays
             return
+        if not text:
+            return
+        parent = self._head
         if self._continues:
             assert self._head.message is not None and self._head.parent is not None
-            text = self._head.message.text + text
-            self._head = self._head.parent.add(Message("assistant", (Text(text),)))
-        elif text:
-            self._head = self._head.add(Message("assistant", (Text(text),)))
+            text, parent = self._head.message.text + text, self._head.parent
+        self._head = parent.add(Message("assistant", (Text(text),)))
 
 
 def _part(part: str | Part | Path, crops: Crops) -> Part:

@@ -24,8 +24,8 @@ class Greedy:
 class Sample:
     """Draw from the distribution after temperature, then top-k, then top-p (transformers' order).
 
-    `top_k=0` and `top_p=1.0` switch a filter off. The same `seed` and prompt give the same answer,
-    whatever else runs beside it.
+    `top_k=0` and `top_p=1.0` switch a filter off. The same `seed` and prompt give the same answer
+    whatever runs beside it, but for rounding: see docs/correctness.md.
     """
 
     temperature: float = 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -118,7 +117,7 @@ def _part_from_dict(data: dict[str, Any]) -> Part:
     if data["type"] == "picture":
         try:
             encoded = base64.b64decode(data["data"], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error, or characters outside ASCII
             raise ConversationError("A picture part's 'data' is not valid base64.") from error
         return Picture.open(encoded, name=data["name"], crops=data["crops"])
     raise ConversationError(f"Unknown part type {data['type']!r}; expected 'text' or 'picture'.")

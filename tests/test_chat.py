@@ -6,6 +6,7 @@ import pytest
 from gemma3vl_app import Chat, Conversation, Picture
 from gemma3vl_app.errors import ConversationError, EngineError, PictureError
 from gemma3vl_app.generation import Greedy
+from gemma3vl_app.stream import Stream
 from gemma3vl_app.testing import ScriptedBackend
 
 
@@ -74,6 +75,30 @@ def test_what_was_said_before_a_stop_stays():
     said = stream.answer.text
     assert said.startswith("word ")
     assert roles_and_texts(chat)[-1] == ("assistant", said)
+
+
+def test_one_can_ask_again_right_after_stopping():
+    chat = Chat(ScriptedBackend(["word "] * 100, seconds_per_chunk=0.02))
+    chat.stream("go")
+    chat.stop()
+    chat.backend = ScriptedBackend()
+    assert chat.ask("again").text == "again"
+
+
+def test_an_interrupted_ask_stops_the_answer(monkeypatch):
+    backend = ScriptedBackend(["word "] * 200, seconds_per_chunk=0.02)
+    chat = Chat(backend)
+
+    def interrupt(stream):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stream, "answer", property(interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        chat.ask("go")
+    monkeypatch.undo()
+    assert chat._running.cancelled
+    chat.undo()
+    assert backend.running == 0
 
 
 def test_stop_without_an_answer_does_nothing():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +22,7 @@ from gemma3vl_app.planning import LoadPlan
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.prepare import prepare
 from gemma3vl_app.prompting.prompt import PreparedPrompt, extended
+from gemma3vl_app.prompting.template import BLANK_LINE, check_text
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 from gemma3vl_app.stream import Stream
 
@@ -95,13 +95,16 @@ class LocalBackend:
     ) -> Stream:
         """Start an answer and return it as a stream; see `Backend.stream`."""
         _check_adapter(adapter)
+        prompt = self._prepare(conversation, session)
         request = Request(
-            prompt=self._prepare(conversation, session),
+            prompt=prompt,
             sampling=sampling or self._loaded.sampling,
             max_new_tokens=_checked("max_new_tokens", max_new_tokens, 1, None),
             stop=_checked_stop(stop),
-            logprobs=_checked("logprobs", logprobs, 0, MAX_ALTERNATIVES),
-            matcher=self._matcher(schema),
+            logprobs=None
+            if logprobs is None
+            else _checked("logprobs", logprobs, 0, MAX_ALTERNATIVES),
+            matcher=self._matcher(schema, prompt),
             scope=(adapter, session),
             open_answer=_open_answer(conversation),
         )
@@ -118,17 +121,20 @@ class LocalBackend:
             context_tokens=self.engine.context_tokens,
         )
 
-    def score(self, conversation: Conversation, text: str) -> tuple[Token, ...]:
+    def score(
+        self, conversation: Conversation, text: str, *, session: str = ""
+    ) -> tuple[Token, ...]:
         """Return the tokens of `text` as the next answer, each with its log-probability."""
+        check_text(text, "The text to score")
         ids = self._tokenizer.encode(text)
         if not ids:
             raise ConversationError("There is no text to score; give at least one character.")
-        prompt = extended(self._prepare(conversation, session=""), ids)
+        prompt = extended(self._prepare(conversation, session), ids)
         request = Request(
             prompt=prompt,
             sampling=Greedy(),
             logprobs=0,
-            scope=(None, ""),
+            scope=(None, session),
             score_tokens=len(ids),
         )
         return self.engine.submit(request).answer.tokens
@@ -140,7 +146,7 @@ class LocalBackend:
         )
 
     def close(self) -> None:
-        """Stop every answer and free the model's caches; safe to call twice."""
+        """Stop every answer and drop the caches; the model goes with the last reference to this."""
         self.engine.close()
 
     def __enter__(self) -> LocalBackend:
@@ -155,22 +161,35 @@ class LocalBackend:
         self.close()
 
     def _prepare(self, conversation: Conversation, session: str) -> PreparedPrompt:
-        recall = partial(self.engine.answers.recall, (None, session))
+        open_answer = _open_answer(conversation)
+
+        def recall(so_far: PreparedPrompt, text: str) -> tuple[int, ...] | None:
+            exact = bool(open_answer) and text == open_answer
+            return self.engine.answers.recall((None, session), so_far, text, exact=exact)
+
         return prepare(conversation, self._tokenizer, self._format, recall=recall)
 
-    def _matcher(self, schema: Schema | None) -> Matcher | None:
+    def _matcher(self, schema: Schema | None, prompt: PreparedPrompt) -> Matcher | None:
         if schema is None:
             return None
         if isinstance(schema, Mapping):
-            return self._grammars.matcher(schema)
-        if isinstance(schema, type) and issubclass(schema, BaseModel):
-            return self._grammars.matcher(closed(schema.model_json_schema()))
-        raise ConversationError("schema must be a JSON schema (a dict) or a pydantic model class.")
+            matcher = self._grammars.matcher(schema)
+        elif isinstance(schema, type) and issubclass(schema, BaseModel):
+            matcher = self._grammars.matcher(closed(schema.model_json_schema()))
+        else:
+            raise ConversationError("schema must be a JSON schema (a dict) or a pydantic model.")
+        matcher.begin_with(prompt.ids[prompt.answer_start :].tolist())
+        return matcher
 
 
 def _open_answer(conversation: Conversation) -> str:
-    last = conversation.messages[-1]
-    return last.text if last.role == "assistant" else ""
+    """Return the text of the answer that the conversation ends in, as the template joins it."""
+    texts: list[str] = []
+    for message in reversed(conversation.messages):
+        if message.role != "assistant":
+            break
+        texts.append(message.text)
+    return BLANK_LINE.join(reversed(texts))
 
 
 def _check_adapter(adapter: str | None) -> None:
@@ -178,10 +197,8 @@ def _check_adapter(adapter: str | None) -> None:
         raise ConversationError(f"There is no adapter {adapter!r}; this model has none loaded.")
 
 
-def _checked(name: str, value: Any, low: int, high: int | None) -> Any:
-    """Return an optional whole number after checking its range, or say what it must be."""
-    if value is None:
-        return None
+def _checked(name: str, value: Any, low: int, high: int | None) -> int:
+    """Return a whole number after checking its range, or say what it must be."""
     try:
         number = operator.index(value)
     except TypeError as error:
@@ -192,8 +209,12 @@ def _checked(name: str, value: Any, low: int, high: int | None) -> Any:
     return number
 
 
+def _checked_logprobs(logprobs: int | None) -> int | None:
+    return None if logprobs is None else _checked("logprobs", logprobs, 0, MAX_ALTERNATIVES)
+
+
 def _checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(strings) > _MAX_STOP_STRINGS:
         raise ConversationError(
             f"{len(strings)} stop strings were given; at most {_MAX_STOP_STRINGS} are allowed."

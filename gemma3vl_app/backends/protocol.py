@@ -91,8 +91,8 @@ class Backend(Protocol):
         """Start an answer to `conversation` and return it as a stream.
 
         A conversation that ends with an assistant message has that answer continued: the stream
-        brings only what is new.         `logprobs` asks for each token's log-probability with that
-        many alternatives. `schema` forces the text to be JSON of that schema. `session` is a salt:
+        brings only what is new. `logprobs` asks for each token's log-probability with that many
+        alternatives. `schema` forces the text to be JSON of that schema. `session` is a salt:
         nothing is reused across different salts. Raises `ConversationError` for a bad request and
         `BusyError` when the queue is full.
         """
@@ -102,7 +102,9 @@ class Backend(Protocol):
         """Return what `conversation` would cost, computing nothing."""
         ...
 
-    def score(self, conversation: Conversation, text: str) -> tuple[Token, ...]:
+    def score(
+        self, conversation: Conversation, text: str, *, session: str = ""
+    ) -> tuple[Token, ...]:
         """Return the tokens of `text` as the next answer, each with its log-probability."""
         ...
 
@@ -111,7 +113,7 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop every answer and free the model; the backend is unusable afterwards."""
+        """Stop every answer and drop all caches; the backend is unusable afterwards."""
         ...
 
     def __enter__(self) -> Self: ...

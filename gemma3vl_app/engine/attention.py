@@ -101,7 +101,7 @@ def _attend_row(
         # repeated.
         packed = query.view(1, keys.shape[0], -1, width)
         output = scaled_dot_product_attention(packed, keys[None], values[None], scale=scaling)
-        return output.view(heads, 1, width)
+        return output.reshape(heads, 1, width)  # some kernels return it transposed
     if query.device.type != "cpu":  # CUDA's fused kernels take grouped heads only without a mask
         repeats = heads // keys.shape[0]
         keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)

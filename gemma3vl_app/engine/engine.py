@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -138,18 +138,26 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
-        while self._wait_for_work():
-            self._drop_cancelled()
-            self._admit()
-            self._prefill_unit()
-            self._decode_step()
-        for sequence in self._all():
-            self._remove(sequence)
-            sequence.stream.fail(
-                EngineError("The model was closed before the answer was complete.")
-            )
+        try:
+            while self._wait_for_work():
+                self._drop_cancelled()
+                self._admit()
+                self._prefill_unit()
+                self._decode_step()
+        finally:  # closed, or a defect of this loop itself: nobody may be left waiting
+            with self._changed:
+                self._closed = True
+            for sequence in self._all():
+                self._remove(sequence)
+                sequence.stream.fail(
+                    EngineError("The model was closed before the answer was complete.")
+                )
+            self._drop_caches()
+
+    def _drop_caches(self) -> None:
         self.prefixes.clear()
         self.features.clear()
+        self.answers.clear()
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when the engine is closed."""
@@ -196,7 +204,7 @@ class Engine:
         else:
             kv, sequence.cached_tokens = found
             sequence.kv = kv.fork(sequence.cached_tokens, expected_tokens=tokens)
-        sequence.work = self._prefill.run(sequence, sequence.kv)
+        sequence.work = self._work(sequence, sequence.kv)
         self._prefilling.append(sequence)
 
     def _prefill_unit(self) -> None:
@@ -207,18 +215,17 @@ class Engine:
         self._prefilling.rotate(-1)
         assert sequence.work is not None
         with self._failing_alone(sequence):
-            try:
-                next(sequence.work)
-            except StopIteration as end:
-                self._prefilling.remove(sequence)
-                self._begin_answer(sequence, end.value)
+            next(sequence.work, None)
 
-    def _begin_answer(self, sequence: Sequence, hidden: torch.Tensor) -> None:
-        """Go on from the prompt's last vectors (score_tokens + 1, D)."""
+    def _work(self, sequence: Sequence, kv: SequenceKV) -> Generator[None]:
+        """Compute the prompt, then go on to the first token, or to the scores."""
+        hidden = yield from self._prefill.run(sequence, kv)  # (score_tokens + 1, D)
         if sequence.request.score_tokens:
-            self._score(sequence, hidden)
+            yield from self._score(sequence, hidden)
             return
+        sequence.work = None
         self._keep_prefix(sequence)
+        self._prefilling.remove(sequence)
         self._decoding.append(sequence)
         logits = self._text_model.logits(hidden[-1])  # (V,)
         self._take_token(sequence, logits, float(logits.max()), int(logits.argmax()))
@@ -226,15 +233,26 @@ class Engine:
     def _decode_step(self) -> None:
         """Compute one token for every running sequence, all in one pass."""
         rows = list(self._decoding)
-        if not rows:
+        lengths = [sequence.kv.length for sequence in rows if sequence.kv is not None]
+        if not rows or self._decoded(rows):
             return
+        # The failed pass may have stored its tokens; each row is then tried alone, from before it.
+        for sequence, length in zip(rows, lengths, strict=True):
+            with self._failing_alone(sequence):
+                assert sequence.kv is not None
+                sequence.kv.take_back(length)
+                self._decode_rows([sequence])
+
+    def _decoded(self, rows: list[Sequence]) -> bool:
+        """Try to decode `rows` together; False where the pass failed and nothing was taken."""
         try:
             self._decode_rows(rows)
-        except Exception:
-            logger.warning("a step of %d answers failed; each is tried alone", len(rows))
-            for sequence in rows:
-                with self._failing_alone(sequence):
-                    self._decode_rows([sequence])
+        except Exception as error:
+            logger.warning("a step of %d answers failed (%s)", len(rows), type(error).__name__)
+            if _is_out_of_memory(error):
+                self._drop_caches()
+            return False
+        return True
 
     def _decode_rows(self, rows: list[Sequence]) -> None:
         logits = self._next_logits(rows)  # (B, V)
@@ -272,15 +290,17 @@ class Engine:
         elif len(sequence.generated) >= sequence.request.max_new_tokens:
             self._finish(sequence, "length")
 
-    def _score(self, sequence: Sequence, hidden: torch.Tensor) -> None:
+    def _score(self, sequence: Sequence, hidden: torch.Tensor) -> Generator[None]:
         """Deliver the prompt's last n tokens with the log-probabilities from hidden (n + 1, D)."""
         targets = sequence.request.prompt.ids[-sequence.request.score_tokens :].tolist()
         for first in range(0, len(targets), _SCORED_ROWS):
-            rows = hidden[:-1][first : first + _SCORED_ROWS]
-            for token_id, logits in zip(
-                targets[first:], self._text_model.logits(rows), strict=False
-            ):
-                sequence.add_token(token_id, logits)
+            rows = slice(first, first + _SCORED_ROWS)
+            logits = self._text_model.logits(hidden[:-1][rows])  # (rows, V)
+            for token_id, row in zip(targets[rows], logits, strict=True):
+                sequence.add_token(token_id, row)
+            yield
+        sequence.work = None
+        self._remove(sequence)
         sequence.stream.finish(sequence.to_answer("stop"))
 
     # --- the end of a sequence ---
@@ -299,10 +319,8 @@ class Engine:
     def _keep_prefix(self, sequence: Sequence) -> None:
         kv = sequence.kv
         if kv is not None and kv.length:
-            snapshot = Snapshot(
-                sequence.request.scope, sequence.computed_prompt(), kv.fork(kv.length)
-            )
-            self.prefixes.add(snapshot)
+            key = sequence.computed_prompt().key
+            self.prefixes.add(Snapshot(sequence.request.scope, key, kv.fork(kv.length)))
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """End one request with an error fit for people; the others go on."""
@@ -310,8 +328,7 @@ class Engine:
         if isinstance(error, Gemma3VLError):
             sequence.stream.fail(error)
         elif _is_out_of_memory(error):
-            self.prefixes.clear()
-            self.features.clear()
+            self._drop_caches()
             sequence.stream.fail(
                 MemoryLimitError(
                     "Memory ran out while computing this answer. Use fewer or smaller pictures, "

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import llguidance
 import numpy as np
 import torch
 
-from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.errors import ConversationError, EngineError
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:  # a name of its type stubs only
@@ -47,8 +47,19 @@ class Matcher:
         return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
 
     def accept(self, token_id: int) -> None:
-        """Move on by a chosen token."""
-        self._matcher.consume_token(token_id)
+        """Move on by a chosen token; raises `EngineError` where the schema's limits are reached."""
+        if not self._matcher.consume_token(token_id):
+            raise EngineError(
+                "The answer could not be kept inside the JSON schema. Use a simpler schema."
+            )
+
+    def begin_with(self, ids: Sequence[int]) -> None:
+        """Take an answer's beginning as given; raises `ConversationError` where it does not fit."""
+        if ids and not self._matcher.consume_tokens(list(ids)):
+            raise ConversationError(
+                "The answer to be continued does not fit the schema. Continue it without a schema, "
+                "or ask anew."
+            )
 
 
 class Grammars:
@@ -66,7 +77,7 @@ class Grammars:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(
                 json.dumps(schema), defaults=_OPTIONS
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ConversationError("The schema is not valid JSON; give a JSON schema.") from error
         tokenizer = self._llguidance_tokenizer()
         matcher = llguidance.LLMatcher(tokenizer, grammar)

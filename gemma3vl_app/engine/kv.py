@@ -90,8 +90,17 @@ class SequenceKV:
         return log.keys[:, begin:stop], log.values[:, begin:stop]
 
     def advance(self, count: int) -> None:
-        """Count `count` tokens as stored in every layer."""
+        """Count `count` tokens as stored in every layer; sliding layers drop a chunk's excess."""
         self.length += count
+        for layer, (log, window) in enumerate(zip(self._logs, self.windows, strict=True)):
+            if window is not None and log is not None and log.keys.shape[1] > 3 * window:
+                self._logs[layer] = self._moved(log, window, 0)
+
+    def take_back(self, length: int) -> None:
+        """Forget the tokens from `length` on, as after a forward pass that failed on its way."""
+        if not self.can_rewind(length):
+            raise ValueError(f"positions before {length} have left the sliding window")
+        self.length = length
 
     def logs(self) -> Iterator[KVLog]:
         """Iterate over the buffers this sequence keeps alive."""
@@ -102,27 +111,34 @@ class SequenceKV:
     ) -> KVLog:
         """Return a log with room at `length` for `count` tokens: the old one, or a new copy."""
         log, window = self._logs[layer], self.windows[layer]
-        if log is not None and log.filled == self.length and self.length + count <= log.end:
+        if log is None:  # nothing is stored yet: an empty log to move from
+            log = KVLog(keys[:, :0], values[:, :0], 0)
+        elif log.filled == self.length and self.length + count <= log.end:
             return log
-        # One position more than the next query sees, so that the last token can always be taken
-        # back.
-        first = max(0, first_visible(self.length, window) - 1)
+        moved = self._moved(log, window, count)
+        self._logs[layer] = moved
+        return moved
+
+    def _moved(self, log: KVLog, window: int | None, count: int) -> KVLog:
+        """Copy what a layer still needs of `log` into a new one with room for `count` and more."""
+        # One position more than the next query sees: the last token can always be taken back.
+        first = max(log.first, first_visible(self.length, window) - 1)
         kept = self.length - first
         if window is None:
             room = max(_MIN_ROOM_TOKENS, (kept + count) // 2)
             capacity = max(kept + count + room, self.expected_tokens + _MIN_ROOM_TOKENS)
         else:
             capacity = kept + count + window
-        heads, _, width = keys.shape
+        heads, _, width = log.keys.shape
         new = KVLog(
-            keys.new_empty(heads, capacity, width), values.new_empty(heads, capacity, width), first
+            log.keys.new_empty(heads, capacity, width),
+            log.values.new_empty(heads, capacity, width),
+            first,
         )
-        if log is not None and kept:
-            old = slice(first - log.first, self.length - log.first)
-            new.keys[:, :kept] = log.keys[:, old]
-            new.values[:, :kept] = log.values[:, old]
+        old = slice(first - log.first, self.length - log.first)
+        new.keys[:, :kept] = log.keys[:, old]
+        new.values[:, :kept] = log.values[:, old]
         new.filled = self.length
-        self._logs[layer] = new
         return new
 
 

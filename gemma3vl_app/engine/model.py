@@ -14,6 +14,14 @@ from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 from gemma3vl_app.engine import attention
 
 
+def finish_work(tensor: torch.Tensor) -> None:
+    """Wait until `tensor` is computed: GPUs run behind, and a unit of work must be timed whole."""
+    if tensor.device.type == "cuda":
+        torch.cuda.synchronize(tensor.device)
+    elif tensor.device.type == "mps":
+        torch.mps.synchronize()
+
+
 class TextModel:
     """Transformers' Gemma 3 text model, run over sequences that keep their own keys and values."""
 

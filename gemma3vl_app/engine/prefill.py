@@ -15,7 +15,7 @@ import torch
 
 from gemma3vl_app.engine.attention import Batch
 from gemma3vl_app.engine.kv import SequenceKV
-from gemma3vl_app.engine.model import TextModel
+from gemma3vl_app.engine.model import TextModel, finish_work
 from gemma3vl_app.engine.prefix import outside_pictures
 from gemma3vl_app.engine.sequence import Sequence
 from gemma3vl_app.engine.vision import FeatureCache, VisionEncoder
@@ -26,7 +26,8 @@ from gemma3vl_app.prompting.prompt import Ids, ImageInput, PreparedPrompt
 
 _FIRST_CHUNK_TOKENS = 128  # before the speed of this machine is known
 _MIN_CHUNK_TOKENS = 32
-_MAX_CHUNK_TOKENS = 2048  # bounds the memory of masks and activations
+_MAX_CHUNK_TOKENS = 2048  # bounds the memory of activations
+_MAX_MASK_CELLS = 1 << 26  # new tokens x visible tokens: bounds the memory of a chunk's mask
 
 
 class Prefill:
@@ -58,14 +59,15 @@ class Prefill:
             sequence.stream.put(Chunk(status=Status("vision", done, len(images))))
             features[image.start] = yield from self._encode(sequence, image)
             yield
-        wanted = sequence.request.score_tokens + 1
-        tail = torch.empty(0)
+        tail: list[torch.Tensor] = []
         while True:
             sequence.stream.put(Chunk(status=Status("prefill", kv.length, len(prompt.ids))))
             hidden = self._compute_chunk(sequence, kv, features)  # (n, D)
-            tail = torch.cat([tail, hidden])[-wanted:] if tail.numel() else hidden[-wanted:]
+            wanted_from = len(prompt.ids) - sequence.request.score_tokens - 1
+            if kv.length > wanted_from:
+                tail.append(hidden[wanted_from - kv.length :])  # counted from the chunk's end
             if kv.length == len(prompt.ids):
-                return tail
+                return torch.cat(tail)
             yield
 
     def _compute_chunk(
@@ -80,6 +82,7 @@ class Prefill:
         blocks = _picture_numbers(prompt, start, stop) if pictures else None
         vectors = self._text_model.embed(ids, pictures)  # (1, n, D)
         hidden = self._text_model.forward(vectors, Batch([kv], stop - start, blocks))[0]
+        finish_work(hidden)
         elapsed = time.perf_counter() - began
         sequence.clock.prefill_sec += elapsed
         if stop - start >= _MIN_CHUNK_TOKENS:  # fewer tokens would measure the fixed cost
@@ -89,7 +92,8 @@ class Prefill:
     def _chunk_end(self, prompt: PreparedPrompt, start: int) -> int:
         """Return where the next chunk ends: about one unit of work, never inside a picture."""
         fits = int(self._tokens_per_sec * self._unit_sec)
-        count = min(max(fits, _MIN_CHUNK_TOKENS), _MAX_CHUNK_TOKENS)
+        most = min(_MAX_CHUNK_TOKENS, _MAX_MASK_CELLS // (start + _MAX_CHUNK_TOKENS))
+        count = max(_MIN_CHUNK_TOKENS, min(fits, most))
         end = outside_pictures(prompt, min(start + count, len(prompt.ids)))
         if end > start:
             return end

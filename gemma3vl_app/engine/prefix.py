@@ -13,12 +13,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from gemma3vl_app.engine.kv import SequenceKV
-from gemma3vl_app.prompting.prompt import PreparedPrompt, common_prefix
+from gemma3vl_app.prompting.prompt import PreparedPrompt, PromptKey, common_prefix
 
 Scope = tuple[Hashable, ...]  # adapter name and session salt
 
 _MAX_SNAPSHOTS = 128  # bounds the time of one look-up; memory is bounded in bytes
-_MAX_ANSWERS = 4096
+_MAX_ANSWER_TOKENS = 1 << 20  # some 30 MB of Python integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +26,13 @@ class Snapshot:
     """A prompt (with its answer, if any) whose first `kv.length` tokens have been computed."""
 
     scope: Scope
-    prompt: PreparedPrompt
+    key: PromptKey
     kv: SequenceKV
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the buffers it keeps alive."""
+        return sum(log.allocated_bytes for log in self.kv.logs())
 
 
 class PrefixCache:
@@ -39,7 +44,12 @@ class PrefixCache:
         self._lock = threading.Lock()
 
     def add(self, snapshot: Snapshot) -> None:
-        """Keep `snapshot`; what was used longest ago makes room for it."""
+        """Keep `snapshot`; what was used longest ago makes room for it.
+
+        One that is larger than the whole budget is not kept, so that it cannot drive out the rest.
+        """
+        if snapshot.allocated_bytes > self._budget_bytes:
+            return
         with self._lock:
             self._snapshots.append(snapshot)
             while self._snapshots and (
@@ -89,7 +99,7 @@ class PrefixCache:
         for snapshot in self._snapshots:
             if snapshot.scope != scope:
                 continue
-            shared = min(common_prefix(snapshot.prompt, prompt), snapshot.kv.length)
+            shared = min(common_prefix(snapshot.key, prompt.key), snapshot.kv.length)
             length = outside_pictures(prompt, min(shared, len(prompt.ids) - uncomputed))
             if length >= longest and length > 0 and snapshot.kv.can_rewind(length):
                 best, longest = snapshot, length
@@ -104,29 +114,47 @@ class AnswerMemory:
     """
 
     def __init__(self) -> None:
-        self._ids: OrderedDict[Hashable, tuple[int, ...]] = OrderedDict()
+        self._answers: OrderedDict[Hashable, tuple[str, tuple[int, ...]]] = OrderedDict()
+        self._tokens = 0
         self._lock = threading.Lock()
 
     def remember(self, scope: Scope, prompt: PreparedPrompt, text: str, ids: Sequence[int]) -> None:
         """Keep the ids of an answer, or of the rest of one that `prompt` leaves open.
 
-        `text` is the whole answer's text, `ids` are the new ones. White space around does not
-        matter.
+        `text` is the whole answer's text, `ids` are the new ones.
         """
         start = prompt.answer_start or len(prompt.ids)
         whole = (*prompt.ids[start:].tolist(), *ids)
+        key = self._key(scope, prompt, start, text)
         with self._lock:
-            self._ids[self._key(scope, prompt, start, text)] = whole
-            if len(self._ids) > _MAX_ANSWERS:
-                self._ids.popitem(last=False)
+            _, replaced = self._answers.pop(key, ("", ()))
+            self._answers[key] = (text, whole)
+            self._tokens += len(whole) - len(replaced)
+            while self._tokens > _MAX_ANSWER_TOKENS:
+                _, (_, dropped) = self._answers.popitem(last=False)
+                self._tokens -= len(dropped)
 
-    def recall(self, scope: Scope, prompt: PreparedPrompt, text: str) -> tuple[int, ...] | None:
-        """Return the ids generated for `text` as the answer to `prompt`, or None."""
+    def recall(
+        self, scope: Scope, prompt: PreparedPrompt, text: str, *, exact: bool = False
+    ) -> tuple[int, ...] | None:
+        """Return the ids generated for `text` as the answer to `prompt`, or None.
+
+        White space around the text does not matter, unless `exact`: an answer that is to be
+        continued goes on right after its last character.
+        """
         key = self._key(scope, prompt, len(prompt.ids), text)
         with self._lock:
-            if key in self._ids:
-                self._ids.move_to_end(key)
-            return self._ids.get(key)
+            said, ids = self._answers.get(key, ("", None))
+            if ids is None or (exact and said != text):
+                return None
+            self._answers.move_to_end(key)
+            return ids
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._answers.clear()
+            self._tokens = 0
 
     @staticmethod
     def _key(scope: Scope, prompt: PreparedPrompt, length: int, text: str) -> Hashable:

@@ -43,7 +43,7 @@ def candidates(logits: torch.Tensor, sample: Sample) -> tuple[torch.Tensor, torc
     Temperature, then top-k, then top-p over what top-k left, as transformers' logits warpers do:
     a token stays while the probability of those before it is below `top_p`.
     """
-    scaled = logits / sample.temperature
+    scaled = (logits - logits.max()) / sample.temperature  # no overflow however cold
     kept = min(sample.top_k or scaled.numel(), scaled.numel())
     values, ids = scaled.topk(kept)
     probabilities = values.softmax(-1)

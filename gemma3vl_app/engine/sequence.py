@@ -85,7 +85,7 @@ class Sequence:
         self.clock = Clock()
         self.kv: SequenceKV | None = None
         self.cached_tokens = 0
-        self.work: Generator[None, None, torch.Tensor] | None = None  # the rest of its prefill
+        self.work: Generator[None] | None = None  # what comes before its first token
         self.generated: list[int] = []
         self.tokens: list[Token] = []
         self._sampler = Sampler(request.sampling)

@@ -13,6 +13,8 @@ from collections.abc import Generator, Hashable
 import torch
 from transformers import Gemma3Model
 
+from gemma3vl_app.engine.model import finish_work
+
 
 class VisionEncoder:
     """The vision tower and projector, run in units of at most about `unit_sec` seconds."""
@@ -32,6 +34,7 @@ class VisionEncoder:
         hidden = self._tower.embeddings(pixels[None].to(device))  # (1, P, width)
         for layer in self._tower.encoder.layers:
             hidden = layer(hidden, attention_mask=None)
+            finish_work(hidden)
             if time.perf_counter() - began > self._unit_sec:
                 yield
                 began = time.perf_counter()

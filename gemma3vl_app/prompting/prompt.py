@@ -33,6 +33,19 @@ class ImageInput:
 
 
 @dataclass(frozen=True, eq=False)
+class PromptKey:
+    """What decides whether two prompts begin alike; holds no pixels, so it may be kept for long.
+
+    Attributes:
+        ids: token ids, int64 (L,).
+        places: start, stop and key of every picture or crop.
+    """
+
+    ids: Ids
+    places: tuple[tuple[int, int, bytes], ...]
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedPrompt:
     """What the engine computes on; made by `prepare`, read-only.
 
@@ -64,6 +77,12 @@ class PreparedPrompt:
         types.setflags(write=False)
         return types
 
+    @cached_property
+    def key(self) -> PromptKey:
+        """The ids and the pictures' places and keys."""
+        places = tuple((image.start, image.stop, image.key) for image in self.images)
+        return PromptKey(self.ids, places)
+
     @property
     def image_tokens(self) -> int:
         """How many tokens stand for pictures."""
@@ -86,7 +105,7 @@ def extended(prompt: PreparedPrompt, more_ids: Sequence[int] | Ids) -> PreparedP
     return replace(prompt, ids=np.concatenate([prompt.ids, more]))
 
 
-def common_prefix(a: PreparedPrompt, b: PreparedPrompt) -> int:
+def common_prefix(a: PromptKey, b: PromptKey) -> int:
     """Return how many leading tokens `a` and `b` share, pictures compared by key.
 
     Never ends inside a picture: it falls back to the picture's first token.
@@ -96,15 +115,11 @@ def common_prefix(a: PreparedPrompt, b: PreparedPrompt) -> int:
     first = int(differs.argmax()) if length else 0
     if length and differs[first]:
         length = first
-    for index, image in enumerate(a.images):
-        if image.start >= length:
+    for index, place in enumerate(a.places):
+        start, stop, _ = place
+        if start >= length:
             break
-        other = b.images[index] if index < len(b.images) else None
-        same = other is not None and (other.start, other.stop, other.key) == (
-            image.start,
-            image.stop,
-            image.key,
-        )
-        if not same or image.stop > length:
-            return image.start
+        other = b.places[index] if index < len(b.places) else None
+        if other != place or stop > length:
+            return start
     return length

@@ -31,7 +31,7 @@ BEFORE_CROPPED = "Here is the original image "
 BEFORE_CROPS = " and here are some crops to help you see better "
 BETWEEN_CROPS = " "
 
-_BLANK_LINE = "\n\n"
+BLANK_LINE = "\n\n"
 
 
 class Control(Enum):
@@ -56,7 +56,7 @@ Piece = str | Control | AnswerText | Picture
 def validate(conversation: Conversation, *, takes_pictures: bool) -> None:
     """Raise `ConversationError` unless `conversation` can be rendered whole."""
     if conversation.system is not None:
-        _check_text(conversation.system, "The system text")
+        check_text(conversation.system, "The system text")
     if not conversation.messages:
         raise ConversationError("The conversation has no message. Add a question or a picture.")
     if conversation.messages[0].role != "user":
@@ -66,7 +66,7 @@ def validate(conversation: Conversation, *, takes_pictures: bool) -> None:
     for number, message in enumerate(conversation.messages, start=1):
         for part in message.parts:
             if isinstance(part, Text):
-                _check_text(part.text, f"Message {number}")
+                check_text(part.text, f"Message {number}")
         if message.pictures and not takes_pictures:
             raise ConversationError(
                 f"Message {number} holds a picture, but this model reads text only. "
@@ -76,7 +76,8 @@ def validate(conversation: Conversation, *, takes_pictures: bool) -> None:
             raise ConversationError(f"Message {number} is empty. Write a text or add a picture.")
 
 
-def _check_text(text: str, where: str) -> None:
+def check_text(text: str, where: str) -> None:
+    """Raise `ConversationError`, beginning with `where`, unless `text` is valid Unicode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # a lone surrogate, from broken JSON or a bad file name
@@ -96,7 +97,7 @@ def render(conversation: Conversation) -> Iterator[Piece]:
         if messages[0].role == "user":
             yield "user\n"
             if index == 0 and system is not None:
-                yield system + _BLANK_LINE
+                yield system + BLANK_LINE
             yield from _user_turn(messages)
         else:
             is_open = index == len(turns) - 1
@@ -116,17 +117,17 @@ def _user_turn(messages: list[Message]) -> Iterator[str | Picture]:
         parts = [part.text.strip() if isinstance(part, Text) else part for part in message.parts]
         parts = [part for part in parts if part != ""]
         if isinstance(previous, str) and isinstance(parts[0], str):
-            yield _BLANK_LINE
+            yield BLANK_LINE
         yield from parts
         previous = parts[-1]
 
 
 def _answer(messages: list[Message], *, is_open: bool) -> AnswerText:
-    given = _BLANK_LINE.join(message.text for message in messages)
+    given = BLANK_LINE.join(message.text for message in messages)
     trimmed = [_trimmed(message, keep_end=False) for message in messages]
     if is_open:
         trimmed[-1] = _trimmed(messages[-1], keep_end=True)
-    return AnswerText(given, _BLANK_LINE.join(trimmed))
+    return AnswerText(given, BLANK_LINE.join(trimmed))
 
 
 def _trimmed(message: Message, *, keep_end: bool) -> str:

@@ -153,7 +153,9 @@ class ScriptedBackend:
             context_tokens=self._capabilities.context_tokens,
         )
 
-    def score(self, conversation: Conversation, text: str) -> tuple[Token, ...]:
+    def score(
+        self, conversation: Conversation, text: str, *, session: str = ""
+    ) -> tuple[Token, ...]:
         """Return one token per word of `text`, all equally likely."""
         return tuple(_token(i, word, logprobs=0) for i, word in enumerate(_words(text)))
 

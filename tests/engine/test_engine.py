@@ -252,6 +252,65 @@ def test_a_request_that_fails_while_decoding_together_fails_alone(make_backend):
     assert [token.id for token in good.answer.tokens] == [token.id for token in alone.tokens]
 
 
+@pytest.mark.parametrize("error", [ArithmeticError("boom"), MemoryError()])
+def test_a_shared_step_that_fails_after_storing_its_tokens_is_repeated_rightly(
+    make_backend, error, monkeypatch
+):
+    backend = make_backend()
+    asked = [Conversation().user(text) for text in ("Go", "Stay", "Come")]
+    alone = [greedy(backend, each, session="alone", max_new_tokens=30) for each in asked]
+    text_model, failures = backend.engine._text_model, []
+    logits = text_model.logits
+
+    def fail_once(vectors):
+        if vectors.shape[0] == 3 and vectors.dim() == 2 and not failures:
+            failures.append(error)
+            raise error
+        return logits(vectors)
+
+    monkeypatch.setattr(text_model, "logits", fail_once)
+    options = {"sampling": Greedy(), "max_new_tokens": 30, "session": "together"}
+    streams = [backend.stream(each, **options) for each in asked]
+    together = [stream.answer for stream in streams]
+    assert failures, "the three never decoded together"
+    for one, other in zip(alone, together, strict=True):
+        assert [token.id for token in one.tokens] == [token.id for token in other.tokens]
+    follow_up = asked[0].assistant(together[0].text).user("And?")
+    got = greedy(backend, follow_up, session="together")
+    assert got.usage.cached_tokens >= together[0].usage.prompt_tokens
+    backend.engine.prefixes.clear()
+    expected = greedy(backend, follow_up, session="together")
+    assert expected.usage.cached_tokens == 0
+    assert [token.id for token in got.tokens] == [token.id for token in expected.tokens]
+
+
+def test_a_long_score_lets_running_answers_go_on(make_backend):
+    backend = make_backend()
+    running = backend.stream(Conversation().user("Go"), **FOREVER)
+    first_token(running)
+    calls = []
+    logits = backend.engine._text_model.logits
+    backend.engine._text_model.logits = lambda v: calls.append(v.shape[0]) or logits(v)
+    tokens = backend.score(Conversation().user("Hi"), "word " * 300)
+    running.cancel()
+    scored = [index for index, rows in enumerate(calls) if rows > 1]
+    assert len(tokens) == 301
+    assert len(scored) == 5
+    assert all(b - a > 1 for a, b in pairwise(scored))
+
+
+def test_a_defect_of_the_engine_itself_leaves_nobody_waiting(make_backend, monkeypatch):
+    backend = make_backend()
+    running = backend.stream(Conversation().user("Go"), **FOREVER)
+    first_token(running)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(backend.engine, "_admit", lambda: 1 / 0)
+    with pytest.raises(EngineError):
+        _ = running.answer
+    with pytest.raises(EngineError, match="closed"):
+        backend.stream(Conversation().user("Hi"))
+
+
 def test_out_of_memory_gives_advice_and_the_engine_serves_on(make_backend):
     backend = make_backend()
     poison(backend, "zebra", MemoryError())

@@ -55,12 +55,17 @@ def test_conversations_answered_together_equal_those_answered_alone(backend, ref
         )
         for k in range(8)
     ]
+    widths = []
+    head = backend.engine._text_model._text.norm  # sees every pass: (rows, tokens, width)
+    handle = head.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[0]))
     streams = [
-        backend.stream(each, session=f"together {k}", **OPTIONS)
+        backend.stream(each, session=f"together {k}", **{**OPTIONS, "max_new_tokens": 40})
         for k, each in enumerate(conversations)
     ]
     for conversation, stream in zip(conversations, streams, strict=True):
         reference.check(conversation, stream.answer)
+    handle.remove()
+    assert max(widths) == 8
 
 
 def test_a_prompt_computed_in_many_small_chunks_equals_one_computed_whole(

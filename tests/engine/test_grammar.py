@@ -52,3 +52,14 @@ def test_a_pydantic_model_means_its_own_fields_only():
     assert "additionalProperties" not in schema["properties"]
     open_on_purpose = {"properties": {"a": {}}, "additionalProperties": {"type": "string"}}
     assert closed(open_on_purpose) == open_on_purpose
+
+
+def test_an_answer_cut_inside_its_json_goes_on_inside_the_schema(backend):
+    schema = {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 3, "maxItems": 3}
+    conversation = Conversation().user("Three colours")
+    options = {"schema": schema, "sampling": Sample(seed=1), "session": "cut"}
+    cut = backend.stream(conversation, max_new_tokens=4, **options).answer
+    rest = backend.stream(conversation.assistant(cut.text), **options).answer
+    assert len(json.loads(cut.text + rest.text)) == 3
+    with pytest.raises(ConversationError, match="does not fit"):
+        backend.stream(conversation.assistant("Sure! Here"), **options)

@@ -31,7 +31,7 @@ def computed(length: int) -> SequenceKV:
 
 def cache_with(known: PreparedPrompt, budget_bytes: int = 1 << 20) -> PrefixCache:
     cache = PrefixCache(budget_bytes)
-    cache.add(Snapshot(SCOPE, known, computed(len(known))))
+    cache.add(Snapshot(SCOPE, known.key, computed(len(known))))
     return cache
 
 
@@ -53,7 +53,7 @@ def test_another_picture_in_the_same_place_ends_the_prefix_before_it():
 
 def test_the_longest_of_several_prefixes_is_taken():
     cache = cache_with(prompt(1, 2, 3))
-    cache.add(Snapshot(SCOPE, prompt(1, 2, 3, 4, 5), computed(5)))
+    cache.add(Snapshot(SCOPE, prompt(1, 2, 3, 4, 5).key, computed(5)))
     found = cache.find(SCOPE, prompt(1, 2, 3, 4, 5, 6))
     assert found is not None
     assert found[1] == 5
@@ -63,7 +63,7 @@ def test_memory_stays_within_the_budget_and_the_oldest_goes_first():
     one = cache_with(prompt(1, 2)).bytes
     cache = PrefixCache(3 * one)
     for first in range(10):
-        cache.add(Snapshot(SCOPE, prompt(first, 2), computed(2)))
+        cache.add(Snapshot(SCOPE, prompt(first, 2).key, computed(2)))
         assert cache.bytes <= 3 * one
     assert cache.covered_tokens(SCOPE, prompt(0, 2, 3)) == 0
     assert cache.covered_tokens(SCOPE, prompt(9, 2, 3)) == 2
@@ -72,9 +72,9 @@ def test_memory_stays_within_the_budget_and_the_oldest_goes_first():
 def test_shared_buffers_are_counted_once():
     kv = computed(4)
     cache = PrefixCache(1 << 20)
-    cache.add(Snapshot(SCOPE, prompt(1, 2, 3, 4), kv.fork(4)))
+    cache.add(Snapshot(SCOPE, prompt(1, 2, 3, 4).key, kv.fork(4)))
     alone = cache.bytes
-    cache.add(Snapshot(SCOPE, prompt(1, 2, 3), kv.fork(3)))
+    cache.add(Snapshot(SCOPE, prompt(1, 2, 3).key, kv.fork(3)))
     assert cache.bytes == alone
 
 

@@ -228,7 +228,7 @@ def test_a_conversation_that_ends_with_the_assistant_goes_on_there(tokenizer, fo
     opened = prepare(question, tokenizer, format)
     going_on = prepare(question.assistant("1, 2, "), tokenizer, format)
     assert read(tokenizer, format, going_on).endswith("<start_of_turn>model\n1, 2, ")
-    assert common_prefix(opened, going_on) == len(opened) == going_on.answer_start
+    assert common_prefix(opened.key, going_on.key) == len(opened) == going_on.answer_start
     assert tokenizer.decode(going_on.ids[going_on.answer_start :]) == "1, 2, "
 
 
@@ -274,7 +274,7 @@ def test_recall_sees_the_prompt_up_to_each_answer(tokenizer, format, photo):
     assert [text for _, text in seen] == ["b", "d "]
     for so_far, _ in seen:
         assert so_far.image_spans == whole.image_spans
-        assert common_prefix(so_far, whole) == len(so_far) == so_far.answer_start
+        assert common_prefix(so_far.key, whole.key) == len(so_far) == so_far.answer_start
         assert read(tokenizer, format, so_far).endswith("<start_of_turn>model\n")
     assert whole.answer_start == len(seen[1][0])
 
