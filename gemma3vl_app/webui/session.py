@@ -84,8 +84,8 @@ class Session:
         When nothing came of it, the last view gives the draft back and the conversation is as
         before.
         """
-        turn = _Turn()
-        if not self._take(turn):
+        turn = self._take()
+        if turn is None:
             yield replace(self._view("Still answering. Stop it first, or wait."), answering=True)
             return
         try:
@@ -119,12 +119,13 @@ class Session:
             turn.stop()
         return self._view(draft=Draft())
 
-    def _take(self, turn: _Turn) -> bool:
+    def _take(self) -> _Turn | None:
+        """Begin a turn of the conversation as it is now; None while another one runs."""
         with self._lock:
             if self._turn is not None:
-                return False
-            self._turn = turn
-            return True
+                return None
+            self._turn = _Turn(self._chat)
+            return self._turn
 
     def _forget(self) -> None:
         # A session salt of its own: nothing is reused from, or for, another visitor.
@@ -134,14 +135,20 @@ class Session:
     def _view(self, line: str = "", *, is_error: bool = False, draft: Draft | None = None) -> View:
         return View(self._shown, line, is_error, draft=draft)
 
+    def _as_it_is(self) -> View:
+        return replace(self._view(), answering=self._turn is not None)
+
     def _answer(self, draft: Draft, turn: _Turn) -> Iterator[View]:
         # 1) the pictures, before anything is shown: a bad one leaves the page as it is
         text = draft.text.strip()
         if not text:
             raise Gemma3VLError("Write a question first; pictures can go with it.")
-        chat = self._chat
+        chat = turn.chat
         pictures = [Picture.open(file, name=Path(file).name) for file in draft.files]
         shown = (*self._shown, Shown("user", text, draft.files))
+        if self._turn is not turn:  # cleared meanwhile: the page shows something else
+            yield self._as_it_is()
+            return
         yield View(shown, "Sent", answering=True, draft=Draft())
 
         # 2) the answer, as it comes
@@ -149,7 +156,8 @@ class Session:
         turn.starts(stream)
         try:
             for said, line in _paced(stream):
-                if self._turn is not turn:  # cleared meanwhile: the page shows something else
+                if self._turn is not turn:  # as above
+                    yield self._as_it_is()
                     return
                 messages = (*shown, Shown("assistant", said)) if said else shown
                 yield View(messages, line, answering=True)
@@ -159,7 +167,8 @@ class Session:
             raise
 
         # 3) the end
-        if self._turn is not turn:
+        if self._turn is not turn:  # as above
+            yield self._as_it_is()
             return
         if not answer.text.strip():
             chat.undo()
@@ -174,7 +183,8 @@ class Session:
 class _Turn:
     """One answer in the making; it can be stopped before its stream exists."""
 
-    def __init__(self) -> None:
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
         self._stream: Stream | None = None
         self._stopped = False
 
