@@ -14,7 +14,7 @@ NEEDED = gemma3vl_app needs Python 3.11, 3.12 or 3.13, and none is on PATH: inst
 
 .PHONY: help app test test-web lint format bench bench-small clean
 help:
-	@echo "make app        open the chat page with the demo model (MODEL=4b-it for another)"
+	@echo "make app        open the chat page with the demo model (MODEL=folder for a checkpoint of yours)"
 	@echo "make test       run the tests, without a browser"
 	@echo "make test-web   run the tests that drive the page in chromium"
 	@echo "make lint       ruff and mypy"

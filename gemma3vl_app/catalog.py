@@ -1,6 +1,6 @@
 """The models this package knows by name: what each is called and what it can do, for people.
 
-Pure data; knows nothing of files, tensors or memory.
+Data, and no more of files than whether a folder exists; knows nothing of tensors or memory.
 """
 
 from __future__ import annotations
@@ -8,16 +8,25 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
+
+from gemma3vl_app.errors import LoadError
+
+DEFAULT_ANSWER_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model with a name: `title` fits a menu, `knows` is a sentence or two on its skills."""
+    """A model with a name: `title` fits a menu, `knows` is a sentence or two on its skills.
+
+    `answer_tokens` is a sensible limit for one of its answers.
+    """
 
     name: str
     title: str
     knows: str
+    answer_tokens: int = DEFAULT_ANSWER_TOKENS
 
 
 DEMO = Entry(
@@ -27,6 +36,7 @@ DEMO = Entry(
         "It knows drawn scenes of 1 to 4 coloured shapes, in one or two pictures, one question "
         "at a time. It cannot read text, knows no follow-up questions, and is often wrong."
     ),
+    answer_tokens=96,  # a sentence is all it knows; on strange questions it repeats itself
 )
 BASE_270M = Entry(
     name="270m-pt",
@@ -38,6 +48,17 @@ BASE_270M = Entry(
 )
 
 MODELS: dict[str, Entry] = {entry.name: entry for entry in (DEMO, BASE_270M)}
+
+
+def check_source(source: str | Path) -> None:
+    """Raise `LoadError` unless `source` is a name known here or a folder; looks at nothing else."""
+    if source in MODELS or Path(source).expanduser().is_dir():
+        return
+    names = ", ".join(repr(name) for name in MODELS)
+    raise LoadError(
+        f"There is no model or folder {Path(source).name!r}. "
+        f"What can be loaded today: {names}, or a Gemma 3 checkpoint's folder (safetensors)."
+    )
 
 
 def published_config(size: str) -> dict[str, Any]:

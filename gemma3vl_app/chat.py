@@ -6,7 +6,7 @@ tree: `edit`, `regenerate` and `branch` grow new branches and never lose old one
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -103,11 +103,12 @@ class Chat:
     ) -> Stream:
         """Send a user message and return its answer as a stream.
 
-        `images` (paths, bytes, PIL pictures, arrays or `Picture`s) stand before `parts`; give
+        `images` (one or a list of paths, bytes, PIL pictures, arrays or `Picture`s) stand before
+        `parts`; give
         `Picture` values among `parts` to interleave them. `options` are those of `Backend.stream`.
         If the request is refused, the conversation is as it was.
         """
-        pictures = [Picture.open(image, crops=crops) for image in images]
+        pictures = _pictures(images, crops)
         message = Message("user", (*pictures, *(_part(part, crops) for part in parts)))
         self._settle()
         return self._answer(self._head, message, options)
@@ -143,7 +144,7 @@ class Chat:
         self, *parts: str | Part, images: Iterable[Any] = (), crops: Crops = "auto"
     ) -> Preview:
         """Return what sending this message would cost, computing nothing."""
-        pictures = [Picture.open(image, crops=crops) for image in images]
+        pictures = _pictures(images, crops)
         self._settle()
         conversation = self._conversation(self._head).user(
             *pictures, *(_part(part, crops) for part in parts)
@@ -257,6 +258,12 @@ class Chat:
             assert self._head.message is not None and self._head.parent is not None
             text, parent = self._head.message.text + text, self._head.parent
         self._head = parent.add(Message("assistant", (Text(text),)))
+
+
+def _pictures(images: Any, crops: Crops) -> list[Picture]:
+    """Open pictures; one alone need not stand in a list, though it may be iterable itself."""
+    alone = isinstance(images, str | bytes) or not isinstance(images, list | tuple | Iterator)
+    return [Picture.open(image, crops=crops) for image in ([images] if alone else images)]
 
 
 def _part(part: str | Part | Path, crops: Crops) -> Part:

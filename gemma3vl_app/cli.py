@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +21,15 @@ import typer
 from rich.console import Console
 from rich.status import Status as Spinner
 
-from gemma3vl_app import __version__
+from gemma3vl_app import __version__, catalog
 from gemma3vl_app.backends.protocol import Backend
-from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.generation import Answer, Progress, Sample
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.stream import Stream
 
+SIGNALLED = 128  # plus the signal, by which a shell sees what ended a program
 INTERRUPTED = 130  # the exit code shells expect after Ctrl-C
 
 app = typer.Typer(
@@ -87,7 +89,7 @@ def options(
 
 @app.command("app")
 def open_app(
-    model: Annotated[str, typer.Option(help="A name such as demo or 4b-it, or a folder.")] = "demo",
+    model: Annotated[str, typer.Option(help="demo, 270m-pt, or a checkpoint folder.")] = "demo",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     find_port: Annotated[
@@ -95,8 +97,10 @@ def open_app(
     ] = False,
 ) -> None:
     """Open the chat page, until Ctrl-C."""
-    from gemma3vl_app.server import serve
+    from gemma3vl_app.server import check_port, serve
 
+    check_port(host, port, find_port=find_port)  # before the model is loaded for nothing
+    _end_tidily_on_signals()
     with load_backend(model) as backend:
         serve(
             backend,
@@ -107,9 +111,16 @@ def open_app(
         )
 
 
+def _end_tidily_on_signals() -> None:
+    """Let a closed terminal or `kill` end the program as Ctrl-C does: uploads are deleted."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if number := getattr(signal, name, None):  # Windows has no SIGHUP
+            signal.signal(number, lambda received, _frame: sys.exit(SIGNALLED + received))
+
+
 @app.command()
 def ask(
-    model: Annotated[str, typer.Argument(help="A name such as demo or 4b-it, or a folder.")],
+    model: Annotated[str, typer.Argument(help="demo, 270m-pt, or a checkpoint folder.")],
     question: Annotated[str, typer.Argument(help="What to ask.")],
     image: Annotated[
         list[Path] | None, typer.Option("--image", help="A picture; repeat it for more.")
@@ -124,6 +135,8 @@ def ask(
     ] = False,
 ) -> None:
     """Ask one question, about any number of pictures, and print the answer as it comes."""
+    if not (question.strip() or image):
+        raise ConversationError("The question is empty. Write one, or add a picture.")
     pictures = [Picture.open(path) for path in image or ()]
     conversation = Conversation(system=system).user(*pictures, question)
     with load_backend(model) as backend:
@@ -136,6 +149,7 @@ def ask(
 
 def load_backend(model: str) -> Backend:
     """Load `model`, with its progress on stderr."""
+    catalog.check_source(model)  # at once: what follows takes seconds to import
     from gemma3vl_app.backends.local import load
 
     with _spinner(f"Loading {model}") as spinner:

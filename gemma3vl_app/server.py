@@ -111,6 +111,11 @@ def serve(
         uvicorn.Server(config).run(sockets=[listener])
 
 
+def check_port(host: str, port: int, *, find_port: bool = False) -> None:
+    """Raise `Gemma3VLError` if `serve` could not listen there now."""
+    _listen(host, port, PORTS_TRIED if find_port else 1).close()
+
+
 def _listen(host: str, port: int, tries: int) -> socket.socket:
     """Bind the first free port of `tries` from `port` on."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

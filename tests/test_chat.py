@@ -49,6 +49,15 @@ def test_pictures_come_before_the_text_unless_they_are_placed_in_it():
     ]
 
 
+def test_one_picture_need_not_stand_in_a_list(tmp_path):
+    backend = ScriptedBackend()
+    file = tmp_path / "red.png"
+    Picture.open(red()).rgb.save(file)
+    for alone in (str(file), file, file.read_bytes(), red(), Picture.open(red()), [red()]):
+        Chat(backend).ask("?", images=alone)
+        assert len(backend.requests[-1].conversation.pictures) == 1
+
+
 def test_a_stream_that_was_read_leaves_its_answer_in_the_conversation():
     chat = Chat(ScriptedBackend(["A ", "cat."]))
     assert "".join(chunk.text for chunk in chat.stream("What?")) == "A cat."

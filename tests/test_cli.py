@@ -1,7 +1,11 @@
 """The command line on the scripted backend: what goes to stdout, what to stderr, and exit codes."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 from PIL import Image
@@ -85,7 +89,42 @@ def test_a_failed_load_is_one_line(monkeypatch, run):
         raise LoadError(f"There is no model '{model}'. Try demo.")
 
     monkeypatch.setattr(gemma3vl_app.backends.local, "load", load)
-    assert run("ask", "nothing", "What?") == (1, "", "There is no model 'nothing'. Try demo.\n")
+    assert run("ask", "demo", "What?") == (1, "", "There is no model 'demo'. Try demo.\n")
+
+
+def test_an_unknown_model_or_an_empty_question_is_told_before_anything_is_loaded(monkeypatch, run):
+    monkeypatch.setattr(gemma3vl_app.backends.local, "load", lambda *_, **__: 1 / 0)
+    code, _, err = run("ask", "4b-it", "What?")
+    assert code == 1
+    assert "no model or folder '4b-it'" in err
+    code, _, err = run("ask", "demo", " ")
+    assert code == 1
+    assert "question is empty" in err
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_however_the_app_is_ended_its_uploads_go_with_it(name, tmp_path):
+    # A real process, with the real server and page on the scripted backend.
+    code = (
+        "import sys, gemma3vl_app.backends.local as local\n"
+        "from gemma3vl_app.testing import ScriptedBackend\n"
+        "local.load = lambda *_, **__: ScriptedBackend()\n"
+        "from gemma3vl_app import cli\n"
+        "sys.argv = ['gemma3vl', 'app', '--port', '17860', '--find-port']\n"
+        "cli.main()\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment.pop("GRADIO_TEMP_DIR", None)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert "is ready" in process.stdout.readline()
+        (folder,) = tmp_path.glob("gemma3vl-*")
+        (folder / "upload.png").write_bytes(b"private")
+        time.sleep(1)  # the server comes up after it is announced
+        process.send_signal(getattr(signal, name))
+        process.wait(timeout=20)
+    assert not folder.exists()
 
 
 def test_a_failure_in_the_middle_is_told_after_the_text(backend, run):

@@ -60,7 +60,9 @@ def test_the_python_people_are_shown_runs(path, tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_people_are_shown_exist(command, monkeypatch, tmp_path, capsys):
-    if command[0] == "make":
+    if command[0] == "source":
+        assert command[1:] == [".venv/bin/activate"]
+    elif command[0] == "make":
         targets = re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.M)
         assert set(command[1:]) <= set(targets)
     else:
@@ -71,6 +73,7 @@ def test_the_commands_people_are_shown_exist(command, monkeypatch, tmp_path, cap
 def run_on_scripted_backend(command: list[str], monkeypatch, folder: Path) -> None:
     """Run a `gemma3vl` command for real, but for the model and the server."""
     for name in [word for word in command if word.endswith(".png")]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), "red").save(folder / name)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(gemma3vl_app.backends.local, "load", lambda *_, **__: ScriptedBackend())

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from gemma3vl_app import catalog
 from gemma3vl_app.backends.protocol import Capabilities, Schema
 from gemma3vl_app.engine.engine import Engine, EngineLimits
 from gemma3vl_app.engine.grammar import Grammars, Matcher, closed
@@ -63,8 +64,11 @@ class LocalBackend:
     @property
     def capabilities(self) -> Capabilities:
         """What the model is and can do."""
+        known = catalog.MODELS.get(self._loaded.name)
         return Capabilities(
             model=self._loaded.name,
+            title=known.title if known else "",
+            answer_tokens=known.answer_tokens if known else catalog.DEFAULT_ANSWER_TOKENS,
             knows=self._loaded.knows,
             context_tokens=self.engine.context_tokens,
             image_tokens=self._format.image_tokens,

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict, runtime_checkable
 
+from gemma3vl_app.catalog import DEFAULT_ANSWER_TOKENS
 from gemma3vl_app.generation import Preview, Sample, Sampling, Token
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.planning import LoadPlan
@@ -38,14 +39,18 @@ class StreamOptions(TypedDict, total=False):
 class Capabilities:
     """What a backend's model is and can do.
 
-    `knows` is one or two sentences for people; `image_tokens` is the cost of one picture without
-    crops (0: the model takes no pictures); `sampling` is the checkpoint's own default.
+    `model` is its name for programs, `title` for people (the same where empty), `knows` one or two
+    sentences for them; `image_tokens` is the cost of one picture without crops (0: the model takes
+    no pictures); `sampling` is the checkpoint's own default, `answer_tokens` a sensible limit of an
+    answer for surfaces that do not ask for one.
     """
 
     model: str
+    title: str = ""
     knows: str
     context_tokens: int
     image_tokens: int
+    answer_tokens: int = DEFAULT_ANSWER_TOKENS
     sampling: Sampling = DEFAULT_SAMPLING
     logprobs: bool = True
     schema: bool = True

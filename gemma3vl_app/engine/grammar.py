@@ -39,9 +39,14 @@ class Matcher:
         return bool(self._matcher.is_stopped())
 
     def constrain(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return logits (V,) with every token that cannot follow set to minus infinity."""
+        """Return logits (V,) with every token that cannot follow set to minus infinity.
+
+        Tokenizer and logits may differ in length: the demo's tokenizer knows the image token, which
+        has no logit, and the vision models have logits for ids that no token has.
+        """
         words = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint32)
-        bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: self._vocab_size]
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+        bits = bits[: min(self._vocab_size, logits.shape[-1])]
         allowed = torch.zeros(logits.shape[-1], dtype=torch.bool)
         allowed[: bits.size] = torch.from_numpy(bits.astype(bool))
         return logits.masked_fill(~allowed.to(logits.device), float("-inf"))

@@ -178,14 +178,8 @@ def _open(
     if source == catalog.BASE_270M.name:
         checkpoint = open_checkpoint(base_270m_folder(progress), catalog.BASE_270M.name)
         return checkpoint, read_tensors(checkpoint), catalog.BASE_270M.knows
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        names = ", ".join(repr(name) for name in catalog.MODELS)
-        raise LoadError(
-            f"There is no model or folder {folder.name!r}. "
-            f"What can be loaded today: {names}, or a Gemma 3 checkpoint's folder (safetensors)."
-        )
-    checkpoint = open_checkpoint(folder)
+    catalog.check_source(source)
+    checkpoint = open_checkpoint(Path(source).expanduser())
     pictures = "takes pictures" if "vision_config" in checkpoint.config else "takes no pictures"
     knows = f"A Gemma 3 checkpoint from the folder {checkpoint.name!r}; it {pictures}."
     return checkpoint, read_tensors(checkpoint), knows

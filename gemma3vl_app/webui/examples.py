@@ -48,10 +48,14 @@ EXAMPLES = (
         ((Thing("red", "circle", (0.3, 0.3), 0.15), Thing("blue", "square", (0.7, 0.7), 0.15)),),
     ),
     Example(
-        "Which picture has a red circle?",
+        "Which picture has more shapes?",
         (
             (Thing("red", "circle", (0.5, 0.5), 0.25),),
-            (Thing("blue", "square", (0.5, 0.5), 0.25),),
+            (
+                Thing("green", "circle", (0.3, 0.3), 0.14),
+                Thing("orange", "square", (0.7, 0.7), 0.14),
+                Thing("purple", "star", (0.3, 0.7), 0.14),
+            ),
         ),
     ),
 )

@@ -34,11 +34,17 @@ CSS = """
 .gradio-container { margin: 0 auto !important; }
 .gradio-container main { width: 100%; }
 #head h1 { font-size: 1.35rem; font-weight: 650; margin: 0.75rem 0 0.1rem; }
-#head p, #line p { color: var(--body-text-color-subdued); margin: 0; }
+#head p, #line p { color: var(--neutral-600); margin: 0; }
+.dark #head p, .dark #line p { color: var(--neutral-300); }
 #line { min-height: 1.5rem; }
 #line p { font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-#line p.error { color: var(--error-text-color, #b91c1c); font-size: 0.95rem; }
-#chat { border-width: 0 !important; }
+#line p.error { color: #b91c1c; font-size: 0.95rem; }
+.dark #line p.error { color: #fca5a5; }
+#chat { border-width: 0 !important; height: calc(100dvh - 25rem) !important; }
+@media (max-width: 640px) {
+  #head p { font-size: 0.8rem; }
+  #chat { height: calc(100dvh - 30rem) !important; }
+}
 #chat .message-content { white-space: pre-wrap; overflow-wrap: anywhere; }
 #chat .message img { max-height: 10rem; width: auto; }
 #chat .message-buttons { display: none; }
@@ -63,7 +69,7 @@ def build_page(backend: Backend) -> gr.Blocks:
     """Return the page for `backend`, to be mounted by a server with `theme()` and `CSS`."""
     about = backend.capabilities
     page = gr.Blocks(
-        title=f"{about.model} · Gemma 3",
+        title=f"{about.title or about.model} · gemma3vl",
         analytics_enabled=False,
         delete_cache=(UPLOADS_CHECKED_EVERY_SEC, UPLOADS_KEPT_SEC),
     )
@@ -123,8 +129,7 @@ def _chat(example_files: tuple[tuple[str, ...], ...]) -> gr.Chatbot:
         feedback_options=None,
         buttons=[],
         layout="bubble",
-        height="calc(100vh - 19rem)",
-        min_height=280,
+        min_height=240,
         placeholder="Try one of these, or ask about pictures of your own.",
         elem_id="chat",
     )
@@ -170,7 +175,7 @@ def _file(path: str) -> dict[str, Any]:
 
 
 def _head(about: Capabilities) -> str:
-    return f"<h1>{html.escape(about.model)}</h1><p>{html.escape(about.knows)}</p>"
+    return f"<h1>{html.escape(about.title or about.model)}</h1><p>{html.escape(about.knows)}</p>"
 
 
 def _line(text: str, is_error: bool = False) -> str:

@@ -152,7 +152,8 @@ class Session:
         yield View(shown, "Sent", answering=True, draft=Draft())
 
         # 2) the answer, as it comes
-        stream = chat.stream(text, images=pictures)
+        limit = self._backend.capabilities.answer_tokens
+        stream = chat.stream(text, images=pictures, max_new_tokens=limit)
         turn.starts(stream)
         try:
             for said, line in _paced(stream):

@@ -35,8 +35,6 @@ def test_greedy_continuation_equals_transformers_reading_of_the_same_gguf(base_2
         request = Request(prompt=PreparedPrompt(ids), sampling=Greedy(), max_new_tokens=TOKENS)
         answer = backend.engine.submit(request).answer
     torch.nn.Module.float(theirs)  # its own .float() refuses whatever came from a GGUF
-    generated = theirs.generate(
-        torch.from_numpy(ids)[None], do_sample=False, max_new_tokens=TOKENS
-    )
+    generated = theirs.generate(torch.from_numpy(ids)[None], do_sample=False, max_new_tokens=TOKENS)
     assert [token.id for token in answer.tokens] == generated[0, len(ids) :].tolist()
     assert answer.text.startswith(" the capital of the country of France.")

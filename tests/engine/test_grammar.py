@@ -5,6 +5,7 @@ import json
 import pydantic
 import pytest
 
+from gemma3vl_app.backends.local import load
 from gemma3vl_app.engine.grammar import closed
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.generation import Sample
@@ -63,3 +64,12 @@ def test_an_answer_cut_inside_its_json_goes_on_inside_the_schema(backend):
     assert len(json.loads(cut.text + rest.text)) == 3
     with pytest.raises(ConversationError, match="does not fit"):
         backend.stream(conversation.assistant("Sure! Here"), **options)
+
+
+@pytest.mark.slow
+def test_the_demo_answers_in_a_schema_though_its_tokenizer_knows_a_token_more_than_its_logits():
+    with load("demo") as demo:
+        conversation = Conversation().user(picture(1), "What color is it?")
+        schema = {"type": "object", "properties": {"red": {"type": "boolean"}}, "required": ["red"]}
+        answer = demo.stream(conversation, schema=closed(schema)).answer
+    assert set(json.loads(answer.text)) == {"red"}

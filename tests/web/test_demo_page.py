@@ -64,7 +64,7 @@ def test_a_drawn_shape_is_named(open_page, demo, tmp_path, colour, shape):
     [
         ("What is in the picture?", "red circle"),
         ("How many shapes are there?", "two"),
-        ("Which picture has a red circle?", "first"),
+        ("Which picture has more shapes?", "second"),
     ],
 )
 def test_the_examples_on_the_page_are_answered_rightly(open_page, demo, question, truth):
