@@ -1,6 +1,7 @@
 """`python -m gemma3vl_app.benchmark [--small]`: a table for people, one JSON line for programs.
 
-The whole set writes docs/bench.json and exits 1 on a missed target. `--small` is the set that fits
+The whole set writes docs/bench.json and the table of docs/performance.md, and exits 1 on a missed
+target. `--small` is the set that fits
 into continuous integration, held to 70 % of its targets.
 """
 
@@ -10,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -25,6 +27,8 @@ from gemma3vl_app.benchmark.result import Result
 from gemma3vl_app.hardware import choose_dtype, default_device, detect
 
 BENCH_FILE = Path("docs/bench.json")
+PAGE_FILE = Path("docs/performance.md")
+TABLE = re.compile(r"(<!-- bench: begin[^\n]*-->\n).*(<!-- bench: end -->)", re.DOTALL)
 SMALL_SHARE = 0.7
 
 
@@ -42,6 +46,8 @@ def main() -> int:
     report = {**circumstances(), "results": [as_dict(result, share) for result in results]}
     if not small:
         BENCH_FILE.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        page = PAGE_FILE.read_text(encoding="utf-8")
+        PAGE_FILE.write_text(with_table(page, report), encoding="utf-8")
     sys.stdout.write(json.dumps(report) + "\n")
     return 0 if all(result.met(share) for result in results) else 1
 
@@ -60,6 +66,24 @@ def table(results: list[Result], share: float) -> Table:
             "met" if result.met(share) else "missed",
         )
     return shown
+
+
+def with_table(page: str, report: dict[str, Any]) -> str:
+    """Return `page` with a report's results as the table between its two marks."""
+    rows = [
+        f"Measured {report['date']} at {report['commit']}: {report['cpu_cores']} cores, "
+        f"{report['memory_gib']} GiB, torch {report['torch']}; {report['arithmetic']}",
+        "",
+        "| measured | value | against | baseline | ratio | target |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| {each['name']} | {each['value']:.3g} {each['unit']} | {each['baseline_name']} "
+        f"| {each['baseline']:.3g} {each['unit']} | {each['ratio']:.2g} "
+        f"| {each['bound']} {each['target']:.2g}{'' if each['met'] else ', missed'} |"
+        for each in report["results"]
+    ]
+    return TABLE.sub(lambda marks: marks[1] + "\n".join(rows) + "\n" + marks[2], page)
 
 
 def as_dict(result: Result, share: float) -> dict[str, Any]:
