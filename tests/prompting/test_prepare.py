@@ -257,7 +257,7 @@ def test_recalled_ids_are_used_and_the_cached_prefix_lives_on(tokenizer, format,
 
     second = prepare(question.assistant("hello ").user("And?"), tokenizer, format, recall=recall)
     assert asked == ["hello "]
-    assert common_prefix(extended(first, generated), second) == len(first) + len(generated)
+    assert common_prefix(extended(first, generated).key, second.key) == len(first) + len(generated)
     assert "hello <end_of_turn>\n<start_of_turn>user\nAnd?" in read(tokenizer, format, second)
 
 
