@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+)
 
 from gemma3vl_app import catalog
 from gemma3vl_app.engine.engine import Engine
@@ -23,14 +27,14 @@ def random_model(size: str, *, layers: int, seed: int = 0) -> Gemma3ForCondition
     text: Any = config.text_config
     text.num_hidden_layers, text.layer_types = layers, text.layer_types[:layers]
     torch.manual_seed(seed)
-    model: Gemma3ForConditionalGeneration = Gemma3ForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
-        config, dtype=torch.bfloat16
-    )
+    untyped: Any = AutoModelForImageTextToText  # transformers leaves from_config unannotated
+    model = untyped.from_config(config, dtype=torch.bfloat16)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         if parameter.dim() > 1:  # transformers leaves the projector zero
             parameter.normal_(std=_SPREAD)
-    model.eval()  # type: ignore[no-untyped-call]
+    assert isinstance(model, Gemma3ForConditionalGeneration)
+    model.train(False)
     return model
 
 

@@ -153,11 +153,12 @@ class Engine:
                     EngineError("The model was closed before the answer was complete.")
                 )
             self._drop_caches()
+            self.answers.clear()
 
     def _drop_caches(self) -> None:
+        """Free what can be computed again."""
         self.prefixes.clear()
         self.features.clear()
-        self.answers.clear()
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when the engine is closed."""
@@ -310,8 +311,9 @@ class Engine:
         self._remove(sequence)
         answer = sequence.to_answer(reason)
         self._keep_prefix(sequence)
-        if ids := sequence.ids_of(answer.text):
-            request = sequence.request
+        request = sequence.request
+        # A score that was cancelled is no answer: its tokens were given, not generated.
+        if not request.score_tokens and (ids := sequence.ids_of(answer.text)):
             text = request.open_answer + answer.text
             self.answers.remember(request.scope, request.prompt, text, ids)
         sequence.stream.finish(answer)

@@ -135,7 +135,8 @@ def _published_defaults() -> dict[str, Any]:
 def _control_id(tokenizer: TextTokenizer, token: str, configured: int | None) -> int:
     """Return the id of a control token; config and tokenizer must agree where both know it."""
     found = tokenizer.id_of(token)
-    if found is None and configured is None:
+    known = configured if found is None else found
+    if known is None:
         raise LoadError(
             f"Neither the tokenizer nor config.json knows {token}. "
             "Use the tokenizer.json that belongs to this Gemma 3 checkpoint."
@@ -145,7 +146,7 @@ def _control_id(tokenizer: TextTokenizer, token: str, configured: int | None) ->
             f"config.json says {token} is token {configured}, the tokenizer says {found}. "
             "Use the two files of one checkpoint."
         )
-    return int(configured if found is None else found)  # type: ignore[arg-type]
+    return known
 
 
 def _as_ids(value: int | list[int] | None) -> list[int]:

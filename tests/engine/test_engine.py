@@ -415,3 +415,19 @@ def test_timing_adds_up(backend):
     assert timing.decode_image_sec > 0
     assert 0 < stages <= timing.ttft_sec < elapsed
     assert timing.ttft_sec + timing.decode_sec <= elapsed
+
+
+def test_a_cancelled_score_is_not_remembered_as_an_answer(make_backend, monkeypatch):
+    backend, streams = make_backend(), []
+    submit = backend.engine.submit
+    monkeypatch.setattr(backend.engine, "submit", lambda r: streams.append(submit(r)) or streams[0])
+    logits = backend.engine._text_model.logits
+
+    def cancel_after_the_first_rows(vectors):
+        streams[0].cancel()
+        return logits(vectors)
+
+    monkeypatch.setattr(backend.engine._text_model, "logits", cancel_after_the_first_rows)
+    tokens = backend.score(Conversation().user("Hi"), "word " * 300)
+    assert 0 < len(tokens) < 301
+    assert not backend.engine.answers._answers
