@@ -29,13 +29,15 @@ UPLOADS_KEPT_SEC = 24 * 3600
 _SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 _SYSTEM_MONO = ["ui-monospace", "monospace"]
 
+# One rule per dark selector: gradio rewrites only the first of a list that begins with .dark.
 CSS = """
 .gradio-container { max-width: 54rem !important; width: 100% !important; }
 .gradio-container { margin: 0 auto !important; }
 .gradio-container main { width: 100%; }
 #head h1 { font-size: 1.35rem; font-weight: 650; margin: 0.75rem 0 0.1rem; }
 #head p, #line p { color: var(--neutral-600); margin: 0; }
-.dark #head p, .dark #line p { color: var(--neutral-300); }
+.dark #head p { color: var(--neutral-300); }
+.dark #line p { color: var(--neutral-300); }
 #line { min-height: 1.5rem; }
 #line p { font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 #line p.error { color: #b91c1c; font-size: 0.95rem; }

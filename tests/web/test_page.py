@@ -162,3 +162,14 @@ def test_closing_the_tab_ends_its_answer(open_page):
     while backend.running:
         assert time.monotonic() - started < 15
         time.sleep(0.05)
+
+
+def test_quiet_and_error_lines_stand_out_in_the_dark(open_page):
+    page = open_page(ScriptedBackend())
+    page.page.emulate_media(color_scheme="dark")
+    page.page.reload()
+    page.page.wait_for_selector("#box textarea")
+    colour = (
+        "getComputedStyle(document.querySelector('#line p')).color.match(/[0-9]+/g).map(Number)"
+    )
+    assert min(page.page.evaluate(colour)) > 150  # light text
