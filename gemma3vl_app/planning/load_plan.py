@@ -1,0 +1,56 @@
+"""`LoadPlan`: where and how a model goes into memory, and why; values that loading follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceBytes:
+    """What one device holds, in bytes, by purpose.
+
+    `kv_global` and `kv_sliding` are the keys and values of both kinds of layers at the wanted
+    context and number of sequences; `vision` the activations of the tower at work; `logits` the
+    scores over the vocabulary; `reserve` what the runtime and text activations take.
+    """
+
+    weights: int = 0
+    kv_global: int = 0
+    kv_sliding: int = 0
+    vision: int = 0
+    logits: int = 0
+    reserve: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return (
+            self.weights
+            + self.kv_global
+            + self.kv_sliding
+            + self.vision
+            + self.logits
+            + self.reserve
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadPlan:
+    """Where and how a model is placed; every choice has its reason, fit to show to a person.
+
+    `dtype` is the arithmetic ("bfloat16" or "float32"), `weights` the storage ("bf16", "fp32",
+    "nf4" or "int8"). `device_map` maps module prefixes (transformers 5's in-memory names, "" for
+    all) to "cuda:0", "mps", "cpu" or "disk"; "disk" means memory-mapped and computed on the CPU.
+    `bytes_by_device` is the forecast. Where the model does not fit, `ways` are the nearest ways to
+    make it fit. `context_tokens` is the context that was planned for.
+    """
+
+    dtype: str
+    weights: str
+    device_map: Mapping[str, str] = field(default_factory=lambda: {"": "cpu"})
+    bytes_by_device: Mapping[str, DeviceBytes] = field(default_factory=dict)
+    fits: bool = True
+    reasons: tuple[str, ...] = ()
+    ways: tuple[str, ...] = ()
+    context_tokens: int = 0
