@@ -36,15 +36,39 @@ def load(
     source: str | Path,
     *,
     weights: str = "auto",
+    device_map: str | Mapping[str, str] = "auto",
+    max_memory: Mapping[str, str | int] | None = None,
+    context_tokens: int | None = None,
+    revision: str | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     progress: Callable[[Progress], None] | None = None,
     limits: EngineLimits | None = None,
 ) -> LocalBackend:
     """Load a model and return the backend that answers with it.
 
-    `source` is "demo", a name that the catalog knows, or a checkpoint folder. `weights` is "auto",
-    "bf16" or "fp32". Raises `LoadError` with the next thing to do.
+    `source` is a name that the catalog knows ("demo", "4b-it"), a hub id, a checkpoint folder or a
+    GGUF file; `revision` a branch, tag or commit of the hub. `weights` is "auto", "bf16", "fp32",
+    "nf4" or "int8"; `device_map`, `max_memory` and `context_tokens` are wishes to the planner, see
+    `plan`. `adapters` are peft adapters' folders by name. Raises `LoadError` with the next thing to
+    do.
     """
-    return LocalBackend(load_model(source, weights=weights, progress=progress), limits=limits)
+    loaded = load_model(
+        source,
+        weights=weights,
+        device_map=device_map,
+        max_memory=max_memory,
+        context_tokens=context_tokens,
+        revision=revision,
+        progress=progress,
+    )
+    backend = LocalBackend(loaded, limits=limits)
+    try:
+        for name, folder in (adapters or {}).items():
+            backend.add_adapter(name, folder)
+    except BaseException:
+        backend.close()
+        raise
+    return backend
 
 
 class LocalBackend:

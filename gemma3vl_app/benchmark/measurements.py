@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,20 @@ import torch
 from transformers import Gemma3ForConditionalGeneration
 
 from gemma3vl_app.backends.local import LocalBackend, load
-from gemma3vl_app.benchmark.models import engine_over, random_model, tokenizer_and_format
+from gemma3vl_app.benchmark.memory import Footprint, measure
+from gemma3vl_app.benchmark.models import (
+    WORD,
+    engine_over,
+    noise_picture,
+    random_checkpoint,
+    random_model,
+    tokenizer_and_format,
+)
 from gemma3vl_app.benchmark.result import Result
 from gemma3vl_app.engine.engine import Engine
 from gemma3vl_app.engine.sequence import Request
 from gemma3vl_app.generation import Greedy
 from gemma3vl_app.messages import Conversation
-from gemma3vl_app.pictures import Picture
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.pixels import pixels
 from gemma3vl_app.prompting.prepare import prepare
@@ -32,7 +40,6 @@ from gemma3vl_app.testing import tiny_checkpoint
 
 REPEATS = 5
 SIZE, LAYERS = "4b", 6
-WORD = " river"  # one token
 
 
 def batching() -> list[Result]:
@@ -59,7 +66,7 @@ def _tokens_per_sec(backend: LocalBackend, conversations: int, tokens: int = 150
     """Return the summed decoding speed of answers that run side by side, in tokens per second."""
     streams = [
         backend.stream(
-            Conversation().user(_picture(index), f"Number {index}." + WORD * (5 + 9 * index)),
+            Conversation().user(noise_picture(index), f"Number {index}." + WORD * (5 + 9 * index)),
             sampling=Greedy(),
             max_new_tokens=tokens,
             session=f"{index} {time.monotonic_ns()}",
@@ -73,7 +80,7 @@ def wide_model() -> list[Result]:
     """The 4B's width with 6 layers in bf16: a follow-up turn, and the cost of a long context."""
     model = random_model(SIZE, layers=LAYERS)
     tokenizer, prompt_format = tokenizer_and_format(SIZE)
-    history = Conversation().user(*(_picture(k) for k in range(4)), WORD * 2000)
+    history = Conversation().user(*(noise_picture(k) for k in range(4)), WORD * 2000)
     # 1) Baselines by transformers itself, on the same weights.
     whole = prepare(history.assistant("A river.").user(WORD * 15), tokenizer, prompt_format)
     stateless_sec = _generate_first_token_sec(model, whole, prompt_format)
@@ -255,12 +262,65 @@ def _load_demo_sec(cache: str) -> float:
     return float(output.split()[-1])
 
 
-def _picture(seed: int) -> Picture:
-    """A picture of large random blocks, never cropped."""
-    noise = np.random.default_rng(seed).bytes(8 * 8 * 3)
-    blocks = np.frombuffer(noise, dtype=np.uint8).reshape(8, 8, 3)
-    return Picture.open(blocks.repeat(32, 0).repeat(32, 1), name=f"{seed}.png", crops="off")
+def loading() -> list[Result]:
+    """Memory against the plan, and the quantised cache, on a checkpoint as wide as the 4B."""
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = random_checkpoint(Path(folder), SIZE, layers=LAYERS)
+        for weights in ("bf16", "nf4"):
+            with tempfile.TemporaryDirectory() as cache:
+                first = measure(checkpoint, weights, cache=Path(cache))
+                results += _against_forecast(first, weights)
+                if weights == "nf4":
+                    again = measure(checkpoint, weights, cache=Path(cache), chat=False)
+                    results += _quantised_cache(first, again)
+    return results
+
+
+def _against_forecast(found: Footprint, weights: str) -> list[Result]:
+    return [
+        Result(
+            name=f"{what}, 4B's width with {LAYERS} layers, {weights}",
+            value=value / 2**30,
+            baseline=forecast / 2**30,
+            unit="GiB",
+            baseline_name="the plan's forecast",
+            bound="within",
+            target=1.1,
+        )
+        for what, value, forecast in (
+            ("memory after loading", found.resident_bytes, found.forecast_resident_bytes),
+            (
+                "peak while chatting, 2 pictures and 2,048 tokens",
+                found.chat_peak_bytes,
+                found.forecast_peak_bytes,
+            ),
+        )
+    ]
+
+
+def _quantised_cache(first: Footprint, again: Footprint) -> list[Result]:
+    return [
+        Result(
+            name="peak while loading nf4 for the first time",
+            value=first.load_peak_bytes / 2**30,
+            baseline=first.resident_bytes / 2**30,
+            unit="GiB",
+            baseline_name="memory after loading",
+            bound="at most",
+            target=1.25,
+        ),
+        Result(
+            name="second load of nf4",
+            value=again.load_sec,
+            baseline=first.load_sec,
+            unit="s",
+            baseline_name="first load",
+            bound="at most",
+            target=0.25,
+        ),
+    ]
 
 
 SMALL: tuple[Callable[[], list[Result]], ...] = (batching, demo)
-ALL: tuple[Callable[[], list[Result]], ...] = (*SMALL, wide_model)
+ALL: tuple[Callable[[], list[Result]], ...] = (*SMALL, loading, wide_model)

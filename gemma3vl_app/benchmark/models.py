@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForImageTextToText,
     Gemma3Config,
@@ -15,9 +19,11 @@ from transformers import (
 from gemma3vl_app import catalog
 from gemma3vl_app.engine.engine import Engine
 from gemma3vl_app.loading import base_270m_folder
+from gemma3vl_app.pictures import Picture
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
+WORD = " river"  # one token
 _SPREAD = 0.02  # standard deviation of the random weights, as in the published initializer_range
 
 
@@ -36,6 +42,26 @@ def random_model(size: str, *, layers: int, seed: int = 0) -> Gemma3ForCondition
     assert isinstance(model, Gemma3ForConditionalGeneration)
     model.train(False)
     return model
+
+
+def random_checkpoint(folder: Path, size: str, *, layers: int) -> Path:
+    """Write `random_model` into `folder` as a checkpoint in bf16, and return the folder."""
+    model = random_model(size, layers=layers)
+    text: Any = model.config.text_config
+    config = catalog.published_config(size)
+    config["text_config"] |= {"num_hidden_layers": layers, "layer_types": text.layer_types}
+    weights = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    os.symlink(base_270m_folder() / "tokenizer.json", folder / "tokenizer.json")
+    return folder
+
+
+def noise_picture(seed: int) -> Picture:
+    """Return a picture of large random blocks, never cropped."""
+    noise = np.random.default_rng(seed).bytes(8 * 8 * 3)
+    blocks = np.frombuffer(noise, dtype=np.uint8).reshape(8, 8, 3)
+    return Picture.open(blocks.repeat(32, 0).repeat(32, 1), name=f"{seed}.png", crops="off")
 
 
 def tokenizer_and_format(size: str) -> tuple[TextTokenizer, PromptFormat]:

@@ -10,7 +10,8 @@ from typing import Literal
 class Result:
     """A measurement: `value` against `baseline`, both in `unit`, and what their ratio should be.
 
-    `bound` says whether `ratio` = value / baseline must be "at most" or "at least" `target`.
+    `bound` says whether `ratio` = value / baseline must be "at most" or "at least" `target`, or
+    "within" it: neither of the two more than `target` times the other.
     `details` holds further figures, with their units in their names.
     """
 
@@ -19,7 +20,7 @@ class Result:
     baseline: float
     unit: str
     baseline_name: str
-    bound: Literal["at most", "at least"]
+    bound: Literal["at most", "at least", "within"]
     target: float
     details: dict[str, float] = field(default_factory=dict)
 
@@ -32,4 +33,6 @@ class Result:
         """Tell whether the target is reached, or at least `share` of it."""
         if self.bound == "at least":
             return self.ratio >= self.target * share
+        if self.bound == "within":  # not a speed: the same on every machine, so no share of it
+            return 1 / self.target <= self.ratio <= self.target
         return self.ratio <= self.target / share

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from gemma3vl_app.errors import ConversationError, LoadError
 from gemma3vl_app.generation import Greedy, Sample, Sampling
+from gemma3vl_app.loading.shards import StoredTensor, read_headers
 
 # <eos> and <end_of_turn> in every Gemma 3 vocabulary. Base checkpoints name only the first.
 STOP_IDS = frozenset({1, 106})
@@ -80,23 +79,25 @@ def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
     )
 
 
-def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Return the folder's tensors, memory-mapped, under transformers 5's in-memory names.
+def stored_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Return the folder's tensors, not read yet, under transformers 5's in-memory names.
 
     An output matrix that only repeats the embeddings is left out. Raises `LoadError` for files that
     are missing, damaged or of another kind.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    for path in weight_files(checkpoint):
-        try:
-            part = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise LoadError(
-                f"{path.name} of {checkpoint.name!r} is damaged or incomplete. "
-                "Copy or download it again."
-            ) from error
-        tensors |= {in_memory_name(key): tensor for key, tensor in part.items()}
+    found = read_headers(weight_files(checkpoint), checkpoint.name)
+    tensors = {in_memory_name(key): tensor for key, tensor in found.items()}
+    if len(tensors) != len(found):
+        raise LoadError(
+            f"{checkpoint.name!r} holds some weights twice, under old and new names. "
+            "Keep one of the two sets of files."
+        )
     return _without_tied_head(tensors, checkpoint.name)
+
+
+def read_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return the folder's tensors, memory-mapped, under transformers 5's in-memory names."""
+    return {key: tensor.read() for key, tensor in stored_tensors(checkpoint).items()}
 
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:
@@ -193,14 +194,20 @@ def _what_is_there(folder: Path) -> str:
     return "Copy or download the checkpoint again."
 
 
-def _without_tied_head(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+def _without_tied_head(tensors: dict[str, StoredTensor], name: str) -> dict[str, StoredTensor]:
     head = tensors.get("lm_head.weight")
     if head is None:
         return tensors
     for key, table in tensors.items():
-        if EMBEDDINGS.match(key) and not torch.equal(head, table):
+        # A quantised head is a rounded copy of the embeddings; only a plain one can be compared.
+        comparable = head.shape == table.shape and head.dtype == table.dtype
+        if (
+            EMBEDDINGS.match(key)
+            and head.dtype.is_floating_point
+            and not (comparable and torch.equal(head.read(), table.read()))
+        ):
             raise LoadError(
                 f"{name!r} has an output matrix (lm_head.weight) of its own; Gemma 3 shares it "
                 "with the embeddings. This is another kind of model, or it was saved wrongly."
             )
-    return {key: tensor for key, tensor in tensors.items() if key != "lm_head.weight"}
+    return {key: each for key, each in tensors.items() if not key.startswith("lm_head.")}

@@ -1,13 +1,14 @@
-"""`load_model`: from a name or a folder to a checked model in memory.
+"""`load_model`: from a name, a folder or a file to a checked model in memory.
 
-Decides the arithmetic, builds the class that config.json names, and proves with one forward pass
-that it computes. Hands out files and configs beside the model; knows nothing of prompts.
+Opens the source, lets the planner decide, builds the class that config.json names, and proves with
+one forward pass that it computes. Hands out files and configs beside the model; knows nothing of
+prompts.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,25 +21,21 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
 )
-from transformers.utils import logging as transformers_logging
 
 from gemma3vl_app import catalog, hardware
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress, Sampling
-from gemma3vl_app.loading.base_270m import Report, base_270m_folder
-from gemma3vl_app.loading.checkpoint import Checkpoint, open_checkpoint, read_tensors
-from gemma3vl_app.loading.demo import open_demo
-from gemma3vl_app.planning import LoadPlan
-
-Model = Gemma3ForConditionalGeneration | Gemma3ForCausalLM
+from gemma3vl_app.loading.assembly import Model, assemble, is_quantised, weight_names
+from gemma3vl_app.loading.checkpoint import Checkpoint
+from gemma3vl_app.loading.conversion import Stored, in_planned_form
+from gemma3vl_app.loading.sources import open_source
+from gemma3vl_app.planning import LoadPlan, check_weights, plan_for
 
 # By name, never by an Auto class: the text class on a vision checkpoint would give random weights.
 ARCHITECTURES: dict[str, tuple[type[Any], type[Any]]] = {
     "Gemma3ForConditionalGeneration": (Gemma3ForConditionalGeneration, Gemma3Config),
     "Gemma3ForCausalLM": (Gemma3ForCausalLM, Gemma3TextConfig),
 }
-WEIGHTS = {"bf16": "bfloat16", "fp32": "float32"}
-SHORT = {dtype: weights for weights, dtype in WEIGHTS.items()}
 SELF_TEST_IDS = (2, 105, 107, 106)  # <bos>, <start_of_turn>, a line break, <end_of_turn>
 # What transformers raises on a config.json that makes no sense: it has no one error for that
 NONSENSE = (
@@ -77,28 +74,57 @@ def load_model(
     source: str | Path,
     *,
     weights: str = "auto",
+    device_map: str | Mapping[str, str] = "auto",
+    max_memory: Mapping[str, str | int] | None = None,
+    context_tokens: int | None = None,
+    revision: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> LoadedModel:
-    """Load a model by name ("demo", "270m-pt") or from a checkpoint folder.
+    """Load a model by catalog name or hub id, from a checkpoint folder or a GGUF file.
 
-    `weights` is "bf16", "fp32", or "auto": what this machine computes well in. `progress` hears of
-    the stages. Raises `LoadError` with what is wrong and what to do.
+    `weights`, `device_map`, `max_memory` and `context_tokens` are wishes to the planner
+    (`planning.plan_for`). `progress` hears of the stages. Raises `LoadError` with what is wrong and
+    what to do.
     """
     check_weights(weights)
     report = progress or (lambda step: None)
-    # 1) What is on disk
-    checkpoint, tensors, knows = _open(source, progress)
-    report(Progress("load", 0, 2, "steps", f"Loading {checkpoint.name}"))
-    # 2) Whether it is whole, and whether it fits, before anything large is allocated
+
+    def planned(config: Mapping[str, Any], name: str) -> LoadPlan:
+        return _fitting_plan(
+            config,
+            name=name,
+            weights=weights,
+            device_map=device_map,
+            max_memory=max_memory,
+            context_tokens=context_tokens,
+        )
+
+    # 1) Whether it fits at all, before many GiB are downloaded
+    entry = catalog.find(str(source))
+    if entry is not None and entry.repo:
+        planned(catalog.published_config(entry.size), entry.name)
+    # 2) What is there, and whether it is whole, before anything large is allocated
+    opened = open_source(source, revision=revision, report=report)
+    checkpoint = opened.checkpoint
     skeleton = build_skeleton(checkpoint)
-    _check_tensors(skeleton, tensors, checkpoint.name)
-    parameters = sum(tensor.numel() for tensor in tensors.values())
-    plan = _plan(weights, parameters, hardware.detect(), checkpoint.name)
-    # 3) The model, and a proof that it computes
-    model = _build(skeleton, tensors, plan, checkpoint.name)
-    report(Progress("load", 1, 2, "steps", "Testing the model"))
+    _check_tensors(skeleton, opened.tensors, checkpoint.name)
+    plan = planned(checkpoint.config, checkpoint.name)
+    # 3) Quantised or converted where the plan says so
+    linears, text_linears = _linears(skeleton)
+    tensors = in_planned_form(
+        opened.tensors,
+        text_linears,
+        linears,
+        plan,
+        name=checkpoint.name,
+        fingerprint=opened.fingerprint,
+        report=report,
+    )
+    # 4) The model, and a proof that it computes
+    model = assemble(skeleton, tensors, plan, checkpoint.name, report)
+    report(Progress("test", 0, 1, "steps", "Testing the model"))
     self_test(model, checkpoint.name, plan)
-    report(Progress("load", 2, 2, "steps", f"{checkpoint.name} is ready"))
+    report(Progress("test", 1, 1, "steps", f"{checkpoint.name} is ready"))
     return LoadedModel(
         model=model,
         config=checkpoint.config,
@@ -107,21 +133,9 @@ def load_model(
         sampling=checkpoint.sampling,
         stop_ids=checkpoint.stop_ids,
         name=checkpoint.name,
-        knows=knows,
+        knows=opened.knows,
         plan=plan,
     )
-
-
-def check_weights(weights: str) -> None:
-    """Raise `LoadError` unless `weights` is a kind that can be loaded."""
-    if weights in ("fp16", "float16", "half"):
-        raise LoadError(
-            "weights='fp16' is refused: Gemma 3's activations overflow float16, and answers come "
-            "out empty. Use 'auto', 'bf16' or 'fp32'."
-        )
-    if weights != "auto" and weights not in WEIGHTS:
-        known = ", ".join(repr(kind) for kind in ("auto", *WEIGHTS))
-        raise LoadError(f"weights={weights!r} is not known. Choose one of {known}.")
 
 
 def build_skeleton(checkpoint: Checkpoint) -> Model:
@@ -131,14 +145,13 @@ def build_skeleton(checkpoint: Checkpoint) -> Model:
     if architecture not in ARCHITECTURES:
         known = " and ".join(ARCHITECTURES)
         raise LoadError(f"{checkpoint.name!r} is a {architecture!r}; only {known} can be loaded.")
-    if "quantization_config" in checkpoint.config:
-        raise LoadError(
-            f"{checkpoint.name!r} is a quantised checkpoint; these cannot be loaded yet. "
-            "Use the original bf16 checkpoint."
-        )
     model_class, config_class = ARCHITECTURES[architecture]
+    # How the weights are stored is read from the weights themselves: lists of skipped modules in
+    # old repositories name modules as they were called before transformers 5.
+    config_json = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
+    _check_quantisation(checkpoint)
     try:
-        config = config_class.from_dict(checkpoint.config)
+        config = config_class.from_dict(config_json)
         with torch.device("meta"):
             skeleton: Model = model_class(config)
     except NONSENSE as error:
@@ -151,7 +164,8 @@ def build_skeleton(checkpoint: Checkpoint) -> Model:
 
 def self_test(model: Model, name: str, plan: LoadPlan) -> None:
     """Run four tokens through `model`; raises `LoadError` unless it computes usable numbers."""
-    ids = torch.tensor([SELF_TEST_IDS], device=model.device)
+    device = model.get_input_embeddings().weight.device
+    ids = torch.tensor([SELF_TEST_IDS], device=device)
     with torch.inference_mode():
         logits = model(input_ids=ids, use_cache=False).logits
     pad = model.config.get_text_config().pad_token_id
@@ -164,35 +178,65 @@ def self_test(model: Model, name: str, plan: LoadPlan) -> None:
     advice = (
         "Load it with weights='fp32'." if plan.weights != "fp32" else "Its weights are damaged."
     )
-    raise LoadError(
-        f"{name!r} computes {problem} in {plan.dtype} on {plan.device_map['']}. {advice}"
-    )
+    raise LoadError(f"{name!r} computes {problem} in {plan.dtype} on {device.type}. {advice}")
 
 
-def _open(
-    source: str | Path, progress: Report | None
-) -> tuple[Checkpoint, dict[str, torch.Tensor], str]:
-    """Return the checkpoint, its tensors under in-memory names, and what the model knows."""
-    if source == catalog.DEMO.name:
-        return *open_demo(progress), catalog.DEMO.knows
-    if source == catalog.BASE_270M.name:
-        checkpoint = open_checkpoint(base_270m_folder(progress), catalog.BASE_270M.name)
-        return checkpoint, read_tensors(checkpoint), catalog.BASE_270M.knows
-    catalog.check_source(source)
-    checkpoint = open_checkpoint(Path(source).expanduser())
-    pictures = "takes pictures" if "vision_config" in checkpoint.config else "takes no pictures"
-    knows = f"A Gemma 3 checkpoint from the folder {checkpoint.name!r}; it {pictures}."
-    return checkpoint, read_tensors(checkpoint), knows
+def _fitting_plan(config: Mapping[str, Any], *, name: str, **wishes: Any) -> LoadPlan:
+    """Return the plan for this machine as it is now; raises `LoadError` if there is none."""
+    plan = plan_for(config, name=name, machine=hardware.detect(), **wishes)
+    if not plan.fits:
+        needed = " + ".join(
+            f"{each.total / 2**30:.1f} GiB on {device}"
+            for device, each in plan.bytes_by_device.items()
+        )
+        ways = " ".join(f"({number}) {way}" for number, way in enumerate(plan.ways, start=1))
+        raise LoadError(
+            f"{name!r} does not fit on this machine: it needs {needed} in {plan.weights}. "
+            f"{'What would fit: ' + ways if ways else 'Choose a smaller model.'}"
+        )
+    return plan
 
 
-def _check_tensors(skeleton: Model, tensors: dict[str, torch.Tensor], name: str) -> None:
+def _check_quantisation(checkpoint: Checkpoint) -> None:
+    """Raise `LoadError` for stored quantisations that Gemma 3 cannot be computed in."""
+    settings = checkpoint.config.get("quantization_config")
+    if settings is None:
+        return
+    settings = settings if isinstance(settings, dict) else {}
+    if settings.get("load_in_8bit"):
+        raise LoadError(
+            f"{checkpoint.name!r} is stored for LLM.int8, which computes in float16; Gemma 3 "
+            "overflows there. Load the original checkpoint with weights='int8' instead."
+        )
+    if not settings.get("load_in_4bit"):
+        method = str(settings.get("quant_method", "an unknown method"))[:40]
+        raise LoadError(
+            f"{checkpoint.name!r} is quantised by {method}, which cannot be loaded; bitsandbytes' "
+            "4 bits can. Use the original checkpoint with weights='nf4' or 'int8'."
+        )
+
+
+def _check_tensors(skeleton: Model, tensors: Mapping[str, Stored], name: str) -> None:
     """Raise `LoadError` by name for keys that are missing, unexpected or of another shape."""
-    expected = {key: p.shape for key, p in skeleton.named_parameters() if key != "lm_head.weight"}
+    shapes = {key: tuple(parameter.shape) for key, parameter in skeleton.named_parameters()}
+    expected = {key: shapes[key] for key in weight_names(skeleton)}
+    quantised = {key for key in expected if is_quantised(key, tensors)}
+    # bitsandbytes stores two weights a byte, in one column
+    for key in quantised:
+        expected[key] = (math.prod(expected[key]) // 2, 1)
+    parts = {key for key in tensors if key.rpartition(".weight.")[0] + ".weight" in quantised}
     both = expected.keys() & tensors.keys()
     for problem, keys in (
         ("lacks", expected.keys() - tensors.keys()),
-        ("holds unknown", tensors.keys() - expected.keys()),
-        ("does not match its config.json in", {k for k in both if expected[k] != tensors[k].shape}),
+        ("holds unknown", tensors.keys() - expected.keys() - parts),
+        (
+            "does not match its config.json in",
+            {k for k in both if expected[k] != tuple(tensors[k].shape)},
+        ),
+        (
+            "holds other than floating-point",
+            {k for k in both - quantised if not tensors[k].dtype.is_floating_point},
+        ),
     ):
         if keys:
             first = ", ".join(sorted(keys)[:NAMED_KEYS])
@@ -203,57 +247,11 @@ def _check_tensors(skeleton: Model, tensors: dict[str, torch.Tensor], name: str)
             )
 
 
-def _plan(weights: str, parameters: int, machine: hardware.Machine, name: str) -> LoadPlan:
-    """Place the model on the best device; raises `LoadError` where its weights cannot fit."""
-    device = hardware.default_device(machine)
-    if weights == "auto":
-        dtype, reason = hardware.choose_dtype(device, machine)
-    else:
-        dtype, reason = WEIGHTS[weights], f"{WEIGHTS[weights]}: you asked for weights={weights!r}."
-    needed = parameters * getattr(torch, dtype).itemsize
-    available = hardware.available_memory_bytes(device, machine)
-    if needed > available:
-        raise LoadError(
-            f"{name!r} needs {needed / 2**30:.1f} GiB for its weights in {dtype}, but {device} has "
-            f"{available / 2**30:.1f} GiB free. Choose a smaller model or a larger "
-            "machine."
-        )
-    return LoadPlan(
-        dtype=dtype,
-        weights=SHORT[dtype],
-        device_map={"": device},
-        bytes_by_device={device: needed},
-        reasons=(reason,),
-    )
-
-
-def _build(skeleton: Model, tensors: dict[str, torch.Tensor], plan: LoadPlan, name: str) -> Model:
-    """Put the tensors into the model, in the plan's dtype and on its device."""
-    with _no_progress_bar():
-        model_class: type[Any] = type(skeleton)
-        model, info = model_class.from_pretrained(
-            None,
-            config=skeleton.config,
-            state_dict=tensors,
-            dtype=getattr(torch, plan.dtype),
-            output_loading_info=True,
-        )
-    # `_check_tensors` found every name; this guards against a change of names inside transformers.
-    if wrong := [key for keys in info.values() for key in keys]:
-        raise LoadError(
-            f"{name!r} was not loaded in full: {wrong[0]}. Report this with its config.json."
-        )
-    built: Model = model.to(plan.device_map[""]).eval().requires_grad_(False)
-    return built
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers' progress bar off the terminal: progress has its own channel."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+def _linears(skeleton: Model) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]]:
+    """Return the shapes of all matrices by weight name, and of those in the text layers."""
+    shapes = {
+        f"{name}.weight": (module.out_features, module.in_features)
+        for name, module in skeleton.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    return shapes, {key: s for key, s in shapes.items() if "vision_tower" not in key}

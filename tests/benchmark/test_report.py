@@ -27,6 +27,10 @@ def result(bound: str, value: float) -> Result:
         ("at least", 3.9, 1.0, False),
         ("at least", 2.9, 0.7, True),
         ("at least", 2.7, 0.7, False),
+        ("within", 1.1, 1.0, True),
+        ("within", 3.9, 1.0, True),
+        ("within", 0.9, 0.7, False),
+        ("within", 4.1, 0.7, False),
     ],
 )
 def test_a_target_is_met_or_missed_with_the_share_asked_for(bound, value, share, met):

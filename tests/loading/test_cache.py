@@ -8,7 +8,13 @@ import sys
 import pytest
 
 from gemma3vl_app.errors import LoadError
-from gemma3vl_app.loading.cache import MANIFEST, cache_root, cached_folder
+from gemma3vl_app.loading.cache import (
+    MANIFEST,
+    cache_root,
+    cached_folder,
+    cached_folders,
+    remove_cached,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +108,51 @@ def test_of_several_processes_one_builds_and_all_get_the_folder(root):
     processes = [subprocess.Popen([sys.executable, "-c", script], env=os.environ) for _ in range(3)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
     assert len(list(root.glob("built-*"))) == 1
+
+
+def test_without_hashes_only_sizes_are_checked(root):
+    build = Builder()
+    folder = cached_folder("large", build, hashed=False)
+    (folder / "a.bin").write_bytes(b"9876543210")
+    cached_folder("large", build, hashed=False)
+    assert build.calls == 1
+    (folder / "a.bin").write_bytes(b"short")
+    cached_folder("large", build, hashed=False)
+    assert build.calls == 2
+
+
+def test_no_room_on_the_disk_is_said_with_both_numbers(root):
+    build = Builder()
+    with pytest.raises(LoadError, match=r"needs 1048576\.0 GiB.*GiB are free"):
+        cached_folder("huge", build, needs_bytes=2**50)
+    assert build.calls == 0
+
+
+def test_what_the_cache_holds_is_listed_by_last_use(root):
+    cached_folder("old", Builder())
+    os.utime(root / "old", (1, 1))
+    cached_folder("new", Builder())
+    (root / "half-made").mkdir()
+    first, second = cached_folders()
+    assert (first.name, second.name) == ("new", "old")
+    assert first.bytes == sum(path.stat().st_size for path in (root / "new").iterdir())
+    cached_folder("old", Builder())
+    assert cached_folders()[0].name == "old"
+
+
+def test_a_removed_folder_is_gone_and_made_again_when_needed(root):
+    build = Builder()
+    folder = cached_folder("thing", build)
+    size = cached_folders()[0].bytes
+    assert remove_cached("thing") == size
+    assert not folder.exists()
+    cached_folder("thing", build)
+    assert build.calls == 2
+
+
+@pytest.mark.parametrize("name", ["nothing", "../cache", "", "."])
+def test_what_is_not_in_the_cache_cannot_be_removed(root, name):
+    cached_folder("thing", Builder())
+    with pytest.raises(LoadError, match="cache list"):
+        remove_cached(name)
+    assert (root / "thing").exists()

@@ -1,0 +1,143 @@
+"""A model out of stored tensors: each parameter onto its device, quantised layers put in place.
+
+Builds transformers' own classes; knows nothing of where tensors come from or of the plan's reasons.
+Parts compute where they lie. What lies on the CPU in the right dtype stays a memory map of its
+file; "disk" is the same, but not read ahead: the system fetches its pages while computing, and may
+drop them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
+from transformers.models.gemma3.modeling_gemma3 import (
+    Gemma3RotaryEmbedding,
+    Gemma3TextScaledWordEmbedding,
+)
+from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
+
+from gemma3vl_app.errors import LoadError
+from gemma3vl_app.generation import Progress
+from gemma3vl_app.loading import int8, nf4
+from gemma3vl_app.loading.base_270m import Report
+from gemma3vl_app.loading.conversion import Stored, device_of, is_nf4, parts_of
+from gemma3vl_app.planning import LoadPlan
+
+Model = Gemma3ForConditionalGeneration | Gemma3ForCausalLM
+
+
+def assemble(
+    model: Model, tensors: Mapping[str, Stored], plan: LoadPlan, name: str, report: Report
+) -> Model:
+    """Fill `model`, a skeleton on the meta device, with `tensors` (in the plan's form).
+
+    Raises `LoadError` for a weight that is not a number.
+    """
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
+    for key in weight_names(model):
+        placed = device_of(key, plan.device_map)
+        device = torch.device("cpu" if placed == "disk" else placed)
+        parts = {suffix: part.read() for suffix, part in parts_of(key, tensors).items()}
+        done += sum(part.nbytes for part in parts.values())
+        if placed != "disk":
+            parts = {suffix: part.to(device) for suffix, part in parts.items()}
+            _check_finite(parts, key, name)
+        _put(model, key, parts, dtype, device)
+        report(Progress("load", done, total, "bytes", f"Loading {name}"))
+    _compute_buffers(model, plan.device_map)
+    model.lm_head.weight = model.get_input_embeddings().weight
+    _connect_devices(model, plan.device_map)
+    return model.eval().requires_grad_(False)
+
+
+def weight_names(model: Model) -> list[str]:
+    """Return the names of the parameters that a checkpoint has to hold, in the model's order."""
+    return [name for name, _ in model.named_parameters() if name != "lm_head.weight"]
+
+
+def is_quantised(key: str, tensors: Mapping[str, Stored]) -> bool:
+    """Whether the weight `key` is stored in 4 or 8 bits."""
+    return is_nf4(key, tensors) or key + int8.SCALE in tensors
+
+
+def _put(
+    model: Model,
+    key: str,
+    parts: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Put one weight into the model: as a parameter, or as a quantised layer around it."""
+    module_name, _, parameter = key.rpartition(".")
+    module = model.get_submodule(module_name)
+    if nf4.ABSMAX in parts or nf4.PACKED_ABSMAX in parts:
+        shape = (module.out_features, module.in_features)
+        model.set_submodule(module_name, nf4.layer(parts, shape, dtype, device))  # type: ignore[arg-type]
+    elif int8.SCALE in parts:
+        model.set_submodule(module_name, int8.Int8Linear(parts, dtype))
+    else:
+        value = torch.nn.Parameter(parts[""].to(dtype), requires_grad=False)
+        setattr(module, parameter, value)
+
+
+def _check_finite(parts: Mapping[str, torch.Tensor], key: str, name: str) -> None:
+    """Raise `LoadError` for weights that are not numbers; also fetches a memory map's pages.
+
+    The extremes of a tensor are found at the speed of memory, and are not finite where any of its
+    values is not.
+    """
+    for part in parts.values():
+        if part.is_floating_point() and part.numel():
+            least, largest = torch.aminmax(part)
+            if not bool(torch.isfinite(least) & torch.isfinite(largest)):
+                raise LoadError(
+                    f"{name!r} holds weights that are not numbers, in {key}: the files are "
+                    "damaged, or a conversion went wrong. Download or convert the model again."
+                )
+
+
+def _compute_buffers(model: Model, device_map: Mapping[str, str]) -> None:
+    """Compute what no checkpoint holds: rotary frequencies, embedding scale, patch numbers."""
+    for name, module in model.named_modules():
+        if not any(buffer.is_meta for buffer in module._buffers.values() if buffer is not None):
+            continue
+        placed = device_of(name, device_map)
+        device = torch.device("cpu" if placed == "disk" else placed)
+        if isinstance(module, Gemma3RotaryEmbedding):
+            fresh = Gemma3RotaryEmbedding(module.config)._buffers
+        elif isinstance(module, Gemma3TextScaledWordEmbedding):
+            fresh = {"embed_scale": torch.tensor(module.scalar_embed_scale)}
+        elif isinstance(module, SiglipVisionEmbeddings):
+            fresh = {"position_ids": torch.arange(module.num_positions)[None]}
+        else:
+            raise LoadError(
+                f"This version of transformers has a part ({type(module).__name__}) that is not "
+                "known here. Install the version that requirements.txt names."
+            )
+        for buffer, value in fresh.items():
+            assert value is not None
+            module._buffers[buffer] = value.to(device)
+
+
+def _connect_devices(model: Model, device_map: Mapping[str, str]) -> None:
+    """Let each part of a sharded model fetch its inputs to the device it lies on."""
+    devices = {key: "cpu" if where == "disk" else where for key, where in device_map.items()}
+    if len(set(devices.values())) == 1:
+        return
+    for name, device in devices.items():
+        if name:
+            module = model.get_submodule(name)
+            module.register_forward_pre_hook(partial(_fetch, device), with_kwargs=True)
+
+
+def _fetch(
+    device: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Return a module's inputs on `device`; what is no tensor passes unchanged."""
+    return send_to_device(args, device), send_to_device(kwargs, device)

@@ -1,0 +1,55 @@
+"""8-bit weights, one scale per output feature; activations keep their dtype.
+
+Not bitsandbytes' LLM.int8, which turns activations into float16: Gemma 3's overflow there.
+Shapes: N output features, K input features, M rows of activations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import linear
+
+SCALE = ".scale"  # after the weight's own name
+LARGEST = 127
+FEW_ROWS = 32  # up to here the CPU kernel that reads int8 beats turning the matrix into floats
+
+Parts = dict[str, torch.Tensor]
+
+
+def quantise(weight: torch.Tensor) -> Parts:
+    """Return the parts of a matrix (N, K): int8 weights, and float32 scales (N,).
+
+    Scales are rounded up to bf16 values before the weights are divided by them, so that computing
+    in bf16 adds no error of its own.
+    """
+    largest = weight.float().abs().amax(dim=1).clamp(min=torch.finfo(torch.bfloat16).tiny)  # (N,)
+    scale = largest / LARGEST
+    rounded = scale.to(torch.bfloat16).float()
+    step = torch.finfo(torch.bfloat16).eps
+    scale = torch.where(rounded < scale, (rounded * (1 + step)).to(torch.bfloat16).float(), rounded)
+    values = (weight.float() / scale[:, None]).round_().clamp_(-LARGEST, LARGEST)
+    return {"": values.to(torch.int8), SCALE: scale}
+
+
+class Int8Linear(torch.nn.Linear):
+    """A linear layer without bias whose weight is int8 (N, K), with a scale per output feature."""
+
+    scale: torch.Tensor
+
+    def __init__(self, parts: Parts, dtype: torch.dtype) -> None:
+        """Take the stored `parts`, to compute in `dtype`."""
+        outputs, inputs = parts[""].shape
+        super().__init__(inputs, outputs, bias=False, device="meta")
+        self.weight = torch.nn.Parameter(parts[""], requires_grad=False)
+        self.register_buffer("scale", parts[SCALE].to(dtype))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Multiply activations (..., K) with the weights; returns (..., N) in their dtype."""
+        scale = self.scale.to(input.dtype)
+        rows = input.reshape(-1, self.in_features)  # (M, K)
+        # The kernel has no gradient.
+        differentiable = torch.is_grad_enabled() and input.requires_grad
+        if input.device.type == "cpu" and len(rows) <= FEW_ROWS and not differentiable:
+            output = torch._weight_int8pack_mm(rows.contiguous(), self.weight, scale)  # (M, N)
+            return output.reshape(*input.shape[:-1], self.out_features)
+        return linear(input, self.weight.to(input.dtype)) * scale

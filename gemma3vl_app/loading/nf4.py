@@ -1,0 +1,117 @@
+"""4-bit weights (nf4) through bitsandbytes: a matrix to stored parts, stored parts to a layer.
+
+Knows nothing of files, of which layers are quantised (`conversion`), or of devices' limits.
+Shapes: N output features, K input features; a block is 64 weights that share one scale (absmax).
+
+Two stored forms: bitsandbytes' own (its keys for saved checkpoints), and, for processors with
+AVX512-BF16, the order of weights that its fused CPU kernel reads. bitsandbytes would reorder them
+inside the first forward pass, at a cost of memory and time; stored in that order, they are used
+from the file's memory map as they lie.
+"""
+
+from __future__ import annotations
+
+import bitsandbytes
+import torch
+from bitsandbytes import functional
+from bitsandbytes.functional import QuantState
+
+BLOCK = 64
+ABSMAX, PACKED_ABSMAX = ".absmax", ".cpu_absmax"  # after the weight's own name
+PACKED_ROWS = 32  # the fused CPU kernel works on groups of so many output features
+
+Parts = dict[str, torch.Tensor]  # by what follows the weight's name; "" is the weight itself
+
+
+def quantise(weight: torch.Tensor) -> Parts:
+    """Return the parts of a matrix (N, K) in bitsandbytes' own form.
+
+    Absolute maxima stay float32 (no double quantisation): half a byte a weight and 4 bytes a block.
+    """
+    data, state = functional.quantize_4bit(
+        weight.contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
+    )
+    return {"": data} | {f".{key}": part for key, part in state.as_dict(packed=True).items()}
+
+
+def dequantise(parts: Parts) -> torch.Tensor:
+    """Return the matrix (N, K) that parts in bitsandbytes' own form stand for, in their dtype."""
+    weight: torch.Tensor = functional.dequantize_4bit(parts[""], _state(parts))
+    return weight
+
+
+def packs_for_cpu() -> bool:
+    """Whether the CPU here has the fused kernel, and this bitsandbytes its way of packing."""
+    return bool(functional.has_avx512bf16()) and hasattr(
+        functional, "_convert_weight_packed_for_cpu"
+    )
+
+
+def pack_for_cpu(parts: Parts) -> Parts:
+    """Return parts in the order that the fused CPU kernel reads: (N, K / 2), and bf16 scales."""
+    state = _state(parts)
+    if state.quant_type != "nf4" or state.blocksize != BLOCK:  # stored otherwise by somebody else
+        return pack_for_cpu(quantise(dequantise(parts)))
+    data, state = functional._convert_weight_packed_for_cpu(parts[""], state)
+    return {"": data, PACKED_ABSMAX: state.absmax}
+
+
+def fits(shape: torch.Size | tuple[int, ...], *, packed: bool) -> bool:
+    """Whether a matrix (N, K) of this shape can be stored; others stay as they are."""
+    return shape[1] % BLOCK == 0 and not (packed and shape[0] % PACKED_ROWS)
+
+
+def layer(
+    parts: Parts, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> bitsandbytes.nn.Linear4bit:
+    """Return a linear layer without bias over stored `parts`, computing in `dtype`."""
+    outputs, inputs = shape
+    linear = bitsandbytes.nn.Linear4bit(
+        inputs,
+        outputs,
+        bias=False,
+        compute_dtype=dtype,
+        compress_statistics=False,
+        quant_type="nf4",
+        device="meta",
+    )
+    if PACKED_ABSMAX in parts:
+        linear.weight = bitsandbytes.nn.Params4bit(
+            parts[""],
+            requires_grad=False,
+            quant_state=_packed_state(parts, shape),
+            blocksize=BLOCK,
+            compress_statistics=False,
+            quant_type="nf4",
+            module=linear,
+            bnb_quantized=True,
+        )
+    else:
+        stats = {f"weight{key}": part for key, part in parts.items() if key}
+        linear.weight = bitsandbytes.nn.Params4bit.from_prequantized(
+            parts[""], stats, device=device, module=linear
+        )
+    return linear
+
+
+def _state(parts: Parts) -> QuantState:
+    stats = {f"weight{key}": part for key, part in parts.items() if key}
+    return QuantState.from_dict(stats, device=parts[""].device)
+
+
+def _packed_state(parts: Parts, shape: tuple[int, int]) -> QuantState:
+    """Describe packed parts as bitsandbytes does after it has packed them itself."""
+    state = QuantState(
+        absmax=parts[PACKED_ABSMAX],
+        shape=torch.Size(shape),
+        code=functional.get_4bit_type("nf4", device="cpu"),
+        blocksize=BLOCK,
+        quant_type="nf4",
+        dtype=torch.bfloat16,
+    )
+    state.packing_format_for_cpu = True
+    # What it needs to undo the packing, on the way to a GPU or into a file
+    state.original_dtype, state.original_nested = torch.bfloat16, False
+    state.original_qshape = torch.Size((shape[0] * shape[1] // 2, 1))
+    state.original_storage_type = None
+    return state

@@ -1,0 +1,86 @@
+"""Where models come from: a name, the hub, a folder, a GGUF file; each becomes an open `Source`.
+
+Nothing large is read here: a source knows its small files, and where its tensors lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma3vl_app import catalog
+from gemma3vl_app.loading.base_270m import Report, base_270m_folder
+from gemma3vl_app.loading.checkpoint import (
+    Checkpoint,
+    open_checkpoint,
+    stored_tensors,
+    weight_files,
+)
+from gemma3vl_app.loading.conversion import HeldTensor, Stored
+from gemma3vl_app.loading.demo import DATA, open_demo
+from gemma3vl_app.loading.gguf_folder import gguf_folder, is_gguf
+from gemma3vl_app.loading.hub import hub_folder, hub_revision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An opened model: its small files, its tensors by in-memory name, and what it knows.
+
+    `fingerprint` changes whenever its weights do; converted weights are cached by it.
+    """
+
+    checkpoint: Checkpoint
+    tensors: Mapping[str, Stored]
+    knows: str
+    fingerprint: str
+
+
+def open_source(source: str | Path, *, revision: str | None, report: Report) -> Source:
+    """Find and open a model; raises `LoadError` with what is wrong and what to do.
+
+    `source` is a name of the catalog, a hub id ("owner/name"), a folder or a GGUF file; `revision`
+    is a branch, tag or commit of the hub.
+    """
+    catalog.check_source(source)
+    if source == catalog.DEMO.name:
+        checkpoint, tensors = open_demo(report)
+        held = {key: HeldTensor(tensor) for key, tensor in tensors.items()}
+        return Source(
+            checkpoint=checkpoint,
+            tensors=held,
+            knows=catalog.DEMO.knows,
+            fingerprint=f"{base_270m_folder().name} {_file_stamps(sorted(DATA.iterdir()))}",
+        )
+    if source == catalog.BASE_270M.name:
+        return _from_folder(base_270m_folder(report), str(source), catalog.BASE_270M.knows)
+    if is_gguf(source):
+        path = Path(source).expanduser()
+        return _from_folder(gguf_folder(path, progress=report), path.stem)
+    if Path(source).expanduser().is_dir():
+        return _from_folder(Path(source).expanduser(), None)
+    entry = catalog.find(str(source))
+    repo = entry.repo if entry is not None else str(source)
+    folder = hub_folder(repo, revision=revision, progress=report)
+    return _from_folder(folder, entry.name if entry else repo, entry.knows if entry else "")
+
+
+def _from_folder(folder: Path, name: str | None, knows: str = "") -> Source:
+    checkpoint = open_checkpoint(folder, name)
+    pictures = "takes pictures" if "vision_config" in checkpoint.config else "takes no pictures"
+    return Source(
+        checkpoint=checkpoint,
+        tensors=stored_tensors(checkpoint),
+        knows=knows or f"A Gemma 3 checkpoint, {checkpoint.name!r}; it {pictures}.",
+        fingerprint=hub_revision(folder) or _file_stamps(weight_files(checkpoint)),
+    )
+
+
+def _file_stamps(files: list[Path]) -> str:
+    """Return a hash of names, sizes and times: files of many GiB are not read to be recognised."""
+    stamps = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        stamps.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return stamps.hexdigest()
