@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from gemma3vl_app.errors import LoadError
 
 AMPERE = (8, 0)  # the first CUDA capability with bf16 in hardware
 BF16_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
@@ -40,6 +43,35 @@ class Machine:
     available_bytes: int = 0
     gpus: tuple[Gpu, ...] = ()
     mps: bool = False
+
+
+def _known(name: str, gib: int, capability: tuple[int, int]) -> Gpu:
+    return Gpu(name, capability, gib << 30, (gib << 30) - (1 << 29))
+
+
+# Memory and compute capability as in NVIDIA's tables (developer.nvidia.com/cuda-gpus).
+KNOWN_GPUS = {
+    "t4": _known("T4", 16, (7, 5)),
+    "v100-16": _known("V100 16 GB", 16, (7, 0)),
+    "v100-32": _known("V100 32 GB", 32, (7, 0)),
+    "rtx-2080-ti": _known("RTX 2080 Ti", 11, (7, 5)),
+    "rtx-3060": _known("RTX 3060", 12, (8, 6)),
+    "rtx-3090": _known("RTX 3090", 24, (8, 6)),
+    "rtx-4060-ti": _known("RTX 4060 Ti", 16, (8, 9)),
+    "rtx-4080": _known("RTX 4080", 16, (8, 9)),
+    "rtx-4090": _known("RTX 4090", 24, (8, 9)),
+    "rtx-5090": _known("RTX 5090", 32, (12, 0)),
+    "a10g": _known("A10G", 24, (8, 6)),
+    "l4": _known("L4", 24, (8, 9)),
+    "l40s": _known("L40S", 48, (8, 9)),
+    "a6000": _known("RTX A6000", 48, (8, 6)),
+    "a100-40": _known("A100 40 GB", 40, (8, 0)),
+    "a100-80": _known("A100 80 GB", 80, (8, 0)),
+    "h100": _known("H100", 80, (9, 0)),
+    "h200": _known("H200", 141, (9, 0)),
+    "b200": _known("B200", 180, (10, 0)),
+}
+MOST_GPUS = 64
 
 
 def default_device(machine: Machine | None = None) -> str:
@@ -83,22 +115,90 @@ def available_memory_bytes(device: str = "cpu", machine: Machine | None = None) 
 
 def detect() -> Machine:
     """Describe this machine as it is now; imports torch."""
-    import psutil
     import torch
 
-    memory = psutil.virtual_memory()
-    limit, room = _cgroup_memory(Path("/sys/fs/cgroup"), _read(Path("/proc/self/cgroup")))
-    return Machine(
-        cpu_count=_usable_cpus(),
-        cpu_flags=_cpu_flags(_read(Path("/proc/cpuinfo"))),
-        memory_bytes=min(memory.total, limit),
-        available_bytes=min(memory.available, room),
+    cpuinfo = _read(Path("/proc/cpuinfo"))
+    return _machine(
+        cpu_flags=_cpu_flags(cpuinfo) or _torch_cpu_flags(),
         gpus=_cuda_gpus(),
         mps=torch.backends.mps.is_available(),
     )
 
 
+def detect_without_torch() -> Machine:
+    """Describe this machine as it is now, in a fraction of a second: asks the driver's own tool.
+
+    Where /proc/cpuinfo is missing, the processor's abilities stay unknown, as if it had none.
+    """
+    return _machine(
+        cpu_flags=_cpu_flags(_read(Path("/proc/cpuinfo"))),
+        gpus=_gpus_of_driver(),
+        mps=platform.system() == "Darwin" and platform.machine() == "arm64",
+    )
+
+
+def known_machine(text: str) -> Machine:
+    """Return a machine with the GPUs of a text such as "t4" or "2xrtx-4090", and no CPU memory.
+
+    All of a GPU's memory counts as free but half a GiB that drivers and screens take. Raises
+    `LoadError` with the known names.
+    """
+    counted = re.fullmatch(r"(\d{1,2})\s*x\s*(.+)", text.strip().lower())
+    count, name = (int(counted[1]), counted[2]) if counted else (1, text.strip().lower())
+    gpu = KNOWN_GPUS.get(name.replace(" ", "-"))
+    if gpu is None or not 1 <= count <= MOST_GPUS:
+        raise LoadError(f"{text!r} is no GPU known here. Known are {', '.join(KNOWN_GPUS)}.")
+    return Machine(gpus=(gpu,) * count)
+
+
 # --- how detect finds out ---
+
+
+def _machine(*, cpu_flags: frozenset[str], gpus: tuple[Gpu, ...], mps: bool) -> Machine:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limit, room = _cgroup_memory(Path("/sys/fs/cgroup"), _read(Path("/proc/self/cgroup")))
+    return Machine(
+        cpu_count=_usable_cpus(),
+        cpu_flags=cpu_flags,
+        memory_bytes=min(memory.total, limit),
+        available_bytes=min(memory.available, room),
+        gpus=gpus,
+        mps=mps,
+    )
+
+
+def _gpus_of_driver() -> tuple[Gpu, ...]:
+    """Ask nvidia-smi; no GPUs where it is missing, slow or says something else."""
+    query = ["--query-gpu=name,compute_cap,memory.total,memory.free", "--format=csv,noheader"]
+    if visible := _visible_gpus():
+        query += ["-i", ",".join(visible)]
+    try:
+        found = subprocess.run(
+            ["nvidia-smi", *query],
+            capture_output=True,
+            text=True,
+            timeout=2,
+            check=True,
+        )
+        return tuple(_parse_gpu(line) for line in found.stdout.strip().splitlines())
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ()
+
+
+def _visible_gpus() -> list[str]:
+    """Return the GPUs that CUDA would show, where the user has chosen some."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [number for number in chosen.split(",") if number.strip().isdecimal()]
+
+
+def _parse_gpu(line: str) -> Gpu:
+    """Read a line of nvidia-smi: "Tesla T4, 7.5, 15360 MiB, 14900 MiB"."""
+    name, capability, total, free = (part.strip() for part in line.split(","))
+    major, minor = capability.split(".")
+    total_mib, free_mib = (int(size.removesuffix(" MiB")) for size in (total, free))
+    return Gpu(name, (int(major), int(minor)), total_mib << 20, free_mib << 20)
 
 
 def _choose_cuda_dtype(index: int, machine: Machine) -> tuple[str, str]:
@@ -132,9 +232,13 @@ def _cuda_gpus() -> tuple[Gpu, ...]:
 
 
 def _cpu_flags(cpuinfo: str) -> frozenset[str]:
-    """Return the flags in /proc/cpuinfo's text; without one (not Linux), those that torch knows."""
-    if found := re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE):
-        return frozenset(found[1].split())
+    """Return the flags in /proc/cpuinfo's text."""
+    found = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+def _torch_cpu_flags() -> frozenset[str]:
+    """Return the flags that torch knows of, where there is no /proc/cpuinfo."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return frozenset()
     import torch

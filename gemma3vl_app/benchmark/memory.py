@@ -25,12 +25,11 @@ CONTEXT_TOKENS = 2640  # pictures, text and answer: what the plan is asked for
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Pss of one process above what its imports took, in bytes, and how long it loaded.
+    """Pss of one process above what its imports took, in bytes.
 
     `forecast_*` is what the plan said: weights alone, and all of it.
     """
 
-    load_sec: float
     load_peak_bytes: int
     resident_bytes: int
     chat_peak_bytes: int
@@ -38,13 +37,33 @@ class Footprint:
     forecast_peak_bytes: int
 
 
-def measure(folder: Path, weights: str, *, cache: Path, chat: bool = True) -> Footprint:
-    """Load the checkpoint `folder` in a fresh process, and chat with it; Linux only.
+def load_sec(folder: Path, weights: str, *, cache: Path) -> float:
+    """Return the seconds that loading takes in a fresh process, imports not counted.
 
-    `cache` is the folder for quantised weights: empty before a first load.
+    `cache` is the folder for quantised weights: empty before a first load. Nothing watches: reading
+    a process's memory map stops its page faults for as long.
     """
-    arguments = [sys.executable, "-m", __name__, str(folder), weights, *(["--chat"] * chat)]
-    environment = {**os.environ, "GEMMA3VL_CACHE": str(cache), "MALLOC_ARENA_MAX": "2"}
+    code = (
+        "import sys, time, gemma3vl_app.backends.local as local\n"
+        "began = time.perf_counter()\n"
+        "backend = local.load(sys.argv[1], weights=sys.argv[2])\n"
+        "print(time.perf_counter() - began)\n"
+        "backend.close()\n"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code, str(folder), weights],
+        env={**os.environ, "GEMMA3VL_CACHE": str(cache)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return float(output.split()[-1])
+
+
+def measure(folder: Path, weights: str, *, cache: Path) -> Footprint:
+    """Load the checkpoint `folder` in a fresh process, and chat with it; Linux only."""
+    arguments = [sys.executable, "-m", __name__, str(folder), weights]
+    environment = {**os.environ, "GEMMA3VL_CACHE": str(cache)}
     with subprocess.Popen(
         arguments, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -54,16 +73,15 @@ def measure(folder: Path, weights: str, *, cache: Path, chat: bool = True) -> Fo
         watch.until("imported")
         base = watch.bytes
         watch.answer(process.stdin)
-        load_sec, load_peak = watch.until("loaded")
+        load_peak = watch.until("loaded")
         resident = watch.bytes
         watch.answer(process.stdin)
-        _, chat_peak = watch.until("chatted")
+        chat_peak = watch.until("chatted")
         watch.answer(process.stdin)
         forecast = watch.forecast
         if process.wait() != 0:
             raise RuntimeError(f"the measured process ended with {process.returncode}")
     return Footprint(
-        load_sec=load_sec,
         load_peak_bytes=load_peak - base,
         resident_bytes=resident - base,
         chat_peak_bytes=chat_peak - base,
@@ -81,16 +99,16 @@ class _Watch:
         self.bytes = 0
         self.forecast: dict[str, int] = {}
 
-    def until(self, stage: str) -> tuple[float, int]:
-        """Wait for the end of `stage`; returns its seconds and its peak in bytes."""
-        began, peak = time.perf_counter(), 0
+    def until(self, stage: str) -> int:
+        """Wait for the end of `stage`; returns its peak in bytes."""
+        peak = 0
         while True:
             line = self._said.readline()
             if line.startswith("{"):
                 self.forecast = json.loads(line)
             if line.strip() == stage:
                 self.bytes = self._pss()
-                return time.perf_counter() - began, max(peak, self.bytes)
+                return max(peak, self.bytes)
             peak = max(peak, self._pss())
             time.sleep(SAMPLE_SEC)
 
@@ -115,15 +133,15 @@ def main() -> None:
     from gemma3vl_app.messages import Conversation
 
     folder, weights = sys.argv[1:3]
-    torch.ones(8, 8) @ torch.ones(8, 8)
+    torch.ones(8, 8) @ torch.ones(8, 8)  # what the libraries set up when first used is no model
     _stage("imported")
     backend = load(folder, weights=weights, context_tokens=CONTEXT_TOKENS)
     _stage("loaded")
-    if "--chat" in sys.argv:
-        pictures = [noise_picture(number) for number in range(CHAT_PICTURES)]
-        conversation = Conversation().user(*pictures, WORD * CHAT_TOKENS)
-        stream = backend.stream(conversation, sampling=Greedy(), max_new_tokens=ANSWER_TOKENS)
-        assert stream.answer.usage.completion_tokens
+    pictures = [noise_picture(number) for number in range(CHAT_PICTURES)]
+    conversation = Conversation().user(*pictures, WORD * CHAT_TOKENS)
+    stream = backend.stream(conversation, sampling=Greedy(), max_new_tokens=ANSWER_TOKENS)
+    if not stream.answer.usage.completion_tokens:
+        raise RuntimeError("the model said nothing")
     planned: dict[str, Any] = {
         "resident": sum(each.weights for each in backend.plan.bytes_by_device.values()),
         "peak": sum(each.total for each in backend.plan.bytes_by_device.values()),

@@ -25,7 +25,7 @@ from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.loading import int8, nf4
 from gemma3vl_app.loading.base_270m import Report
-from gemma3vl_app.loading.conversion import Stored, device_of, is_nf4, parts_of
+from gemma3vl_app.loading.conversion import Stored, device_of, parts_of
 from gemma3vl_app.planning import LoadPlan
 
 Model = Gemma3ForConditionalGeneration | Gemma3ForCausalLM
@@ -59,11 +59,6 @@ def assemble(
 def weight_names(model: Model) -> list[str]:
     """Return the names of the parameters that a checkpoint has to hold, in the model's order."""
     return [name for name, _ in model.named_parameters() if name != "lm_head.weight"]
-
-
-def is_quantised(key: str, tensors: Mapping[str, Stored]) -> bool:
-    """Whether the weight `key` is stored in 4 or 8 bits."""
-    return is_nf4(key, tensors) or key + int8.SCALE in tensors
 
 
 def _put(

@@ -95,6 +95,11 @@ def is_nf4(name: str, tensors: Mapping[str, Stored]) -> bool:
     return name + nf4.ABSMAX in tensors or name + nf4.PACKED_ABSMAX in tensors
 
 
+def is_quantised(name: str, tensors: Mapping[str, Stored]) -> bool:
+    """Whether the weight `name` is stored in 4 or 8 bits."""
+    return is_nf4(name, tensors) or name + int8.SCALE in tensors
+
+
 def in_planned_form(
     tensors: Mapping[str, Stored],
     text_linears: Shapes,
@@ -119,16 +124,17 @@ def in_planned_form(
         if (form := _new_form(weight, shape, tensors, wanted, weight in text_linears)) is not None
     }
     result = _converted(dict(tensors), forms, dtype, f"{name}-{wanted}", fingerprint, report)
-    # 2) What stays in its file, but has another dtype there
-    on_disk: dict[str, Form] = {
+    # 2) The others, where a memory map is wanted and the file has another dtype
+    wants_map = {"cpu", "disk"} if forms else {"disk"}
+    others: dict[str, Form] = {
         key: "plain"
         for key, tensor in result.items()
-        if device_of(key, plan.device_map) == "disk"
+        if device_of(key, plan.device_map) in wants_map
         and tensor.dtype.is_floating_point
         and tensor.dtype != dtype
-        and not any(is_nf4(weight, result) for weight in (key, key.rpartition(".")[0]))
+        and not any(is_quantised(weight, result) for weight in (key, key.rpartition(".")[0]))
     }
-    return _converted(result, on_disk, dtype, f"{name}-{plan.dtype}", fingerprint, report)
+    return _converted(result, others, dtype, f"{name}-{plan.dtype}", fingerprint, report)
 
 
 def device_of(key: str, device_map: Mapping[str, str]) -> str:

@@ -1,19 +1,28 @@
 """Gemma 3's language model out of a GGUF file: dequantised weights, config and tokenizer.
 
 Knows the GGUF names of one architecture ("gemma3") and llama.cpp's conventions for it; knows
-nothing of where the file came from. Text only: a GGUF of this kind holds no vision tower.
+nothing of where the file came from. Text only: a vision tower comes in a file of its own, see
+`gguf_vision`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import gguf
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from gemma3vl_app.errors import LoadError
+from gemma3vl_app.loading.gguf_header import SHOWN, Reader, Tensor, stored_shape
+from gemma3vl_app.loading.gguf_values import count, number, optional, value
+from gemma3vl_app.loading.gguf_vocabulary import control_id, read_tokenizer, vocabulary
+
+__all__ = ["check_tensors", "read_config", "read_tokenizer", "read_weights"]
 
 # GGUF name of a layer's tensor -> its name in the published checkpoints
 LAYER_NAMES = {
@@ -36,192 +45,242 @@ OUTER_NAMES = {
     "output_norm.weight": "model.norm.weight",
 }
 
-# Kinds of token in a GGUF vocabulary (llama.cpp's llama_token_type)
-CONTROL, USER_DEFINED, BYTE = 3, 4, 6
-
-SPECIAL_TOKENS = frozenset(
-    {"<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"}
-    | {"<start_of_image>", "<end_of_image>", "<image_soft_token>"}
-)
-IMAGE_TOKEN = "<image_soft_token>"  # the first id after the text-only vocabulary
-SPACE_MARK = "\u2581"
-LOCAL_ROPE_THETA = (
-    10_000.0  # of the sliding layers; the same in all of Gemma 3, and not in the file
-)
+LOCAL_ROPE_THETA = 10_000.0  # of the sliding layers, in all of Gemma 3; most files leave it out
 SLIDING_PATTERN = 6  # every sixth layer attends to everything
+
+# Of the released sizes with vision (4B, 12B, 27B), for files without `rope.scaling` keys
+SCALED_LAYERS = frozenset({34, 48, 62})
+SCALED_CONTEXT_TOKENS = 131_072
+SCALED_FACTOR = 8.0
+LAYERS_27B = 62
+
+CHUNK_NUMBERS = 1 << 24  # dequantised at a time; the largest matrix has over a billion
 
 
 def standard_name(name: str) -> str:
     """Return the published checkpoints' name of a GGUF tensor; raises `LoadError` for others."""
     if name in OUTER_NAMES:
         return OUTER_NAMES[name]
+    if name == "output.weight":
+        raise LoadError(
+            "The GGUF file holds an output matrix of its own; Gemma 3 shares it with the "
+            "embeddings. Take another conversion of this model."
+        )
     found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     if found is None or found[2] not in LAYER_NAMES:
         raise LoadError(f"The GGUF file holds {name[:60]!r}, which no Gemma 3 language model has.")
     return f"model.layers.{found[1]}.{LAYER_NAMES[found[2]]}.weight"
 
 
-def read_weights(reader: gguf.GGUFReader) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every weight as (published name, fp32 tensor), dequantised."""
+def read_weights(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every weight as (published name, bf16 tensor), dequantised, one at a time."""
     for entry in reader.tensors:
-        weight = gguf.dequantize(entry.data, entry.tensor_type)
-        if entry.name.endswith("norm.weight"):
-            weight = weight - 1  # llama.cpp stores 1 + w, because its RMSNorm multiplies by w alone
-        yield standard_name(entry.name), torch.from_numpy(weight)
+        name = standard_name(entry.name)
+        # llama.cpp stores 1 + w, because its RMSNorm multiplies by w alone
+        yield name, dequantised(entry, minus=1 if name.endswith("norm.weight") else 0)
 
 
-def read_config(reader: gguf.GGUFReader) -> dict[str, Any]:
+def dequantised(entry: Tensor, *, minus: float = 0) -> torch.Tensor:
+    """Return a stored tensor in bf16, `minus` taken off before rounding; raises `LoadError`.
+
+    Works through large matrices by groups of rows, so that only the result takes memory.
+    """
+    check_kind(entry)
+    rows: npt.NDArray[Any] = entry.data.reshape(-1, entry.data.shape[-1])
+    shape = stored_shape(entry)
+    numbers = shape[-1]
+    weight = torch.empty(len(rows), numbers, dtype=torch.bfloat16)
+    step = max(1, CHUNK_NUMBERS // numbers)
+    for start in range(0, len(rows), step):
+        # A copy: file maps are read only, and their data need not be aligned
+        chunk = np.array(rows[start : start + step]).view(np.uint8)
+        values = gguf.dequantize(chunk, entry.tensor_type) - np.float32(minus)
+        weight[start : start + step] = torch.from_numpy(values)
+    return weight.reshape(shape)
+
+
+def check_kind(entry: Tensor) -> None:
+    """Raise `LoadError` by name for a quantisation that cannot be undone here."""
+    if not _known_kind(entry.tensor_type):
+        raise LoadError(
+            f"The GGUF file stores {entry.name[:SHOWN]!r} as {entry.tensor_type.name}, which "
+            "cannot be read here. Take a file in another format, such as Q8_0, Q4_0 or Q4_K_M."
+        )
+
+
+@cache
+def _known_kind(kind: gguf.GGMLQuantizationType) -> bool:
+    block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+    try:
+        gguf.dequantize(block, kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def check_tensors(reader: Reader, config: Mapping[str, Any]) -> None:
+    """Raise `LoadError` for tensors that are unknown, missing, misshapen or unreadable."""
+    found = {}
+    for entry in reader.tensors:
+        check_kind(entry)
+        found[standard_name(entry.name)] = stored_shape(entry)
+    expected = expected_shapes(config)
+    for what, names in (
+        ("lacks", expected.keys() - found.keys()),
+        ("does not need", found.keys() - expected.keys()),
+        ("does not fit its settings in", {n for n in found if found[n] != expected.get(n)}),
+    ):
+        if names:
+            raise LoadError(
+                f"The GGUF file {what} {min(names)!r} ({len(names)} such tensors). "
+                "Download or copy it again."
+            )
+
+
+def expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes, rows first, of all weights of a config by their published names."""
+    hidden, inner, head = (config[key] for key in ("hidden_size", "intermediate_size", "head_dim"))
+    queries, keys = (config[f"num_{kind}_heads"] * head for kind in ("attention", "key_value"))
+    layer = {
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "self_attn.q_norm": (head,),
+        "self_attn.k_norm": (head,),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for index in range(config["num_hidden_layers"]):
+        for name in LAYER_NAMES.values():
+            shapes[f"model.layers.{index}.{name}.weight"] = layer.get(name, (hidden,))
+    return shapes
+
+
+def read_config(reader: Reader) -> dict[str, Any]:
     """Return the file's settings as a config.json of `Gemma3ForCausalLM`.
 
-    Only for the sizes without vision: their rope is unscaled; the scaling of others is refused.
+    The scaling of positions counts for the global layers only. Raises `LoadError` for another
+    architecture, and for settings that are missing or make no sense.
     """
-    if (architecture := _value(reader, "general.architecture")) != "gemma3":
-        raise LoadError(
-            f"The GGUF file holds a {str(architecture)[:40]!r} model; expected 'gemma3'."
-        )
-    if any(key.startswith("gemma3.rope.scaling") for key in reader.fields):
-        raise LoadError(
-            "The GGUF file scales its positions (Gemma 3 4B and larger); not supported yet."
-        )
-    head_dim = _value(reader, "gemma3.attention.key_length")
+    check_architecture(reader)
+    layers = count(reader, "gemma3.block_count")
+    if layers > len(reader.tensors):
+        raise LoadError(f"The GGUF file announces {layers} layers and does not hold them.")
+    heads = count(reader, "gemma3.attention.head_count")
+    head_dim = count(reader, "gemma3.attention.key_length")
+    hidden = count(reader, "gemma3.embedding_length")
+    if optional(reader, "gemma3.final_logit_softcapping"):
+        raise LoadError("The GGUF file caps its logits, which no released Gemma 3 does.")
+    local = "gemma3.rope.freq_base_swa"
+    factor = rope_factor(reader)
     return {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
         "dtype": "bfloat16",
-        "vocab_size": len(reader.fields["tokenizer.ggml.tokens"].data),
-        "hidden_size": _value(reader, "gemma3.embedding_length"),
-        "intermediate_size": _value(reader, "gemma3.feed_forward_length"),
-        "num_hidden_layers": _value(reader, "gemma3.block_count"),
-        "num_attention_heads": _value(reader, "gemma3.attention.head_count"),
-        "num_key_value_heads": _value(reader, "gemma3.attention.head_count_kv"),
+        "vocab_size": _vocabulary_rows(reader),
+        "hidden_size": hidden,
+        "intermediate_size": count(reader, "gemma3.feed_forward_length"),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": count(reader, "gemma3.attention.head_count_kv"),
         "head_dim": head_dim,
-        "query_pre_attn_scalar": head_dim,
-        "max_position_embeddings": _value(reader, "gemma3.context_length"),
-        "rms_norm_eps": _value(reader, "gemma3.attention.layer_norm_rms_epsilon"),
-        "rope_theta": _value(reader, "gemma3.rope.freq_base"),
-        "rope_local_base_freq": LOCAL_ROPE_THETA,
-        "sliding_window": _value(reader, "gemma3.attention.sliding_window"),
-        "layer_types": [
-            "sliding_attention" if (layer + 1) % SLIDING_PATTERN else "full_attention"
-            for layer in range(_value(reader, "gemma3.block_count"))
-        ],
+        # 27B alone scales its queries by the width of a head as the hidden size has it
+        "query_pre_attn_scalar": hidden // heads if layers == LAYERS_27B else head_dim,
+        "max_position_embeddings": count(reader, "gemma3.context_length"),
+        "rms_norm_eps": number(reader, "gemma3.attention.layer_norm_rms_epsilon"),
+        "rope_theta": number(reader, "gemma3.rope.freq_base"),
+        "rope_local_base_freq": (
+            number(reader, local) if local in reader.fields else LOCAL_ROPE_THETA
+        ),
+        **({"rope_scaling": {"rope_type": "linear", "factor": factor}} if factor != 1 else {}),
+        "sliding_window": count(reader, "gemma3.attention.sliding_window"),
+        "layer_types": _layer_types(reader, layers),
         "hidden_activation": "gelu_pytorch_tanh",
         "tie_word_embeddings": True,
-        "pad_token_id": _value(reader, "tokenizer.ggml.padding_token_id"),
-        "eos_token_id": _value(reader, "tokenizer.ggml.eos_token_id"),
-        "bos_token_id": _value(reader, "tokenizer.ggml.bos_token_id"),
-    }
-
-
-def read_tokenizer(reader: gguf.GGUFReader) -> dict[str, Any]:
-    """Return the file's vocabulary as a tokenizer.json of the `tokenizers` library.
-
-    It equals Google's own file: same ids, same added tokens, same merges in the same order.
-    """
-    scores = [float(score) for score in _array(reader, "scores")]
-    kinds = [int(kind) for kind in _array(reader, "token_type")]
-    tokens = [
-        # llama.cpp spells the runs of spaces with spaces; BPE sees them after normalisation
-        text.replace(" ", SPACE_MARK) if kind == USER_DEFINED else text
-        for text, kind in zip(_array(reader, "tokens"), kinds, strict=True)
-    ]
-    added = [
-        (id_, text)
-        for id_, (text, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind in (CONTROL, USER_DEFINED)
-    ]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added_token(*entry) for entry in (*added, (len(tokens), IMAGE_TOKEN))],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK},
-        "pre_tokenizer": {
-            "type": "Split",
-            "pattern": {"String": " "},
-            "behavior": "MergedWithPrevious",
-            "invert": False,
-        },
-        "post_processor": _begin_with("<bos>", tokens.index("<bos>")),
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": "<unk>",
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": {text: id_ for id_, text in enumerate(tokens)},
-            "merges": derive_merges(tokens, scores, kinds),
+        **{
+            f"{name}_token_id": control_id(reader, key, f"<{name}>")
+            for name, key in (("pad", "padding"), ("eos", "eos"), ("bos", "bos"))
         },
     }
 
 
-def derive_merges(tokens: list[str], scores: list[float], kinds: list[int]) -> list[list[str]]:
-    """Return the BPE merges that a scored vocabulary stands for, first applied first.
-
-    Every way to split a token into two tokens is a merge; its rank is the joined token's score,
-    where runs of whitespace (user-defined) have the best score, 0; then longer left, then longer
-    right pieces first.
-    """
-    ids = {text: id_ for id_, text in enumerate(tokens)}
-    ranked: list[tuple[float, int, int, str, str]] = []
-    for text, score, kind in zip(tokens, scores, kinds, strict=True):
-        if kind in (CONTROL, BYTE):
-            continue
-        rank = 0.0 if kind == USER_DEFINED else score
-        splits = ((text[:i], text[i:]) for i in range(1, len(text)))
-        known = [pair for pair in splits if pair[0] in ids and pair[1] in ids]
-        known.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]), reverse=True)
-        ranked += [(rank, len(left), len(right), left, right) for left, right in known]
-    ranked.sort(key=lambda merge: merge[:3], reverse=True)
-    return [[left, right] for *_, left, right in ranked]
-
-
-def _added_token(id_: int, text: str) -> dict[str, Any]:
-    return {
-        "id": id_,
-        "content": text,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": text in SPECIAL_TOKENS,
-    }
-
-
-def _begin_with(text: str, id_: int) -> dict[str, Any]:
-    """Return the post-processor that puts one token before each sequence."""
-    first, second = (
-        [{"SpecialToken": {"id": text, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
-        for i, name in enumerate("AB")
-    )
-    return {
-        "type": "TemplateProcessing",
-        "single": first,
-        "pair": first + second,
-        "special_tokens": {text: {"id": text, "ids": [id_], "tokens": [text]}},
-    }
-
-
-def _array(reader: gguf.GGUFReader, key: str) -> list[Any]:
-    contents = _value(reader, f"tokenizer.ggml.{key}")
-    assert isinstance(contents, list)
-    return contents
-
-
-def _value(reader: gguf.GGUFReader, key: str) -> Any:
-    if key not in reader.fields:
+def check_architecture(reader: Reader) -> None:
+    """Raise `LoadError` unless this is a Gemma 3 language model, and nothing beside it."""
+    architecture = str(value(reader, "general.architecture"))[:SHOWN]
+    if architecture == "clip":
         raise LoadError(
-            f"The GGUF file lacks {key!r}; it is not a complete Gemma 3 language model."
+            "The GGUF file holds a vision tower (mmproj) only. Give the language model's file; "
+            "the mmproj file beside it is found by its name."
         )
-    return reader.fields[key].contents()
+    if architecture != "gemma3":
+        raise LoadError(
+            f"The GGUF file holds a {architecture!r} model; expected 'gemma3' (Gemma 3 270M, 1B, "
+            "4B, 12B or 27B)."
+        )
+    if any(entry.name.startswith(("v.", "mm.")) for entry in reader.tensors):
+        raise LoadError(
+            "The GGUF file holds language model and vision tower in one, as Ollama stores them. "
+            "Take the two files of llama.cpp instead: the model, and its mmproj."
+        )
+
+
+def rope_factor(reader: Reader) -> float:
+    """Return what positions are divided by in global layers: the file's word, or the release's.
+
+    A file without the keys, of a size and context that were released with factor 8, gets 8; see
+    `factor_is_assumed`.
+    """
+    kind = optional(reader, "gemma3.rope.scaling.type")
+    if kind not in (None, "linear", "none"):
+        raise LoadError(
+            f"The GGUF file scales its positions by {str(kind)[:SHOWN]!r}; Gemma 3 does so "
+            "linearly. Take a file that was converted from the released model."
+        )
+    if kind == "none":
+        return 1.0
+    if optional(reader, "gemma3.rope.scaling.factor") is None:
+        return SCALED_FACTOR if factor_is_assumed(reader) else 1.0
+    factor = number(reader, "gemma3.rope.scaling.factor")
+    return factor if factor != 0 else 1.0  # llama.cpp reads 0 as "not set"
+
+
+def factor_is_assumed(reader: Reader) -> bool:
+    """Whether the file is of a size whose positions are scaled, and does not say so itself."""
+    return (
+        not any(key.startswith("gemma3.rope.scaling.") for key in reader.fields)
+        and count(reader, "gemma3.block_count") in SCALED_LAYERS
+        and count(reader, "gemma3.context_length") >= SCALED_CONTEXT_TOKENS
+    )
+
+
+def _vocabulary_rows(reader: Reader) -> int:
+    """Return the rows of the embedding: converters keep or drop those that no token has."""
+    table = next((each for each in reader.tensors if each.name == "token_embd.weight"), None)
+    if table is None:
+        raise LoadError("The GGUF file lacks 'token_embd.weight'. Is one of its parts missing?")
+    rows = int(table.data.shape[0])
+    if rows < len(vocabulary(reader)[0]):
+        raise LoadError(
+            f"The GGUF file embeds {rows} tokens and names more. Download or copy it again."
+        )
+    return rows
+
+
+def _layer_types(reader: Reader, layers: int) -> list[str]:
+    """Return each layer's kind; the key is rare, and a period or a flag for every layer."""
+    key = "gemma3.attention.sliding_window_pattern"
+    given = optional(reader, key)
+    if isinstance(given, list):
+        if len(given) != layers:
+            raise LoadError("The GGUF file's sliding_window_pattern does not fit its layers.")
+        sliding = [bool(flag) for flag in given]
+    else:
+        period = SLIDING_PATTERN if given is None else count(reader, key)
+        sliding = [(layer + 1) % period != 0 for layer in range(layers)]
+    return ["sliding_attention" if slides else "full_attention" for slides in sliding]

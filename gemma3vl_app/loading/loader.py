@@ -25,9 +25,9 @@ from transformers import (
 from gemma3vl_app import catalog, hardware
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress, Sampling
-from gemma3vl_app.loading.assembly import Model, assemble, is_quantised, weight_names
+from gemma3vl_app.loading.assembly import Model, assemble, weight_names
 from gemma3vl_app.loading.checkpoint import Checkpoint
-from gemma3vl_app.loading.conversion import Stored, in_planned_form
+from gemma3vl_app.loading.conversion import Stored, in_planned_form, is_quantised
 from gemma3vl_app.loading.sources import open_source
 from gemma3vl_app.planning import LoadPlan, check_weights, plan_for
 

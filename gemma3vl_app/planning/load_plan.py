@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +38,29 @@ class DeviceBytes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingAdvice:
+    """Hardware that Megatron Bridge recommends for fine-tuning a size; `source` says where."""
+
+    nodes: int
+    gpus_per_node: int
+    source: str
+
+    @property
+    def gpus(self) -> int:
+        """GPUs in all."""
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadPlan:
     """Where and how a model is placed; every choice has its reason, fit to show to a person.
 
     `dtype` is the arithmetic ("bfloat16" or "float32"), `weights` the storage ("bf16", "fp32",
     "nf4" or "int8"). `device_map` maps module prefixes (transformers 5's in-memory names, "" for
     all) to "cuda:0", "mps", "cpu" or "disk"; "disk" means memory-mapped and computed on the CPU.
-    `bytes_by_device` is the forecast. Where the model does not fit, `ways` are the nearest ways to
-    make it fit. `context_tokens` is the context that was planned for.
+    `bytes_by_device` is the forecast, `limits_by_device` what each device has to give. Where the
+    model does not fit, `ways` are the nearest ways to make it fit. `context_tokens` is the context
+    that was planned for; `training` a recommendation, where one was asked for.
     """
 
     dtype: str
@@ -54,3 +71,12 @@ class LoadPlan:
     reasons: tuple[str, ...] = ()
     ways: tuple[str, ...] = ()
     context_tokens: int = 0
+    limits_by_device: Mapping[str, int] = field(default_factory=dict)
+    training: TrainingAdvice | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready data, with the totals by device."""
+        plain = dataclasses.asdict(self)
+        for device, each in self.bytes_by_device.items():
+            plain["bytes_by_device"][device]["total"] = each.total
+        return plain

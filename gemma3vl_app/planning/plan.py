@@ -1,0 +1,281 @@
+"""`plan_for`: precision and places for a model on a machine, each choice with its reason.
+
+Tries storage in the order of preference, and places in the order of speed; the first that fits is
+the plan. Where none does, it looks for the nearest wishes that would. No torch, no downloads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from gemma3vl_app import hardware
+from gemma3vl_app.errors import LoadError
+from gemma3vl_app.hardware import Machine
+from gemma3vl_app.planning import placement
+from gemma3vl_app.planning.architecture import Architecture, architecture
+from gemma3vl_app.planning.load_plan import LoadPlan
+from gemma3vl_app.planning.placement import Demand
+from gemma3vl_app.planning.wishes import check_weights, device_limits, gib
+
+DEFAULT_CONTEXT_TOKENS = 8192
+SHORTEST_CONTEXT_TOKENS = 2048  # a way to make a model fit is no way if it leaves less than this
+STORED = {"bfloat16": "bf16", "float32": "fp32"}
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+DISK = "disk"
+
+
+def plan_for(
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    machine: Machine,
+    weights: str = "auto",
+    device_map: str | Mapping[str, str] = "auto",
+    max_memory: Mapping[str, str | int] | None = None,
+    context_tokens: int | None = None,
+    images: int = 1,
+    sequences: int = 1,
+) -> LoadPlan:
+    """Return the plan for the model of a config.json on a machine, whether it fits or not.
+
+    `device_map` is "auto", one device, or a map of module prefixes. `max_memory` bounds devices,
+    and then only those exist; without it, all that is free counts. `context_tokens` is the longest
+    conversation to make room for (None: 8,192, or the model's own if shorter), `sequences` how many
+    at once, `images` how many pictures each. Raises `LoadError` for wishes that make no sense.
+    """
+    check_weights(weights)
+    model = architecture(config)
+    _check_counts(images=images, sequences=sequences)
+    context = _context(model, context_tokens, name)
+    limits = device_limits(machine, max_memory, device_map)
+    fastest = next(iter(limits))
+    dtype, dtype_reason = _arithmetic(weights, fastest, machine)
+    demand = Demand(
+        weights="", dtype=dtype, context_tokens=context, sequences=sequences, images=images
+    )
+    choices = list(_storage(weights, config, dtype, fastest, machine))
+    fixed = _fixed_map(model, device_map, name)
+    for place_on, wish, why in _attempts(choices, limits, fixed):
+        wanted = replace(demand, weights=wish)
+        found = fixed if fixed is not None else placement.place(model, wanted, place_on)
+        if found is None:
+            continue
+        plan = _plan(model, wanted, found, limits)
+        if plan.fits:
+            reasons = (dtype_reason, why, *_reasons(model, wanted, plan, limits))
+            return replace(plan, reasons=reasons)
+    # Nothing fits: say what the smallest form would need, and what to change.
+    wish, why = choices[-1]
+    wanted = replace(demand, weights=wish)
+    plan = _plan(model, wanted, fixed or {"": fastest}, limits)
+    return replace(
+        plan,
+        fits=False,
+        reasons=(dtype_reason, why, *_reasons(model, wanted, plan, limits)),
+        ways=tuple(_ways(model, demand, limits, config, dtype, fixed)),
+    )
+
+
+# --- wishes to values ---
+
+
+def _context(model: Architecture, wanted: int | None, name: str) -> int:
+    if wanted is None:
+        return min(DEFAULT_CONTEXT_TOKENS, model.context_tokens)
+    _check_counts(context_tokens=wanted)
+    if wanted > model.context_tokens:
+        raise LoadError(
+            f"{name!r} was made for {model.context_tokens:,} tokens of context; {wanted:,} were "
+            "asked for. Ask for fewer."
+        )
+    return wanted
+
+
+def _check_counts(**counts: int) -> None:
+    for what, count in counts.items():
+        least = 0 if what == "images" else 1
+        if isinstance(count, bool) or not isinstance(count, int) or count < least:
+            raise LoadError(f"{what} is {count!r}; it must be a whole number of at least {least}.")
+
+
+def _arithmetic(weights: str, device: str, machine: Machine) -> tuple[str, str]:
+    """Return the dtype to compute in, and why."""
+    if weights in DTYPES:
+        return DTYPES[weights], f"{DTYPES[weights]}: you asked for weights={weights!r}."
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and int(index or 0) >= len(machine.gpus):
+        return "bfloat16", f"bfloat16: {device} is taken for an Ampere GPU or a newer one."
+    return hardware.choose_dtype("cpu" if device == DISK else device, machine)
+
+
+def _storage(
+    weights: str, config: Mapping[str, Any], dtype: str, device: str, machine: Machine
+) -> Iterator[tuple[str, str]]:
+    """Yield ways to store the weights, best first, each with its reason."""
+    full = STORED[dtype]
+    if weights != "auto":
+        yield weights, f"{weights} weights: you asked for them."
+        return
+    stored = config.get("quantization_config")
+    if isinstance(stored, Mapping) and stored.get("load_in_4bit"):
+        yield "nf4", "nf4 weights: the checkpoint is stored in 4 bits."
+        return
+    yield full, f"{full} weights: they fit as they are."
+    eight = f"int8 weights: in {full} they would not fit; 8 bits lose the least."
+    four = f"nf4 weights: in {full} they would not fit; "
+    if device.startswith("cuda"):
+        yield "nf4", four + "on a GPU 4 bits also answer fastest (bitsandbytes)."
+    elif device == "mps":
+        yield "int8", eight + " 4 bits need CUDA or a CPU (bitsandbytes)."
+    elif "avx512_bf16" in machine.cpu_flags:
+        yield "int8", eight
+        yield "nf4", four + "nor would 8 bits."
+    else:
+        yield "int8", eight + " 4 bits would answer slowly on this processor."
+        yield "nf4", four + "nor would 8 bits; without AVX512-BF16 they answer slowly."
+
+
+def _fixed_map(
+    model: Architecture, device_map: str | Mapping[str, str], name: str
+) -> dict[str, str] | None:
+    """Return the map that was asked for, checked; None for "auto"."""
+    if device_map == "auto":
+        return None
+    if isinstance(device_map, str):
+        return {"": device_map}
+    placement.check_map(model, device_map, name)
+    return dict(device_map)
+
+
+def _attempts(
+    choices: list[tuple[str, str]], limits: Mapping[str, int], fixed: Mapping[str, str] | None
+) -> Iterator[tuple[dict[str, int], str, str]]:
+    """Yield (devices, storage, reason): all storages on the fast devices before slower ones."""
+    fast = {device: limit for device, limit in limits.items() if device not in ("cpu", DISK)}
+    levels = [fast] if fast else []
+    if "cpu" in limits:
+        levels.append({device: limit for device, limit in limits.items() if device != DISK})
+    levels.append(dict(limits))
+    for number, level in enumerate(levels if fixed is None else levels[-1:]):
+        # Once slower devices are needed, the smallest storage needs least of them.
+        for wish, why in choices if number == 0 else reversed(choices):
+            yield level, wish, why
+
+
+def _plan(
+    model: Architecture, demand: Demand, device_map: Mapping[str, str], limits: Mapping[str, int]
+) -> LoadPlan:
+    used = placement.device_bytes(model, demand, device_map)
+    return LoadPlan(
+        dtype=demand.dtype,
+        weights=demand.weights,
+        device_map=dict(device_map),
+        bytes_by_device=used,
+        limits_by_device=dict(limits),
+        fits=all(each.total <= limits.get(device, 0) for device, each in used.items()),
+        context_tokens=demand.context_tokens,
+    )
+
+
+# --- reasons and ways ---
+
+
+def _reasons(
+    model: Architecture, demand: Demand, plan: LoadPlan, limits: Mapping[str, int]
+) -> Iterator[str]:
+    devices = list(plan.bytes_by_device)
+    if len(devices) == 1:
+        yield f"Everything is on {devices[0]}."
+    else:
+        owners = Counter(placement.owner(layer.name, plan.device_map) for layer in model.layers)
+        counts = ", ".join(f"{count} on {device}" for device, count in owners.items())
+        home = placement.owner(model.home[0].name, plan.device_map)
+        yield (
+            f"Decoder layers: {counts}. The embeddings, which are the output matrix too, "
+            f"{'the vision tower ' if model.vision else ''}and the last norm are on {home}."
+        )
+    if "cpu" in devices and len(devices) > 1 and devices[0] != "cpu":
+        yield "What is on the CPU computes there: slower than a GPU, quicker than moving weights."
+    if DISK in devices:
+        yield (
+            "What is on disk is a memory map, read while computing: it works, and is as slow as "
+            "the disk once memory is short."
+        )
+    sliding = sum(window is not None for window in model.windows)
+    yield (
+        f"Keys and values for {demand.sequences} x {demand.context_tokens:,} tokens: "
+        f"{len(model.layers) - sliding} global layers keep all of them, {sliding} sliding layers "
+        "their window."
+    )
+    if demand.weights in ("nf4", "int8"):
+        yield (
+            f"Only the matrices of the decoder layers are {demand.weights}; embeddings, tower, "
+            f"projector and norms stay {STORED[demand.dtype]}: they lose more than they save."
+        )
+    yield (
+        "Reserved: "
+        + ", ".join(f"{gib(each.reserve)} on {d}" for d, each in plan.bytes_by_device.items())
+        + " for the runtime and activations."
+    )
+
+
+def _ways(
+    model: Architecture,
+    demand: Demand,
+    limits: Mapping[str, int],
+    config: Mapping[str, Any],
+    dtype: str,
+    fixed: Mapping[str, str] | None,
+) -> list[str]:
+    """Return the three nearest changes that make the model fit, least given up first."""
+    found: list[str] = []
+
+    def fits(demand: Demand, limits: Mapping[str, int], stored: tuple[str, ...]) -> str | None:
+        for weights in stored:
+            wanted = replace(demand, weights=weights)
+            if placement.place(model, wanted, limits) is not None:
+                return weights
+        return None
+
+    fastest = next(iter(limits))
+    quantised = ("int8",) if fastest == "mps" else ("int8", "nf4")
+    full = (STORED[dtype], *quantised)
+    if fixed is not None and fits(demand, limits, full):
+        found.append("leave the placement to device_map='auto'")
+    if weights := fits(demand, limits, quantised):
+        found.append(f"weights='{weights}'")
+    if demand.sequences > 1 and (weights := fits(replace(demand, sequences=1), limits, full)):
+        found.append(f"one conversation at a time, in {weights}")
+    context = demand.context_tokens // 2
+    while context >= SHORTEST_CONTEXT_TOKENS:
+        if weights := fits(replace(demand, context_tokens=context), limits, full):
+            found.append(f"a context of {context:,} tokens, in {weights}")
+            break
+        context //= 2
+    gpus = [device for device in limits if device.startswith("cuda")]
+    for more in range(1, 8) if gpus else ():
+        grown = {**{f"cuda:{len(gpus) + n}": limits[gpus[-1]] for n in range(more)}, **limits}
+        ordered = dict(sorted(grown.items(), key=lambda item: not item[0].startswith("cuda")))
+        if weights := fits(demand, ordered, full):
+            size = gib(limits[gpus[-1]])
+            found.append(f"{more} more GPU{'s' * (more > 1)} of {size}, in {weights}")
+            break
+    # Apple's GPU shares the CPU's memory: nothing is gained there.
+    for extra, what in (
+        ()
+        if fastest == "mps"
+        else ((("cpu",), "the CPU's memory"), (("cpu", DISK), "the CPU and the disk"))
+    ):
+        grown = dict(limits)
+        needed = 0
+        for device in extra:
+            if device not in grown:
+                grown[device] = 1 << 60
+                needed += 1
+        if needed and (weights := fits(demand, grown, quantised[-1:])):
+            found.append(f"layers in {what} as well, in {weights} (slower)")
+            break
+    return found[:3]

@@ -1,0 +1,113 @@
+"""Wishes about a load, as people write them, checked: precision, sizes of memory, devices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from gemma3vl_app.errors import LoadError
+from gemma3vl_app.hardware import Machine
+
+WEIGHTS = ("auto", "bf16", "fp32", "nf4", "int8")
+HALVES = ("fp16", "float16", "half", "f16")
+LLM_INT8 = ("llm.int8", "llm_int8", "load_in_8bit", "bnb-int8", "bitsandbytes-int8")
+UNITS = {
+    **{"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12},
+    **{"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40},
+}
+UNLIMITED_BYTES = 1 << 60
+DEVICE = re.compile(r"cuda:\d{1,2}|mps|cpu|disk")
+
+
+def check_weights(weights: str) -> None:
+    """Raise `LoadError` unless `weights` is a kind that can be loaded."""
+    if weights in WEIGHTS:
+        return
+    known = ", ".join(repr(kind) for kind in WEIGHTS)
+    if str(weights).lower() in HALVES:
+        raise LoadError(
+            f"weights={weights!r} is refused: Gemma 3's activations overflow float16, and answers "
+            "come out empty. Use 'auto', 'bf16' or 'fp32'."
+        )
+    if str(weights).lower() in LLM_INT8:
+        raise LoadError(
+            f"weights={weights!r} is refused: bitsandbytes' LLM.int8 computes in float16, which "
+            "Gemma 3's activations overflow. Use 'int8': 8-bit weights, computed in bf16 or fp32."
+        )
+    raise LoadError(f"weights={weights!r} is not known. Choose one of {known}.")
+
+
+def parse_bytes(size: str | int | float) -> int:
+    """Return a size in bytes: a number, or text such as "24GiB", "24 GB" or "512MiB"."""
+    if isinstance(size, int | float) and not isinstance(size, bool) and 0 <= size < float("inf"):
+        return int(size)
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?i?b?)\s*", str(size).lower())
+    if found is None or found[2] not in UNITS:
+        raise LoadError(f"{size!r} is no size of memory. Write it as 24GiB, 24GB or in bytes.")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def parse_max_memory(text: str) -> dict[str, str | int]:
+    """Return the sizes by device of a line such as "cuda:0=24GiB,cpu=64GiB"."""
+    sizes: dict[str, str | int] = {}
+    for part in text.split(","):
+        device, equals, size = part.strip().rpartition("=")
+        if not equals or not size:
+            raise LoadError(
+                f"{part.strip()!r} is no device and size. Write it as cuda:0=24GiB,cpu=64GiB."
+            )
+        sizes[device.strip()] = size.strip()
+    return sizes
+
+
+def device_limits(
+    machine: Machine,
+    max_memory: Mapping[str, str | int] | None,
+    device_map: str | Mapping[str, str] = "auto",
+) -> dict[str, int]:
+    """Return the bytes that may be used by device, fastest device first.
+
+    With `max_memory` only its devices exist. Without it: GPUs, Apple's GPU or the CPU with what is
+    free, and the disk behind them; MPS shares the CPU's memory, so it comes without the CPU.
+    """
+    if max_memory is None:
+        limits = {f"cuda:{number}": gpu.free_bytes for number, gpu in enumerate(machine.gpus)}
+        if machine.mps and not limits:
+            limits["mps"] = machine.available_bytes
+        else:
+            limits["cpu"] = machine.available_bytes
+        limits["disk"] = UNLIMITED_BYTES
+    else:
+        if not max_memory:
+            raise LoadError("max_memory names no device. Write it as {'cuda:0': '24GiB'}.")
+        limits = {_device(device): parse_bytes(size) for device, size in max_memory.items()}
+    if device_map != "auto":
+        named = [device_map] if isinstance(device_map, str) else [*device_map.values()]
+        for device in named:
+            if _device(device) not in limits:
+                limits[device] = 0 if max_memory is not None else _absent(device, machine)
+    if [*limits] == ["disk"]:
+        raise LoadError("A disk alone computes nothing. Add cpu with a size.")
+    order = {"cuda": 0, "mps": 1, "cpu": 2, "disk": 3}
+    return dict(sorted(limits.items(), key=lambda each: (order[each[0].split(":")[0]], each[0])))
+
+
+def gib(size: int) -> str:
+    """Return a size for people: "8.6 GiB"."""
+    return f"{size / (1 << 30):.1f} GiB"
+
+
+def _device(device: str) -> str:
+    if not isinstance(device, str) or not DEVICE.fullmatch(device):
+        raise LoadError(f"{device!r} is no device. Known are cuda:0, cuda:1, ..., mps, cpu, disk.")
+    return device
+
+
+def _absent(device: str, machine: Machine) -> int:
+    """Return the bytes of a device that was asked for by name."""
+    if device == "cpu":  # beside MPS
+        return machine.available_bytes
+    raise LoadError(
+        f"{device!r} was asked for, but this machine has none. "
+        "Give max_memory to plan for another machine."
+    )
