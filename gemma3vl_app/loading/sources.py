@@ -20,7 +20,7 @@ from gemma3vl_app.loading.checkpoint import (
 )
 from gemma3vl_app.loading.conversion import HeldTensor, Stored
 from gemma3vl_app.loading.demo import DATA, open_demo
-from gemma3vl_app.loading.gguf_folder import gguf_folder, is_gguf
+from gemma3vl_app.loading.gguf_folder import gguf_folder, gguf_notes, is_gguf
 from gemma3vl_app.loading.hub import hub_folder, hub_revision
 
 
@@ -57,7 +57,8 @@ def open_source(source: str | Path, *, revision: str | None, report: Report) -> 
         return _from_folder(base_270m_folder(report), str(source), catalog.BASE_270M.knows)
     if is_gguf(source):
         path = Path(source).expanduser()
-        return _from_folder(gguf_folder(path, progress=report), path.stem)
+        folder = gguf_folder(path, progress=report)
+        return _from_folder(folder, path.stem, notes=gguf_notes(folder))
     if Path(source).expanduser().is_dir():
         return _from_folder(Path(source).expanduser(), None)
     entry = catalog.find(str(source))
@@ -66,13 +67,16 @@ def open_source(source: str | Path, *, revision: str | None, report: Report) -> 
     return _from_folder(folder, entry.name if entry else repo, entry.knows if entry else "")
 
 
-def _from_folder(folder: Path, name: str | None, knows: str = "") -> Source:
+def _from_folder(
+    folder: Path, name: str | None, knows: str = "", notes: tuple[str, ...] = ()
+) -> Source:
     checkpoint = open_checkpoint(folder, name)
     pictures = "takes pictures" if "vision_config" in checkpoint.config else "takes no pictures"
+    own = f"A Gemma 3 checkpoint, {checkpoint.name!r}; it {pictures}."
     return Source(
         checkpoint=checkpoint,
         tensors=stored_tensors(checkpoint),
-        knows=knows or f"A Gemma 3 checkpoint, {checkpoint.name!r}; it {pictures}.",
+        knows=" ".join((knows or own, *notes)),
         fingerprint=hub_revision(folder) or _file_stamps(weight_files(checkpoint)),
     )
 

@@ -18,7 +18,7 @@ from gemma3vl_app.planning import placement
 from gemma3vl_app.planning.architecture import Architecture, architecture
 from gemma3vl_app.planning.load_plan import LoadPlan
 from gemma3vl_app.planning.placement import Demand
-from gemma3vl_app.planning.wishes import check_weights, device_limits, gib
+from gemma3vl_app.planning.wishes import UNLIMITED_BYTES, check_weights, device_limits, gib
 
 DEFAULT_CONTEXT_TOKENS = 8192
 SHORTEST_CONTEXT_TOKENS = 2048  # a way to make a model fit is no way if it leaves less than this
@@ -263,19 +263,12 @@ def _ways(
             size = gib(limits[gpus[-1]])
             found.append(f"{more} more GPU{'s' * (more > 1)} of {size}, in {weights}")
             break
+    slower = [device for device in ("cpu", DISK) if device not in limits]
     # Apple's GPU shares the CPU's memory: nothing is gained there.
-    for extra, what in (
-        ()
-        if fastest == "mps"
-        else ((("cpu",), "the CPU's memory"), (("cpu", DISK), "the CPU and the disk"))
-    ):
-        grown = dict(limits)
-        needed = 0
-        for device in extra:
-            if device not in grown:
-                grown[device] = 1 << 60
-                needed += 1
-        if needed and (weights := fits(demand, grown, quantised[-1:])):
-            found.append(f"layers in {what} as well, in {weights} (slower)")
+    for count in range(1, len(slower) + 1) if fastest != "mps" else ():
+        grown = {**limits, **dict.fromkeys(slower[:count], UNLIMITED_BYTES)}
+        if weights := fits(demand, grown, quantised[-1:]):
+            where = " and ".join(slower[:count])
+            found.append(f"layers on {where} as well, in {weights} (slower)")
             break
     return found[:3]

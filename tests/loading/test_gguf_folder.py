@@ -194,6 +194,15 @@ def test_the_engine_takes_pictures_where_the_image_token_has_no_row(files, small
     assert all(token.id < len(vocabulary.tokens) for token in answer.tokens)
 
 
+def test_the_loader_takes_the_file_itself(files, original, vocabulary):
+    heard = []
+    model = load_model(files(Kind.BF16, tower=None), weights="fp32", progress=heard.append)
+    assert model.name == "small"
+    assert "takes no pictures" in model.knows
+    assert any("Text only" in step.message for step in heard)
+    assert_same(model.model, original, vocabulary)
+
+
 # --- long positions ---
 
 
@@ -319,6 +328,19 @@ def test_the_tower_of_another_size_is_left_aside_and_named(files, tiny, tmp_path
     )
 
 
+def test_the_tower_of_another_kind_of_model_is_left_aside(files, small, original, vocabulary):
+    path = files(Kind.BF16)
+    write_mmproj(path.with_name("qwen-mmproj.gguf"), small, projector="qwen2vl_merger")
+    assert_same(loaded(path).model, original, vocabulary, pictures=1)
+
+
+def test_a_damaged_tower_is_named_not_left_aside(files):
+    path = files(Kind.BF16)
+    tower = path.with_name("mmproj-small.gguf")
+    tower.write_bytes(tower.read_bytes()[:-500])
+    assert "'mmproj-small.gguf'" in refusal(path)
+
+
 def other_width(tiny, tmp_path):
     from safetensors.torch import save_file
 
@@ -363,7 +385,8 @@ def test_mixed_up_files_are_told_apart(files):
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3n", "gemma4"])
 def test_another_architecture_is_named(files, architecture):
-    assert architecture in refusal(files(tower=None, architecture=architecture))
+    message = refusal(files(tower=None, architecture=architecture))
+    assert message.startswith("'small.gguf'") and f"{architecture!r} model" in message
 
 
 def test_missing_tensors_are_named_before_anything_is_written(files):

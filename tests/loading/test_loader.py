@@ -48,7 +48,7 @@ def refusal(folder, **options):
     with pytest.raises(LoadError) as caught:
         load_model(folder, **options)
     message = str(caught.value)
-    assert "/" not in message, "an absolute path or a foreign message leaks"
+    assert "/" not in message.replace("owner/name", ""), "a path or a foreign message leaks"
     return message
 
 
@@ -318,4 +318,4 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(tiny, monk
     small = Machine(available_bytes=2**20)
     monkeypatch.setattr(loader.hardware, "detect", lambda: small)
     message = refusal(tiny, weights="fp32")
-    assert "0.1 GiB" in message and "'tiny'" in message
+    assert "0.4 GiB on cpu in fp32" in message and "'tiny'" in message
