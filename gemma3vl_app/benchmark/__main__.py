@@ -1,8 +1,8 @@
-"""`python -m gemma3vl_app.benchmark [--small]`: a table for people, one JSON line for programs.
+"""`python -m gemma3vl_app.benchmark [--small] [--only NAME]`: tables for people, JSON for programs.
 
 The whole set writes docs/bench.json and the table of docs/performance.md, and exits 1 on a missed
-target. `--small` is the set that fits
-into continuous integration, held to 70 % of its targets.
+target. `--only` measures one function of `measurements` and leaves the other figures of the file as
+they are. `--small` is the set that fits into continuous integration, held to 70 % of its targets.
 """
 
 from __future__ import annotations
@@ -38,18 +38,33 @@ def main() -> int:
     parser.add_argument(
         "--small", action="store_true", help="the small set, at 70 % of its targets"
     )
-    small = parser.parse_args().small
-    share = SMALL_SHARE if small else 1.0
-    chosen = measurements.SMALL if small else measurements.ALL
+    names = [measure.__name__ for measure in measurements.ALL]
+    parser.add_argument("--only", choices=names, action="append", help="measure this alone")
+    options = parser.parse_args()
+    share = SMALL_SHARE if options.small else 1.0
+    chosen = measurements.SMALL if options.small else measurements.ALL
+    if options.only:
+        chosen = tuple(each for each in chosen if each.__name__ in options.only)
     results = [result for measure in chosen for result in measure()]
     Console(width=150).print(table(results, share))
-    report = {**circumstances(), "results": [as_dict(result, share) for result in results]}
-    if not small:
+    run = {**circumstances(), "results": [as_dict(result, share) for result in results]}
+    if not options.small:
+        kept = json.loads(BENCH_FILE.read_text(encoding="utf-8"))["runs"] if options.only else []
+        report = {"runs": [*without(kept, {result.name for result in results}), run]}
         BENCH_FILE.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         page = PAGE_FILE.read_text(encoding="utf-8")
         PAGE_FILE.write_text(with_table(page, report), encoding="utf-8")
-    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.write(json.dumps(run) + "\n")
     return 0 if all(result.met(share) for result in results) else 1
+
+
+def without(runs: list[dict[str, Any]], names: set[str]) -> list[dict[str, Any]]:
+    """Return earlier runs without the results called `names`, and without runs that are empty."""
+    left = [
+        {**run, "results": [each for each in run["results"] if each["name"] not in names]}
+        for run in runs
+    ]
+    return [run for run in left if run["results"]]
 
 
 def table(results: list[Result], share: float) -> Table:
@@ -69,10 +84,15 @@ def table(results: list[Result], share: float) -> Table:
 
 
 def with_table(page: str, report: dict[str, Any]) -> str:
-    """Return `page` with a report's results as the table between its two marks."""
+    """Return `page` with a report's runs as tables between its two marks."""
+    tables = "\n\n".join(_run_table(run) for run in report["runs"])
+    return TABLE.sub(lambda marks: marks[1] + tables + "\n" + marks[2], page)
+
+
+def _run_table(run: dict[str, Any]) -> str:
     rows = [
-        f"Measured {report['date']} at {report['commit']}: {report['cpu_cores']} cores, "
-        f"{report['memory_gib']} GiB, torch {report['torch']}; {report['arithmetic']}",
+        f"Measured {run['date']} at {run['commit']}: {run['cpu_cores']} cores, "
+        f"{run['memory_gib']} GiB, torch {run['torch']}; {run['arithmetic']}",
         "",
         "| measured | value | against | baseline | ratio | target |",
         "|---|---|---|---|---|---|",
@@ -81,9 +101,9 @@ def with_table(page: str, report: dict[str, Any]) -> str:
         f"| {each['name']} | {each['value']:.3g} {each['unit']} | {each['baseline_name']} "
         f"| {each['baseline']:.3g} {each['unit']} | {each['ratio']:.2g} "
         f"| {each['bound']} {each['target']:.2g}{'' if each['met'] else ', missed'} |"
-        for each in report["results"]
+        for each in run["results"]
     ]
-    return TABLE.sub(lambda marks: marks[1] + "\n".join(rows) + "\n" + marks[2], page)
+    return "\n".join(rows)
 
 
 def as_dict(result: Result, share: float) -> dict[str, Any]:

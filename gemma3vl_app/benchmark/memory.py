@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gemma3vl_app.benchmark.models import WORD, noise_picture
+from gemma3vl_app.planning.memory import runtime_bytes
 
 SAMPLE_SEC = 0.02
 CHAT_TOKENS, CHAT_PICTURES, ANSWER_TOKENS = 2048, 2, 16
@@ -27,7 +28,7 @@ CONTEXT_TOKENS = 2640  # pictures, text and answer: what the plan is asked for
 class Footprint:
     """Pss of one process above what its imports took, in bytes.
 
-    `forecast_*` is what the plan said: weights alone, and all of it.
+    `forecast_*` is what the plan said: weights and runtime, and all of it.
     """
 
     load_peak_bytes: int
@@ -143,7 +144,10 @@ def main() -> None:
     if not stream.answer.usage.completion_tokens:
         raise RuntimeError("the model said nothing")
     planned: dict[str, Any] = {
-        "resident": sum(each.weights for each in backend.plan.bytes_by_device.values()),
+        "resident": sum(
+            each.weights + runtime_bytes(device)
+            for device, each in backend.plan.bytes_by_device.items()
+        ),
         "peak": sum(each.total for each in backend.plan.bytes_by_device.values()),
     }
     sys.stdout.write(json.dumps(planned) + "\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma3vl_app.benchmark.__main__ import with_table
+from gemma3vl_app.benchmark.__main__ import with_table, without
 from gemma3vl_app.benchmark.result import Result
 
 ROOT = Path(__file__).parents[2]
@@ -41,4 +41,10 @@ def test_the_page_shows_what_was_measured_last():
     page = (ROOT / "docs/performance.md").read_text()
     report = json.loads((ROOT / "docs/bench.json").read_text())
     assert with_table(page, report) == page
-    assert all(each["name"] in page for each in report["results"])
+    assert all(each["name"] in page for run in report["runs"] for each in run["results"])
+
+
+def test_measuring_one_thing_anew_keeps_the_others():
+    runs = [{"commit": "a", "results": [{"name": "x"}, {"name": "y"}]}]
+    assert without(runs, {"x"}) == [{"commit": "a", "results": [{"name": "y"}]}]
+    assert without(runs, {"x", "y"}) == []
