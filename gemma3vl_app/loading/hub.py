@@ -261,11 +261,8 @@ def _list_files(wish: _Repo, tries: int) -> tuple[str, list[HubFile]]:
             _check_answer(response)
             break
         except (httpx2.HTTPError, httpx2.InvalidURL, _Refusal) as error:
-            unknown = isinstance(error, _Refusal) and error.code in ("", "RepoNotFound")
-            if unknown and error.status in (401, 404) and (kind := _other_kind(wish)):
-                raise LoadError(
-                    f"{wish.id} is a {kind}, not a model. Give a model's name."
-                ) from error
+            if isinstance(error, _Refusal) and error.status in (401, 404):
+                _check_kind(wish, error)
             patience.after(error)
     try:
         info = response.json()
@@ -296,13 +293,14 @@ def _hub_file(entry: dict[str, Any]) -> HubFile:
     return HubFile(entry["rfilename"], size, hash_)
 
 
-def _other_kind(wish: _Repo) -> str | None:
-    """Return what else than a model has this name."""
-    with contextlib.suppress(httpx2.HTTPError):  # only a better message is lost
-        for kind in ("dataset", "space"):
+def _check_kind(wish: _Repo, error: _Refusal) -> None:
+    """Raise `LoadError` where something else than a model has this name."""
+    if error.code not in ("", "RepoNotFound"):
+        return
+    for kind in ("dataset", "space"):
+        with contextlib.suppress(httpx2.HTTPError):  # only a better message would be lost
             if _ask(f"api/{kind}s/{wish.id}").status_code == 200:
-                return kind
-    return None
+                raise LoadError(f"{wish.id} is a {kind}, not a model. Give a model's name.")
 
 
 def _ask(path: str) -> httpx2.Response:
@@ -421,10 +419,8 @@ def _check_answer(response: httpx2.Response) -> None:
 
 def _headers() -> dict[str, str]:
     """Return what goes with a request: who asks, and the token, if there is one."""
-    headers = {
-        "User-Agent": "gemma3vl",
-        "Accept-Encoding": "identity",
-    }  # what is packed cannot be continued
+    # A packed file cannot be continued in its middle.
+    headers = {"User-Agent": "gemma3vl", "Accept-Encoding": "identity"}
     token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     if token is None:
         return headers

@@ -34,6 +34,7 @@ class Faults:
     wrong_range: bool = False
     listing: dict[str, object] = field(default_factory=dict)  # replaces fields of the listing
     wrong_etag: bool = False
+    hold: dict[str, threading.Event] = field(default_factory=dict)  # files that wait for it
 
 
 @dataclass
@@ -152,6 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(404, {"X-Error-Code": "EntryNotFound"}, b"{}")
             location = f"{hub.storage}{self.path}?signature=secret"
             return self._answer(302, {"Location": location, "X-Repo-Commit": commit}, b"")
+        if hold := hub.faults.hold.get(name):
+            hold.wait(10)
         self._send_file(hub.faults.served.get(name, hub.repos[repo][name]))
 
     def _send_file(self, content: bytes) -> None:
