@@ -32,6 +32,9 @@ PREFIXES = (
     (re.compile(r"^(model\.)?vision_tower\.(vision_model\.)?"), "model.vision_tower."),
     (re.compile(r"^(model\.)?multi_modal_projector\."), "model.multi_modal_projector."),
 )
+LARGEST_JSON_BYTES = 64 << 20  # an index of the largest model has some 100 KB
+LONGEST_FILE_NAME = 200
+LONGEST_ECHO = 80  # characters of a file's own text in an error message
 EMBEDDINGS = re.compile(r"^model\.(language_model\.)?embed_tokens\.weight$")
 
 
@@ -110,10 +113,8 @@ def weight_files(checkpoint: Checkpoint) -> list[Path]:
         weight_map = read_json(index, name).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise LoadError(f"model.safetensors.index.json of {name!r} has no weight_map.")
-        files = [
-            folder / _plain_file_name(file, name)
-            for file in sorted(map(str, {*weight_map.values()}))
-        ]
+        named = sorted({str(file) for file in weight_map.values()})
+        files = [folder / _plain_file_name(file, name) for file in named]
     if missing := [file.name for file in files if not file.is_file()]:
         raise LoadError(f"{name!r} lacks {missing[0]}. {_what_is_there(folder)}")
     return files
@@ -139,9 +140,10 @@ def default_sampling(generation: dict[str, Any], name: str) -> Sampling:
             top_k=int(values["top_k"]),
             top_p=float(values["top_p"]),
         )
-    except (TypeError, ValueError, ConversationError) as error:
+    except (TypeError, ValueError, OverflowError, ConversationError) as error:
         raise LoadError(
-            f"generation_config.json of {name!r} asks for an impossible sampling: {values}. "
+            f"generation_config.json of {name!r} asks for an impossible sampling: "
+            f"{ascii(values)[:LONGEST_ECHO]}. "
             "Correct it, or delete the file to always take the most likely token."
         ) from error
 
@@ -149,6 +151,8 @@ def default_sampling(generation: dict[str, Any], name: str) -> Sampling:
 def read_json(path: Path, name: str) -> dict[str, Any]:
     """Return the JSON object in a file of the model `name`; raises `LoadError`."""
     try:
+        if path.stat().st_size > LARGEST_JSON_BYTES:
+            raise LoadError(f"{path.name} of {name!r} is far too large for what it should be.")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"{path.name} of {name!r} is not readable JSON. Copy it again.") from error
@@ -177,10 +181,11 @@ def _ids(value: object) -> frozenset[int]:
 
 
 def _plain_file_name(file: str, name: str) -> str:
-    if Path(file).name != file or not file.endswith(".safetensors"):
+    plain = Path(file).name == file and file.endswith(".safetensors")
+    if not plain or len(file) > LONGEST_FILE_NAME or "\0" in file:
         raise LoadError(
             f"model.safetensors.index.json of {name!r} points outside its folder or to another "
-            f"kind of file: {file[:80]!r}."
+            f"kind of file: {file[:LONGEST_ECHO]!a}."
         )
     return file
 

@@ -142,9 +142,10 @@ def build_skeleton(checkpoint: Checkpoint) -> Model:
     """Return the model that config.json names, with shapes but no values (on the meta device)."""
     named = checkpoint.config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else None
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         known = " and ".join(ARCHITECTURES)
-        raise LoadError(f"{checkpoint.name!r} is a {architecture!r}; only {known} can be loaded.")
+        found = ascii(architecture)[:80]
+        raise LoadError(f"{checkpoint.name!r} is a {found}; only {known} can be loaded.")
     model_class, config_class = ARCHITECTURES[architecture]
     # How the weights are stored is read from the weights themselves: lists of skipped modules in
     # old repositories name modules as they were called before transformers 5.
@@ -210,7 +211,7 @@ def _check_quantisation(checkpoint: Checkpoint) -> None:
             "overflows there. Load the original checkpoint with weights='int8' instead."
         )
     if not settings.get("load_in_4bit"):
-        method = str(settings.get("quant_method", "an unknown method"))[:40]
+        method = ascii(settings.get("quant_method", "an unknown method"))[:40]
         raise LoadError(
             f"{checkpoint.name!r} is quantised by {method}, which cannot be loaded; bitsandbytes' "
             "4 bits can. Use the original checkpoint with weights='nf4' or 'int8'."

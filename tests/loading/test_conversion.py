@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import bitsandbytes
 import pytest
@@ -95,7 +96,8 @@ def test_the_second_load_reads_the_first_ones_files(tiny, cache):
 
 def test_quantised_weights_are_memory_maps(tiny, cache):
     model = load_model(tiny, weights="nf4").model
-    maps = [line for line in open("/proc/self/maps") if line.rstrip().endswith(".safetensors")]
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    maps = [line for line in lines if line.endswith(".safetensors")]
     spans = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in maps]
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):

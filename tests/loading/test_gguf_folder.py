@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 from random import Random
-from time import perf_counter
+from time import process_time
 
 import pytest
 import torch
@@ -422,11 +422,11 @@ def test_changed_headers_convert_or_are_refused(files, which):
             at = random.randrange(texts.start if texts and random.random() < 0.5 else end)
             data[at] = random.choice([0, 1, 2, 9, 127, 128, 255, data[at] ^ 1])
         changed.write_bytes(data)
-        start = perf_counter()
+        start = process_time()
         try:
             gguf_folder(path)
         except LoadError as error:
-            assert perf_counter() - start < 1
+            assert process_time() - start < 1
             assert str(path.parent) not in str(error) and len(str(error)) < 400
             refused += 1
     assert refused > 30

@@ -17,7 +17,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress
-from gemma3vl_app.loading import hub
+from gemma3vl_app.loading import hub, hub_download, hub_errors
 from gemma3vl_app.loading.checkpoint import open_checkpoint, stored_tensors
 from gemma3vl_app.loading.hub import hub_folder, hub_revision
 from tests.loading.fake_hub import COMMIT, FakeHub
@@ -52,7 +52,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
-    monkeypatch.setattr(hub, "FIRST_WAIT_SEC", 0.001)
+    monkeypatch.setattr(hub_errors, "FIRST_WAIT_SEC", 0.001)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     with FakeHub({REPO: FILES | UNWANTED}) as running:
@@ -132,7 +132,7 @@ def test_a_branch_with_a_slash_is_a_revision(server):
 
 
 def test_progress_counts_the_bytes_of_all_files_and_names_each(server, monkeypatch):
-    monkeypatch.setattr(hub, "REPORT_EVERY_SEC", 0.0)
+    monkeypatch.setattr(hub_download, "REPORT_EVERY_SEC", 0.0)
     steps: list[Progress] = []
     hub_folder(REPO, progress=steps.append)
     total = sum(map(len, FILES.values()))
@@ -151,6 +151,7 @@ def test_a_token_goes_to_the_hub_and_not_to_its_storage(server, token):
     hub_folder(REPO)
     sent = {(r.host, r.headers.get("Authorization")) for r in server.requests}
     assert sent == {("hub", f"Bearer {TOKEN}"), ("storage", None)}
+    assert not any(TOKEN in str(r.headers) for r in server.requests if r.host == "storage")
 
 
 def test_an_adapter_needs_no_model_files(server):
@@ -183,7 +184,7 @@ def test_a_download_that_is_cut_again_and_again_continues_where_it_was(server):
 
 
 def test_a_later_run_continues_what_an_earlier_one_left(server, tmp_path):
-    server.faults.cut_after = [10**9] * 5 + [2_000_000] + [0] * hub.FILE_TRIES
+    server.faults.cut_after = [10**9] * 5 + [2_000_000] + [0] * hub_download.FILE_TRIES
     message = refusal()
     assert "broke" in message and "again to continue" in message
     assert [p.stat().st_size for p in tmp_path.rglob("*.incomplete")] == [2_000_000]
@@ -235,7 +236,7 @@ def test_a_hub_that_wants_fewer_requests_is_obeyed_for_a_while(server):
 
 
 def test_several_at_once_download_each_file_once(server, monkeypatch):
-    monkeypatch.setattr(hub, "LOCK_SEC", 0.1)
+    monkeypatch.setattr(hub_download, "LOCK_SEC", 0.1)
     released = server.faults.hold[SHARD] = threading.Event()
     folders, errors = [], []
 
@@ -295,7 +296,7 @@ def test_a_part_from_the_wrong_place_is_not_appended(server):
 
 
 def test_a_damaged_part_of_an_earlier_run_is_noticed(server, tmp_path):
-    server.faults.cut_after = [10**9] * 5 + [2_000_000] + [0] * hub.FILE_TRIES
+    server.faults.cut_after = [10**9] * 5 + [2_000_000] + [0] * hub_download.FILE_TRIES
     refusal()
     (part,) = tmp_path.rglob("*.incomplete")
     part.write_bytes(bytes(1000))
@@ -304,7 +305,7 @@ def test_a_damaged_part_of_an_earlier_run_is_noticed(server, tmp_path):
 
 
 def test_a_part_longer_than_the_file_is_thrown_away(server, tmp_path):
-    server.faults.cut_after = [10**9] * 5 + [2_000_000] + [0] * hub.FILE_TRIES
+    server.faults.cut_after = [10**9] * 5 + [2_000_000] + [0] * hub_download.FILE_TRIES
     refusal()
     (part,) = tmp_path.rglob("*.incomplete")
     part.write_bytes(WEIGHTS + b"more")
@@ -597,3 +598,11 @@ def test_environment_variables_are_obeyed_and_a_second_process_needs_no_hub(tmp_
     second = run()
     assert second.stdout == first.stdout, second.stderr
     assert "cannot be reached" in second.stderr and TOKEN not in first.stderr + second.stderr
+
+
+def test_downloaded_models_are_listed_with_their_size(server):
+    assert hub.downloaded_models() == []
+    hub_folder(REPO)
+    (found,) = hub.downloaded_models()
+    assert found.name == REPO
+    assert found.bytes > 0

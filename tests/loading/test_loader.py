@@ -264,9 +264,43 @@ def test_a_config_that_makes_no_sense_is_refused(broken, change):
     refusal(broken)
 
 
-def test_an_impossible_sampling_is_refused(broken):
-    edit(broken, "generation_config.json", temperature=-1)
-    assert "generation_config.json" in refusal(broken)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": -1},
+        {"top_k": float("inf")},
+        {"top_p": 10**400},
+        {"temperature": "x" * 100_000},
+        {"temperature": "\ud800"},
+    ],
+    ids=["negative", "infinite", "huge", "long", "no character"],
+)
+def test_an_impossible_sampling_is_refused(broken, change):
+    edit(broken, "generation_config.json", **change)
+    message = refusal(broken)
+    assert "generation_config.json" in message and len(message) < 400
+    message.encode()
+
+
+@pytest.mark.parametrize("target", [["a"], {"a": 1}, None, "x" * 5000 + ".safetensors", "a\0b"])
+def test_an_index_that_makes_no_sense_is_refused(broken, target):
+    index = {"weight_map": {"a": target}}
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert len(refusal(broken)) < 400
+
+
+@pytest.mark.parametrize("named", [[["x"]], [{}], "Gemma3", [], [None], ["\ud800" * 5000]])
+def test_an_architecture_that_makes_no_sense_is_refused(broken, named):
+    edit(broken, "config.json", architectures=named)
+    message = refusal(broken)
+    assert len(message) < 400
+    message.encode()
+
+
+def test_a_json_file_of_absurd_size_is_not_read(broken):
+    with (broken / "generation_config.json").open("r+b") as file:
+        file.truncate(2**31)
+    assert "too large" in refusal(broken)
 
 
 @pytest.mark.parametrize("target", ["../tiny.safetensors", "/etc/hostname", "weights.bin"])

@@ -1,5 +1,7 @@
 """A model spread over devices gives the same tokens; what lies on disk is a memory map."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -38,10 +40,10 @@ def answers(source, **options):
 
 def mapped(tensor):
     address = tensor.data_ptr()
-    for line in open("/proc/self/maps"):
+    for line in Path("/proc/self/maps").read_text().splitlines():
         start, stop = (int(end, 16) for end in line.split()[0].split("-"))
         if start <= address < stop:
-            return line.rstrip().endswith(".safetensors")
+            return line.endswith(".safetensors")
     return False
 
 

@@ -38,10 +38,10 @@ def refusal(content: bytes | None, tmp_path: Path) -> str:
     file = tmp_path / FILE
     if content is not None:
         file.write_bytes(content)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(LoadError) as caught:
         read_headers([file], "gemma")
-    assert time.perf_counter() - started < MOST_SEC
+    assert time.process_time() - started < MOST_SEC
     message = str(caught.value)
     assert FILE in message and "'gemma'" in message, message
     assert str(tmp_path) not in message and "\n" not in message
@@ -320,7 +320,7 @@ def mutate(content: bytes, mutations: list[tuple[str, int, object]]) -> bytes:
 def check_any_bytes(content: bytes, file: Path) -> None:
     """Refused with a plain error, or every tensor can be read, and safetensors agrees with it."""
     file.write_bytes(content)
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         stored = read_headers([file], "gemma")
     except LoadError as error:
@@ -331,7 +331,7 @@ def check_any_bytes(content: bytes, file: Path) -> None:
             assert (got.dtype, tuple(got.shape)) == (tensor.dtype, tensor.shape)
         with safe_open(file, "pt") as opened:
             assert set(opened.keys()) == set(stored)
-    assert time.perf_counter() - started < MOST_SEC
+    assert time.process_time() - started < MOST_SEC
 
 
 @FUZZ
