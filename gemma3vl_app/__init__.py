@@ -3,6 +3,7 @@
 ```python
 import gemma3vl_app as gv
 
+print(gv.plan("27b-it", max_memory={"cuda:0": "24GiB"}).weights)  # what would fit, before loading
 chat = gv.Chat(gv.load("demo"))
 print(chat.ask("What is in this picture?", images=["a.png"]).text)
 ```
@@ -44,10 +45,12 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from gemma3vl_app.messages import Text as Text
     from gemma3vl_app.pictures import Picture as Picture
     from gemma3vl_app.planning import LoadPlan as LoadPlan
+    from gemma3vl_app.planning.sources import plan as plan
     from gemma3vl_app.stream import Stream as Stream
 
 _CONTENTS = {
-    # Models: load one, and see how it was placed
+    # Models: plan how one would be placed, load it, and see how it was placed
+    "plan": "planning.sources",
     "load": "backends.local",
     "Backend": "backends.protocol",
     "Capabilities": "backends.protocol",

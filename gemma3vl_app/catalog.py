@@ -144,19 +144,25 @@ def check_source(source: str | Path) -> None:
 
     A model is a name known here, a folder, a GGUF file, or a hub id ("owner/name").
     """
-    text, path = str(source), Path(source).expanduser()
-    if text in MODELS or path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file()):
+    text, path = str(source), Path(source)
+    try:
+        here = path.expanduser()
+        if here.is_dir() or (path.suffix.lower() == ".gguf" and here.is_file()):
+            return
+    except (OSError, RuntimeError, ValueError):
+        pass  # no file can have such a name
+    if text in MODELS:
         return
     if HUB_ID.fullmatch(text) and path.suffix.lower() != ".gguf":
         return
     if path.suffix.lower() == ".gguf":
-        raise LoadError(f"There is no file {path.name!r}. Give the path of a GGUF file.")
-    if near := difflib.get_close_matches(text.lower(), MODELS, n=3, cutoff=0.5):
+        raise LoadError(f"There is no file {path.name[-80:]!r}. Give the path of a GGUF file.")
+    if near := difflib.get_close_matches(text[:80].lower(), MODELS, n=3, cutoff=0.5):
         hint = "Did you mean " + " or ".join(repr(name) for name in near) + "?"
     else:
         hint = "Known names are 'demo', '270m-pt', '4b-it' and others: see `gemma3vl models`."
     raise LoadError(
-        f"There is no model or folder {path.name!r}. {hint} A hub id (owner/name), a Gemma 3 "
+        f"There is no model or folder {path.name[:80]!r}. {hint} A hub id (owner/name), a Gemma 3 "
         "checkpoint's folder (safetensors) and a GGUF file can be loaded, too."
     )
 

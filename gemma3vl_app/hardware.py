@@ -11,6 +11,7 @@ import platform
 import re
 import subprocess
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from gemma3vl_app.errors import LoadError
@@ -49,9 +50,10 @@ def _known(name: str, gib: int, capability: tuple[int, int]) -> Gpu:
     return Gpu(name, capability, gib << 30, (gib << 30) - (1 << 29))
 
 
-# Memory and compute capability as in NVIDIA's tables (developer.nvidia.com/cuda-gpus).
+# Compute capability as in NVIDIA's tables (developer.nvidia.com/cuda-gpus); memory in whole GiB as
+# drivers report it: error correction takes a part of what T4, A10G, L4 and L40S are sold with.
 KNOWN_GPUS = {
-    "t4": _known("T4", 16, (7, 5)),
+    "t4": _known("T4", 15, (7, 5)),
     "v100-16": _known("V100 16 GB", 16, (7, 0)),
     "v100-32": _known("V100 32 GB", 32, (7, 0)),
     "rtx-2080-ti": _known("RTX 2080 Ti", 11, (7, 5)),
@@ -61,9 +63,9 @@ KNOWN_GPUS = {
     "rtx-4080": _known("RTX 4080", 16, (8, 9)),
     "rtx-4090": _known("RTX 4090", 24, (8, 9)),
     "rtx-5090": _known("RTX 5090", 32, (12, 0)),
-    "a10g": _known("A10G", 24, (8, 6)),
-    "l4": _known("L4", 24, (8, 9)),
-    "l40s": _known("L40S", 48, (8, 9)),
+    "a10g": _known("A10G", 22, (8, 6)),
+    "l4": _known("L4", 22, (8, 9)),
+    "l40s": _known("L40S", 44, (8, 9)),
     "a6000": _known("RTX A6000", 48, (8, 6)),
     "a100-40": _known("A100 40 GB", 40, (8, 0)),
     "a100-80": _known("A100 80 GB", 80, (8, 0)),
@@ -172,7 +174,10 @@ def _machine(*, cpu_flags: frozenset[str], gpus: tuple[Gpu, ...], mps: bool) -> 
 def _gpus_of_driver() -> tuple[Gpu, ...]:
     """Ask nvidia-smi; no GPUs where it is missing, slow or says something else."""
     query = ["--query-gpu=name,compute_cap,memory.total,memory.free", "--format=csv,noheader"]
-    if visible := _visible_gpus():
+    visible = _visible_gpus()
+    if visible is not None and not visible:
+        return ()
+    if visible:
         query += ["-i", ",".join(visible)]
     try:
         found = subprocess.run(
@@ -187,15 +192,21 @@ def _gpus_of_driver() -> tuple[Gpu, ...]:
         return ()
 
 
-def _visible_gpus() -> list[str]:
-    """Return the GPUs that CUDA would show, where the user has chosen some."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [number for number in chosen.split(",") if number.strip().isdecimal()]
+def _visible_gpus() -> list[str] | None:
+    """Return the numbers or UUIDs of the GPUs the user has chosen to show; None: all of them.
+
+    As CUDA reads it: what follows an invalid name such as -1 is hidden, too.
+    """
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return None
+    names = [name.strip() for name in chosen.split(",")]
+    return list(takewhile(re.compile(r"\d+|GPU-[\w-]+").fullmatch, names))
 
 
 def _parse_gpu(line: str) -> Gpu:
     """Read a line of nvidia-smi: "Tesla T4, 7.5, 15360 MiB, 14900 MiB"."""
-    name, capability, total, free = (part.strip() for part in line.split(","))
+    name, capability, total, free = (part.strip() for part in line.rsplit(",", 3))
     major, minor = capability.split(".")
     total_mib, free_mib = (int(size.removesuffix(" MiB")) for size in (total, free))
     return Gpu(name, (int(major), int(minor)), total_mib << 20, free_mib << 20)

@@ -1,10 +1,12 @@
 """Which arithmetic and device a machine gets, for machines that are not here."""
 
 import dataclasses
+import time
 
 import pytest
 
 from gemma3vl_app import hardware
+from gemma3vl_app.errors import LoadError
 from gemma3vl_app.hardware import Gpu, Machine, available_memory_bytes, choose_dtype, default_device
 
 GIB = 2**30
@@ -105,3 +107,113 @@ def test_cgroup_v1_limits_count_and_its_no_limit_does_not(tmp_path):
 def test_no_cgroups_means_no_limit(tmp_path):
     unlimited = hardware.UNLIMITED_BYTES
     assert hardware._cgroup_memory(tmp_path, "") == (unlimited, unlimited)
+
+
+# --- machines by name, and what the driver's own tool says ---
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "name"),
+    [("t4", 1, "T4"), ("2xrtx-4090", 2, "RTX 4090"), (" 8 x A100-80 ", 8, "A100 80 GB")],
+)
+def test_a_machine_is_known_by_the_name_of_its_gpus(text, count, name):
+    machine = hardware.known_machine(text)
+    assert [gpu.name for gpu in machine.gpus] == [name] * count
+    assert machine.gpus[0].free_bytes < machine.gpus[0].memory_bytes
+    assert (machine.memory_bytes, machine.available_bytes) == (0, 0)
+
+
+def test_rtx_4090_may_be_written_with_a_space():
+    assert hardware.known_machine("RTX 4090") == hardware.known_machine("rtx-4090")
+
+
+@pytest.mark.parametrize("text", ["", "t5", "0xt4", "65xt4", "x", "2x", "-1xt4", "999xt4"])
+def test_an_unknown_gpu_is_told_with_the_known_ones(text):
+    with pytest.raises(LoadError, match="Known are t4"):
+        hardware.known_machine(text)
+
+
+def test_every_known_gpu_has_sensible_numbers():
+    for name in hardware.KNOWN_GPUS:
+        (gpu,) = hardware.known_machine(name).gpus
+        assert 8 * GIB < gpu.free_bytes < 200 * GIB
+        assert (7, 0) <= gpu.capability <= (12, 9)
+
+
+def test_a_line_of_nvidia_smi_is_read():
+    line = "Tesla T4, 7.5, 15360 MiB, 14900 MiB"
+    assert hardware._parse_gpu(line) == Gpu("Tesla T4", (7, 5), 15360 << 20, 14900 << 20)
+    assert hardware._parse_gpu("A, B, 8.0, 2 MiB, 1 MiB").name == "A, B"
+
+
+@pytest.mark.parametrize("line", ["", "T4", "T4, 7.5, 15360 MiB", "T4, [N/A], 1 MiB, 1 MiB"])
+def test_a_strange_line_is_a_value_error(line):
+    with pytest.raises(ValueError):
+        hardware._parse_gpu(line)
+
+
+@pytest.fixture
+def nvidia_smi(monkeypatch, tmp_path):
+    """Put a program called nvidia-smi first on PATH; it notes its arguments in a file."""
+
+    def install(script):
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\n{script}\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        return tmp_path / "arguments"
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return install
+
+
+TWO = "echo 'Tesla T4, 7.5, 15360 MiB, 14900 MiB'; echo 'NVIDIA L4, 8.9, 23034 MiB, 22500 MiB'"
+
+
+def test_the_drivers_tool_tells_of_the_gpus(nvidia_smi):
+    nvidia_smi(TWO)
+    found = hardware.detect_without_torch()
+    assert [(gpu.name, gpu.capability) for gpu in found.gpus] == [
+        ("Tesla T4", (7, 5)),
+        ("NVIDIA L4", (8, 9)),
+    ]
+    assert found.gpus[0].free_bytes == 14900 << 20
+    assert 0 < found.available_bytes <= found.memory_bytes
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "echo 'NVIDIA-SMI has failed because it could not talk to the driver'; exit 9",
+        "echo 'No devices were found'",
+        "echo 'T4, [Not Supported], 15360 MiB, 14900 MiB'",
+        "printf '\\377\\376'",
+        "exit 0",
+        "exec sleep 30",
+        "sleep 30 & wait",
+    ],
+)
+def test_a_broken_or_slow_tool_means_no_gpus_and_no_long_wait(nvidia_smi, script):
+    nvidia_smi(script)
+    started = time.perf_counter()
+    assert hardware.detect_without_torch().gpus == ()
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("chosen", "asked"),
+    [("1", "-i 1"), ("1, 0", "-i 1,0"), ("GPU-ab-1", "-i GPU-ab-1"), ("0,-1,1", "-i 0")],
+)
+def test_only_gpus_that_cuda_would_show_are_asked_for(nvidia_smi, monkeypatch, chosen, asked):
+    arguments = nvidia_smi(TWO)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    hardware.detect_without_torch()
+    assert arguments.read_text().strip().endswith(asked)
+
+
+@pytest.mark.parametrize("chosen", ["", "-1", "none"])
+def test_hidden_gpus_are_not_there(nvidia_smi, monkeypatch, chosen):
+    arguments = nvidia_smi(TWO)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert hardware.detect_without_torch().gpus == ()
+    assert not arguments.exists()

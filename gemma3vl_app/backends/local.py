@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,6 +63,7 @@ def load(
         progress=progress,
     )
     backend = LocalBackend(loaded, limits=limits)
+    del loaded  # the backend alone holds the model, and can let go of it
     try:
         for name, folder in (adapters or {}).items():
             backend.add_adapter(name, folder)
@@ -76,38 +78,45 @@ class LocalBackend:
 
     def __init__(self, loaded: LoadedModel, *, limits: EngineLimits | None = None) -> None:
         """Start an engine over `loaded`, which belongs to this backend from now on."""
-        self._loaded = loaded
+        self._loaded: LoadedModel | None = loaded  # None once closed
+        self._plan, self._sampling = loaded.plan, loaded.sampling
         self._tokenizer = TextTokenizer.from_file(loaded.tokenizer_file)
         self._format = PromptFormat.from_config(loaded.config, loaded.preprocessor, self._tokenizer)
         stop_ids = loaded.stop_ids | self._format.stop_ids
         self._grammars = Grammars(self._tokenizer, stop_ids)
         self.engine = Engine(
-            loaded.model, self._tokenizer, self._format, stop_ids=stop_ids, limits=limits
+            loaded.model,
+            self._tokenizer,
+            self._format,
+            stop_ids=stop_ids,
+            limits=limits,
+            name=loaded.name,
+        )
+        known = catalog.MODELS.get(loaded.name)
+        self._capabilities = Capabilities(
+            model=loaded.name,
+            title=known.title if known else "",
+            answer_tokens=known.answer_tokens if known else catalog.DEFAULT_ANSWER_TOKENS,
+            knows=loaded.knows,
+            context_tokens=self.engine.context_tokens,
+            image_tokens=self._format.image_tokens,
+            sampling=loaded.sampling,
         )
 
     @property
     def capabilities(self) -> Capabilities:
         """What the model is and can do."""
-        known = catalog.MODELS.get(self._loaded.name)
-        return Capabilities(
-            model=self._loaded.name,
-            title=known.title if known else "",
-            answer_tokens=known.answer_tokens if known else catalog.DEFAULT_ANSWER_TOKENS,
-            knows=self._loaded.knows,
-            context_tokens=self.engine.context_tokens,
-            image_tokens=self._format.image_tokens,
-            sampling=self._loaded.sampling,
-        )
+        return self._capabilities
 
     @property
     def plan(self) -> LoadPlan:
         """How and why the model was placed as it is."""
-        return self._loaded.plan
+        return self._plan
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Names of the adapters that `stream(adapter=...)` accepts: none yet."""
-        return ()
+        """Names of the adapters that `stream(adapter=...)` accepts, in the order they came."""
+        return self.engine.adapters.names
 
     def stream(
         self,
@@ -122,60 +131,84 @@ class LocalBackend:
         session: str = "",
     ) -> Stream:
         """Start an answer and return it as a stream; see `Backend.stream`."""
-        _check_adapter(adapter)
-        prompt = self._prepare(conversation, session)
+        key = self._adapter_key(adapter)
+        prompt = self._prepare(conversation, session, key)
         request = Request(
             prompt=prompt,
-            sampling=sampling or self._loaded.sampling,
+            sampling=sampling or self._sampling,
             max_new_tokens=_checked("max_new_tokens", max_new_tokens, 1, None),
             stop=_checked_stop(stop),
             logprobs=None
             if logprobs is None
             else _checked("logprobs", logprobs, 0, MAX_ALTERNATIVES),
             matcher=self._matcher(schema, prompt),
-            scope=(adapter, session),
+            adapter=key,
+            scope=(key, session),
             open_answer=_open_answer(conversation),
         )
         return self.engine.submit(request)
 
-    def preview(self, conversation: Conversation, *, session: str = "") -> Preview:
+    def preview(
+        self, conversation: Conversation, *, adapter: str | None = None, session: str = ""
+    ) -> Preview:
         """Return what `conversation` would cost, computing nothing."""
-        prompt = self._prepare(conversation, session)
+        key = self._adapter_key(adapter)
+        prompt = self._prepare(conversation, session, key)
         return Preview(
             prompt_tokens=len(prompt),
-            cached_tokens=self.engine.prefixes.covered_tokens((None, session), prompt),
+            cached_tokens=self.engine.prefixes.covered_tokens((key, session), prompt),
             image_tokens=prompt.image_tokens,
             crops=prompt.crops,
             context_tokens=self.engine.context_tokens,
         )
 
     def score(
-        self, conversation: Conversation, text: str, *, session: str = ""
+        self,
+        conversation: Conversation,
+        text: str,
+        *,
+        adapter: str | None = None,
+        session: str = "",
     ) -> tuple[Token, ...]:
         """Return the tokens of `text` as the next answer, each with its log-probability."""
+        key = self._adapter_key(adapter)
         check_text(text, "The text to score")
         ids = self._tokenizer.encode(text)
         if not ids:
             raise ConversationError("There is no text to score; give at least one character.")
-        prompt = extended(self._prepare(conversation, session), ids)
+        prompt = extended(self._prepare(conversation, session, key), ids)
         request = Request(
             prompt=prompt,
             sampling=Greedy(),
             logprobs=0,
-            scope=(None, session),
+            adapter=key,
+            scope=(key, session),
             score_tokens=len(ids),
         )
         return self.engine.submit(request).answer.tokens
 
     def add_adapter(self, name: str, path: str | Path) -> None:
-        """Refuse: adapters cannot be added to a loaded model yet."""
-        raise ConversationError(
-            f"Adapter {name!r} was not loaded: this version loads models without adapters."
-        )
+        """Load the LoRA adapter that peft saved in the folder `path`, known as `name` from now on.
 
-    def close(self) -> None:
-        """Stop every answer and drop the caches; the model goes with the last reference to this."""
+        Answers that run go on, between two steps of theirs. Raises `LoadError`.
+        """
+        adapters = self.engine.adapters
+        prepared = adapters.prepare(name, path)
+        self.engine.call(partial(adapters.put_in, prepared))
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter and free its memory; answers that it is writing end with an error."""
+        self.engine.call(partial(self.engine.adapters.remove, name))
+
+    def close(self, *, finish_sec: float = 0.0) -> None:
+        """Stop every answer, after `finish_sec` at most, drop the caches and let go of the model.
+
+        See `Backend.close`.
+        """
+        if finish_sec > 0:
+            self.engine.drain(finish_sec)
         self.engine.close()
+        self._loaded = None
 
     def __enter__(self) -> LocalBackend:
         return self
@@ -188,12 +221,28 @@ class LocalBackend:
     ) -> None:
         self.close()
 
-    def _prepare(self, conversation: Conversation, session: str) -> PreparedPrompt:
+    def _adapter_key(self, adapter: str | None) -> str | None:
+        """Return the key of an adapter by name; raises `ConversationError` for an unknown one."""
+        if adapter is None:
+            return None
+        try:
+            return self.engine.adapters.key(adapter)
+        except KeyError as error:
+            known = ", ".join(self.adapters)
+            raise ConversationError(
+                f"There is no adapter {adapter!r}; "
+                f"{f'choose one of: {known}.' if known else 'this model has none loaded.'}"
+            ) from error
+
+    def _prepare(
+        self, conversation: Conversation, session: str, adapter: str | None = None
+    ) -> PreparedPrompt:
+        """Return a conversation's prompt; `adapter` is the key of the one that answered in it."""
         open_answer = _open_answer(conversation)
 
         def recall(so_far: PreparedPrompt, text: str) -> tuple[int, ...] | None:
             exact = bool(open_answer) and text == open_answer
-            return self.engine.answers.recall((None, session), so_far, text, exact=exact)
+            return self.engine.answers.recall((adapter, session), so_far, text, exact=exact)
 
         return prepare(conversation, self._tokenizer, self._format, recall=recall)
 
@@ -218,11 +267,6 @@ def _open_answer(conversation: Conversation) -> str:
             break
         texts.append(message.text)
     return BLANK_LINE.join(reversed(texts))
-
-
-def _check_adapter(adapter: str | None) -> None:
-    if adapter is not None:
-        raise ConversationError(f"There is no adapter {adapter!r}; this model has none loaded.")
 
 
 def _checked(name: str, value: Any, low: int, high: int | None) -> int:

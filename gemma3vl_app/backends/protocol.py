@@ -97,28 +97,43 @@ class Backend(Protocol):
 
         A conversation that ends with an assistant message has that answer continued: the stream
         brings only what is new. `logprobs` asks for each token's log-probability with that many
-        alternatives. `schema` forces the text to be JSON of that schema. `session` is a salt:
-        nothing is reused across different salts. Raises `ConversationError` for a bad request and
+        alternatives. `schema` forces the text to be JSON of that schema. `adapter` is one of
+        `adapters`, None for the model itself. `session` is a salt: nothing is reused across
+        different salts. Raises `ConversationError` for a bad request and
         `BusyError` when the queue is full.
         """
         ...
 
-    def preview(self, conversation: Conversation, *, session: str = "") -> Preview:
+    def preview(
+        self, conversation: Conversation, *, adapter: str | None = None, session: str = ""
+    ) -> Preview:
         """Return what `conversation` would cost, computing nothing."""
         ...
 
     def score(
-        self, conversation: Conversation, text: str, *, session: str = ""
+        self,
+        conversation: Conversation,
+        text: str,
+        *,
+        adapter: str | None = None,
+        session: str = "",
     ) -> tuple[Token, ...]:
         """Return the tokens of `text` as the next answer, each with its log-probability."""
         ...
 
     def add_adapter(self, name: str, path: str | Path) -> None:
-        """Load an adapter and make it known under `name`."""
+        """Load an adapter and make it known under `name`, while answers may be running.
+
+        Raises `LoadError` for a name that is taken or "base", and for a folder that does not fit.
+        """
         ...
 
-    def close(self) -> None:
-        """Stop every answer and drop all caches; the backend is unusable afterwards."""
+    def close(self, *, finish_sec: float = 0.0) -> None:
+        """Let go of the model; safe to call twice. Answers that run have `finish_sec` to end.
+
+        New requests are refused at once, with an `EngineError` that names the model and says what
+        to do; after `finish_sec` the same is told to the streams that are still open.
+        """
         ...
 
     def __enter__(self) -> Self: ...

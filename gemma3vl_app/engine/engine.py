@@ -1,9 +1,9 @@
 """The engine: takes prepared prompts, runs the model in one thread, streams answers.
 
 Knows nothing of chat templates, files or HTTP; most callers want `gemma3vl_app.Chat`, which keeps
-the conversation and goes through a backend. One step of the thread is: drop what was cancelled,
-admit what waits, one unit of prefill, one decode step for everything that runs. Nothing else calls
-the model.
+the conversation and goes through a backend. One step of the thread is: run the jobs of `call`, drop
+what was cancelled, admit what waits, one unit of prefill, one decode step for everything that runs.
+Nothing else calls the model.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
@@ -34,6 +36,7 @@ from gemma3vl_app.errors import (
     MemoryLimitError,
 )
 from gemma3vl_app.generation import Chunk, FinishReason, Status
+from gemma3vl_app.loading.adapters import Adapters
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 from gemma3vl_app.stream import Stream
@@ -41,6 +44,8 @@ from gemma3vl_app.stream import Stream
 logger = logging.getLogger(__name__)
 
 _SCORED_ROWS = 64  # rows of logits at once when scoring: one fp32 row takes about 1 MB
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +70,19 @@ class Engine:
         *,
         stop_ids: Collection[int],
         limits: EngineLimits | None = None,
+        name: str = "",
     ) -> None:
+        """Start the thread; the model belongs to it from now on. `name` is for messages."""
         self.limits = limits or EngineLimits()
         self.prefixes = PrefixCache(self.limits.prefix_budget_bytes)
         self.features = FeatureCache(self.limits.feature_budget_bytes)
         self.answers = AnswerMemory()
+        self.adapters = Adapters(model)
+        self._name = f"The model {name!r}" if name else "The model"
         self._tokenizer = tokenizer
         self._stop_ids = frozenset(stop_ids)
         self._text_model = TextModel(model)
+        self._context_tokens = self._text_model.context_tokens
         unit_sec = self.limits.unit_sec
         vision = None
         if isinstance(model, Gemma3ForConditionalGeneration):
@@ -80,10 +90,13 @@ class Engine:
         self._prefill = Prefill(
             self._text_model, vision, self.features, prompt_format, unit_sec=unit_sec
         )
-        self._changed = threading.Condition()  # guards the three queues and `_closed`
+        self._changed = threading.Condition()  # guards what follows
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._waiting: deque[Sequence] = deque()
         self._prefilling: deque[Sequence] = deque()
         self._decoding: list[Sequence] = []
+        self._idle = False  # the thread has delivered everything and waits
+        self._draining = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="gemma3vl-engine", daemon=True)
         self._thread.start()
@@ -93,13 +106,13 @@ class Engine:
     @property
     def context_tokens(self) -> int:
         """The longest sequence, prompt and answer together, in tokens."""
-        return self._text_model.context_tokens
+        return self._context_tokens
 
     def submit(self, request: Request) -> Stream:
         """Queue a request and return its stream.
 
         Raises `ContextLengthError` for a prompt that leaves no room for an answer, `BusyError`
-        when too many requests wait already, `EngineError` after `close`.
+        when too many requests wait already, `EngineError` after `drain` or `close`.
         """
         room = self.context_tokens - len(request.prompt.ids)
         if room < 1:
@@ -112,7 +125,12 @@ class Engine:
         sequence = Sequence(request, Stream(on_cancel=self._notify), self._tokenizer)
         with self._changed:
             if self._closed:
-                raise EngineError("The model has been closed; load it again.")
+                raise EngineError(self._closed_message())
+            if self._draining:
+                raise EngineError(
+                    f"{self._name} is being unloaded and takes no new requests. "
+                    "Choose the model that replaces it, or load it again."
+                )
             if len(self._waiting) >= self.limits.max_waiting:
                 raise BusyError(
                     f"{len(self._waiting)} requests are waiting already; try again in a moment."
@@ -122,8 +140,39 @@ class Engine:
             self._changed.notify_all()
         return sequence.stream
 
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Run `function` on the engine's thread between two steps, and return what it returns.
+
+        Nothing else touches the model meanwhile; answers go on afterwards. Raises what `function`
+        raises, and `EngineError` after `close`. Not for the engine's own thread, which would wait
+        for itself.
+        """
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("call() was used on the engine's own thread")
+        future: Future[Result] = Future()
+        with self._changed:
+            if self._closed:
+                raise EngineError(self._closed_message())
+            self._jobs.append((function, future))
+            self._changed.notify_all()
+        return future.result()
+
+    def drain(self, timeout_sec: float) -> bool:
+        """Refuse new requests from now on and wait for those that run; True when all have ended.
+
+        There is no way back: `close` comes next.
+        """
+        with self._changed:
+            self._draining = True
+            return self._changed.wait_for(
+                lambda: self._closed or (self._idle and not self._has_work()), timeout_sec
+            )
+
     def close(self) -> None:
-        """Fail every open request, stop the thread and drop all caches; safe to call twice."""
+        """Fail every open request, stop the thread, drop all caches and let go of the model.
+
+        Safe to call twice.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -134,12 +183,16 @@ class Engine:
         with self._changed:
             self._changed.notify_all()
 
+    def _closed_message(self) -> str:
+        return f"{self._name} has been closed. Load it again, or choose another one."
+
     # --- the thread ---
 
     @torch.inference_mode()
     def _run(self) -> None:
         try:
             while self._wait_for_work():
+                self._run_jobs()
                 self._drop_cancelled()
                 self._admit()
                 self._prefill_unit()
@@ -150,10 +203,18 @@ class Engine:
             for sequence in self._all():
                 self._remove(sequence)
                 sequence.stream.fail(
-                    EngineError("The model was closed before the answer was complete.")
+                    EngineError(
+                        f"{self._name} was closed before the answer was complete. "
+                        "Load it again, or choose another one, and ask once more."
+                    )
                 )
+            for _, future in self._jobs:
+                future.set_exception(EngineError(self._closed_message()))
+            self._jobs.clear()
             self._drop_caches()
             self.answers.clear()
+            del self._text_model, self._prefill  # what holds the model
+            self.adapters.forget_model()
 
     def _drop_caches(self) -> None:
         """Free what can be computed again."""
@@ -163,10 +224,28 @@ class Engine:
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when the engine is closed."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or self._waiting or self._prefilling or self._decoding
-            )
+            while not self._closed and not self._has_work():
+                self._idle = True
+                self._changed.notify_all()  # whoever drains waits for this
+                self._changed.wait()
+            self._idle = False
             return not self._closed
+
+    def _has_work(self) -> bool:
+        return bool(self._jobs or self._waiting or self._prefilling or self._decoding)
+
+    def _run_jobs(self) -> None:
+        """Run what `call` was given; whatever it raises goes to the caller."""
+        while True:
+            with self._changed:
+                if self._closed or not self._jobs:
+                    return
+                function, future = self._jobs.popleft()
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+            del function, future  # or they would keep what they hold until the next job
 
     @contextmanager
     def _failing_alone(self, sequence: Sequence) -> Iterator[None]:
@@ -216,6 +295,7 @@ class Engine:
         self._prefilling.rotate(-1)
         assert sequence.work is not None
         with self._failing_alone(sequence):
+            self.adapters.use(sequence.request.adapter)
             next(sequence.work, None)
 
     def _work(self, sequence: Sequence, kv: SequenceKV) -> Generator[None]:
@@ -226,16 +306,24 @@ class Engine:
             return
         sequence.work = None
         self._keep_prefix(sequence)
-        self._prefilling.remove(sequence)
-        self._decoding.append(sequence)
+        with self._changed:
+            self._prefilling.remove(sequence)
+            self._decoding.append(sequence)
         logits = self._text_model.logits(hidden[-1])  # (V,)
         self._take_token(sequence, logits, float(logits.max()), int(logits.argmax()))
 
     def _decode_step(self) -> None:
-        """Compute one token for every running sequence, all in one pass."""
-        rows = list(self._decoding)
+        """Compute one token for every running sequence: one pass for each adapter among them."""
+        groups: dict[str | None, list[Sequence]] = {}
+        for sequence in self._decoding:
+            groups.setdefault(sequence.request.adapter, []).append(sequence)
+        for rows in groups.values():
+            self._decode_group(rows)
+
+    def _decode_group(self, rows: list[Sequence]) -> None:
+        """Compute one token for `rows`, which share an adapter, all in one pass."""
         lengths = [sequence.kv.length for sequence in rows if sequence.kv is not None]
-        if not rows or self._decoded(rows):
+        if self._decoded(rows):
             return
         # The failed pass may have stored its tokens; each row is then tried alone, from before it.
         for sequence, length in zip(rows, lengths, strict=True):
@@ -256,6 +344,7 @@ class Engine:
         return True
 
     def _decode_rows(self, rows: list[Sequence]) -> None:
+        self.adapters.use(rows[0].request.adapter)
         logits = self._next_logits(rows)  # (B, V)
         peaks, likeliest = (each.tolist() for each in logits.max(-1))  # all rows in one pass
         for sequence, row, peak, best_id in zip(rows, logits, peaks, likeliest, strict=True):
@@ -328,7 +417,8 @@ class Engine:
         """End one request with an error fit for people; the others go on."""
         self._remove(sequence)
         if isinstance(error, Gemma3VLError):
-            sequence.stream.fail(error)
+            # Its traceback would keep alive what the frames hold, the model among it.
+            sequence.stream.fail(error.with_traceback(None))
         elif _is_out_of_memory(error):
             self._drop_caches()
             sequence.stream.fail(

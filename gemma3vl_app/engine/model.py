@@ -68,7 +68,11 @@ class TextModel:
         return vectors  # type: ignore[no-any-return]
 
     def forward(self, vectors: torch.Tensor, batch: attention.Batch) -> torch.Tensor:
-        """Run vectors (B, n, D) through all layers, storing keys and values; returns (B, n, D)."""
+        """Run vectors (B, n, D) through all layers, storing keys and values; returns (B, n, D).
+
+        Where layers lie on several devices, they fetch what they are given (loading connects them);
+        keys and values stay where their layer is.
+        """
         starts = torch.tensor([[kv.length] for kv in batch.rows], device=vectors.device)  # (B, 1)
         positions = starts + torch.arange(batch.count, device=vectors.device)  # (B, n)
         rotary = {
@@ -89,5 +93,5 @@ class TextModel:
         if few_rows and weight.device.type == "cpu" and weight.dtype == torch.float32:
             # The same product with the weight in front: for few rows the fp32 library is faster so
             # (8 rows, 262,208 x 64: 5.4 ms against 9.5 ms on two Zen 4 cores; bf16 does not gain).
-            return (weight @ vectors.T).T
+            return (weight @ vectors.to(weight.device).T).T
         return self._head(vectors).float()  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from gemma3vl_app.engine.kv import SequenceKV
 from gemma3vl_app.prompting.prompt import PreparedPrompt, PromptKey, common_prefix
 
-Scope = tuple[Hashable, ...]  # adapter name and session salt
+Scope = tuple[Hashable, ...]  # adapter key and session salt
 
 _MAX_SNAPSHOTS = 128  # bounds the time of one look-up; memory is bounded in bytes
 _MAX_ANSWER_TOKENS = 1 << 20  # some 30 MB of Python integers

@@ -38,6 +38,7 @@ class Request:
     `logprobs` asks for log-probabilities with that many alternatives. `score_tokens` asks for no
     answer at all but for the log-probabilities of the prompt's last `score_tokens` tokens.
     `open_answer` is the text of the answer that the prompt ends in and that is to be continued.
+    `adapter` is a key of `Adapters.key`, None for the model itself; `scope` has to contain it.
     """
 
     prompt: PreparedPrompt
@@ -46,6 +47,7 @@ class Request:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     matcher: Matcher | None = None
+    adapter: str | None = None
     scope: Scope = ()
     score_tokens: int = 0
     open_answer: str = ""

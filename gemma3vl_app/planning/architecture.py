@@ -35,6 +35,7 @@ VISION_DEFAULTS: dict[str, Any] = {
     "patch_size": 16,
 }
 COLOURS = 3
+MOST_LAYERS = 1000  # far beyond any release; a config that says more is damaged
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     """Read a config.json, sparse or full; raises `LoadError` for one that makes no sense."""
     nested = config.get("text_config")
     try:
+        if not isinstance(nested, Mapping | None):
+            raise TypeError("text_config is no object")
         text = TEXT_DEFAULTS | dict(nested if nested is not None else config)
         vision = config.get("vision_config") if nested is not None else None
         return _architecture(config, text, None if vision is None else VISION_DEFAULTS | vision)
@@ -131,10 +134,14 @@ def _architecture(
     hidden, head_dim = _size(text, "hidden_size"), _size(text, "head_dim")
     prefix = "model.language_model" if vision is not None else "model"
     layers = _size(text, "num_hidden_layers")
+    if layers > MOST_LAYERS:
+        raise ValueError(f"{layers} layers")
     kinds = text.get("layer_types") or [
         "full_attention" if (layer + 1) % text["sliding_window_pattern"] == 0 else "sliding"
         for layer in range(layers)
     ]
+    if len(kinds) != layers:
+        raise ValueError(f"{len(kinds)} kinds of layers for {layers} layers")
     home = [Part(f"{prefix}.embed_tokens", others=_size(text, "vocab_size") * hidden)]
     if vision is not None:
         home += _vision_parts(vision, hidden)
@@ -144,8 +151,7 @@ def _architecture(
         layers=tuple(_layer(f"{prefix}.layers.{layer}", text) for layer in range(layers)),
         weightless=(f"{prefix}.rotary_emb",),
         windows=tuple(
-            None if kind == "full_attention" else _size(text, "sliding_window")
-            for kind in kinds[:layers]
+            None if kind == "full_attention" else _size(text, "sliding_window") for kind in kinds
         ),
         hidden=hidden,
         intermediate=_size(text, "intermediate_size"),

@@ -56,8 +56,10 @@ def _place_from(
     for number, layer in enumerate(model.layers):
         while remaining:
             device_map[layer.name] = remaining[0]
-            # Layers on disk keep their keys and values in memory, which has to be left for them.
-            later = model.layers[number + 1 :] if devices[-1] == "disk" else ()
+            # Layers on disk keep their keys and values in memory, which has to be left for them
+            # as soon as memory is filled with others.
+            spill = devices[-1] == "disk" and computing(remaining[0]) == "cpu"
+            later = model.layers[number + 1 :] if spill else ()
             trial = device_map | {each.name: "disk" for each in later}
             used = device_bytes(model, demand, trial)
             if all(each.total <= limits.get(device, 0) for device, each in used.items()):

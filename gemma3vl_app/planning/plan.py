@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from gemma3vl_app import hardware
@@ -18,13 +19,21 @@ from gemma3vl_app.planning import placement
 from gemma3vl_app.planning.architecture import Architecture, architecture
 from gemma3vl_app.planning.load_plan import LoadPlan
 from gemma3vl_app.planning.placement import Demand
-from gemma3vl_app.planning.wishes import UNLIMITED_BYTES, check_weights, device_limits, gib
+from gemma3vl_app.planning.wishes import (
+    UNLIMITED_BYTES,
+    check_weights,
+    device_limits,
+    fastest_first,
+    gib,
+)
 
 DEFAULT_CONTEXT_TOKENS = 8192
 SHORTEST_CONTEXT_TOKENS = 2048  # a way to make a model fit is no way if it leaves less than this
 STORED = {"bfloat16": "bf16", "float32": "fp32"}
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 DISK = "disk"
+MOST_WAYS = 3
+MOST_MORE_GPUS = 7
 
 
 def plan_for(
@@ -51,13 +60,15 @@ def plan_for(
     _check_counts(images=images, sequences=sequences)
     context = _context(model, context_tokens, name)
     limits = device_limits(machine, max_memory, device_map)
-    fastest = next(iter(limits))
+    fixed = _fixed_map(model, device_map, name)
+    fastest = next(each for each in limits if fixed is None or each in fixed.values())
+    if weights == "nf4" and fastest == "mps":
+        raise LoadError("weights='nf4' needs CUDA or a CPU (bitsandbytes). Use 'int8' here.")
     dtype, dtype_reason = _arithmetic(weights, fastest, machine)
     demand = Demand(
         weights="", dtype=dtype, context_tokens=context, sequences=sequences, images=images
     )
     choices = list(_storage(weights, config, dtype, fastest, machine))
-    fixed = _fixed_map(model, device_map, name)
     for place_on, wish, why in _attempts(choices, limits, fixed):
         wanted = replace(demand, weights=wish)
         found = fixed if fixed is not None else placement.place(model, wanted, place_on)
@@ -75,7 +86,7 @@ def plan_for(
         plan,
         fits=False,
         reasons=(dtype_reason, why, *_reasons(model, wanted, plan, limits)),
-        ways=tuple(_ways(model, demand, limits, config, dtype, fixed)),
+        ways=tuple(islice(_ways(model, wanted, limits, machine, fixed), MOST_WAYS)),
     )
 
 
@@ -108,6 +119,8 @@ def _arithmetic(weights: str, device: str, machine: Machine) -> tuple[str, str]:
     kind, _, index = device.partition(":")
     if kind == "cuda" and int(index or 0) >= len(machine.gpus):
         return "bfloat16", f"bfloat16: {device} is taken for an Ampere GPU or a newer one."
+    if device in ("cpu", DISK) and not machine.cpu_flags:
+        return "float32", "float32: nothing says that this processor computes in bfloat16."
     return hardware.choose_dtype("cpu" if device == DISK else device, machine)
 
 
@@ -187,7 +200,17 @@ def _reasons(
     model: Architecture, demand: Demand, plan: LoadPlan, limits: Mapping[str, int]
 ) -> Iterator[str]:
     devices = list(plan.bytes_by_device)
-    if len(devices) == 1:
+    if not plan.fits:
+        yield (
+            "It does not fit: "
+            + "; ".join(
+                f"{device} would need {gib(each.total)} and has {gib(limits.get(device, 0))}"
+                for device, each in plan.bytes_by_device.items()
+                if each.total > limits.get(device, 0)
+            )
+            + "."
+        )
+    elif len(devices) == 1:
         yield f"Everything is on {devices[0]}."
     else:
         owners = Counter(placement.owner(layer.name, plan.device_map) for layer in model.layers)
@@ -215,9 +238,10 @@ def _reasons(
             f"Only the matrices of the decoder layers are {demand.weights}; embeddings, tower, "
             f"projector and norms stay {STORED[demand.dtype]}: they lose more than they save."
         )
+    reserving = [(d, held) for d, held in plan.bytes_by_device.items() if held.reserve]
     yield (
         "Reserved: "
-        + ", ".join(f"{gib(each.reserve)} on {d}" for d, each in plan.bytes_by_device.items())
+        + ", ".join(f"{gib(held.reserve)} on {device}" for device, held in reserving)
         + " for the runtime and activations."
     )
 
@@ -226,49 +250,65 @@ def _ways(
     model: Architecture,
     demand: Demand,
     limits: Mapping[str, int],
-    config: Mapping[str, Any],
-    dtype: str,
+    machine: Machine,
     fixed: Mapping[str, str] | None,
-) -> list[str]:
-    """Return the three nearest changes that make the model fit, least given up first."""
-    found: list[str] = []
+) -> Iterator[str]:
+    """Yield the changes that make the model fit, one wish changed at a time, least given up first.
 
-    def fits(demand: Demand, limits: Mapping[str, int], stored: tuple[str, ...]) -> str | None:
-        for weights in stored:
-            wanted = replace(demand, weights=weights)
-            if placement.place(model, wanted, limits) is not None:
+    Each was tried on the planner itself; a map that was asked for stays as it is.
+    """
+    used = [device for device in limits if fixed is None or device in fixed.values()]
+    quantised = ("int8",) if used[0] == "mps" else ("int8", "nf4")
+    full = STORED[_arithmetic("auto", used[0], machine)[0]]
+    everything = tuple(dict.fromkeys((full, *quantised, demand.weights)))
+
+    def fits(
+        wish: Demand,
+        limits: Mapping[str, int],
+        storages: tuple[str, ...],
+        fixed: Mapping[str, str] | None = fixed,
+    ) -> str | None:
+        """Return the first of `storages` that fits."""
+        for weights in storages:
+            dtype, _ = _arithmetic(weights, used[0], machine)
+            wanted = replace(wish, weights=weights, dtype=dtype)
+            found = fixed if fixed is not None else placement.place(model, wanted, limits)
+            if found is not None and _plan(model, wanted, found, limits).fits:
                 return weights
         return None
 
-    fastest = next(iter(limits))
-    quantised = ("int8",) if fastest == "mps" else ("int8", "nf4")
-    full = (STORED[dtype], *quantised)
-    if fixed is not None and fits(demand, limits, full):
-        found.append("leave the placement to device_map='auto'")
+    if fixed is not None and (weights := fits(demand, limits, everything, None)):
+        yield f"device_map='auto', in {weights}"
     if weights := fits(demand, limits, quantised):
-        found.append(f"weights='{weights}'")
-    if demand.sequences > 1 and (weights := fits(replace(demand, sequences=1), limits, full)):
-        found.append(f"one conversation at a time, in {weights}")
+        yield f"weights='{weights}'"
+    if demand.sequences > 1 and (weights := fits(replace(demand, sequences=1), limits, everything)):
+        yield f"one conversation at a time, in {weights}"
     context = demand.context_tokens // 2
     while context >= SHORTEST_CONTEXT_TOKENS:
-        if weights := fits(replace(demand, context_tokens=context), limits, full):
-            found.append(f"a context of {context:,} tokens, in {weights}")
+        if weights := fits(replace(demand, context_tokens=context), limits, everything):
+            yield f"a context of {context:,} tokens, in {weights}"
             break
         context //= 2
+    if fixed is not None:
+        return
     gpus = [device for device in limits if device.startswith("cuda")]
-    for more in range(1, 8) if gpus else ():
-        grown = {**{f"cuda:{len(gpus) + n}": limits[gpus[-1]] for n in range(more)}, **limits}
-        ordered = dict(sorted(grown.items(), key=lambda item: not item[0].startswith("cuda")))
-        if weights := fits(demand, ordered, full):
+    for more in range(1, MOST_MORE_GPUS + 1) if gpus else ():
+        if weights := fits(demand, with_more_gpus(limits, more), everything):
             size = gib(limits[gpus[-1]])
-            found.append(f"{more} more GPU{'s' * (more > 1)} of {size}, in {weights}")
+            yield f"{more} more GPU{'s' * (more > 1)} of {size}, in {weights}"
             break
     slower = [device for device in ("cpu", DISK) if device not in limits]
     # Apple's GPU shares the CPU's memory: nothing is gained there.
-    for count in range(1, len(slower) + 1) if fastest != "mps" else ():
-        grown = {**limits, **dict.fromkeys(slower[:count], UNLIMITED_BYTES)}
+    for count in range(1, len(slower) + 1) if used[0] != "mps" else ():
+        grown = fastest_first({**limits, **dict.fromkeys(slower[:count], UNLIMITED_BYTES)})
         if weights := fits(demand, grown, quantised[-1:]):
-            where = " and ".join(slower[:count])
-            found.append(f"layers on {where} as well, in {weights} (slower)")
+            yield f"layers on {' and '.join(slower[:count])} as well, in {weights} (slower)"
             break
-    return found[:3]
+
+
+def with_more_gpus(limits: Mapping[str, int], more: int) -> dict[str, int]:
+    """Return limits with as many more GPUs, each like the last one."""
+    last = [device for device in limits if device.startswith("cuda")][-1]
+    number = int(last.partition(":")[2])
+    added = {f"cuda:{number + n}": limits[last] for n in range(1, more + 1)}
+    return fastest_first({**limits, **added})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ def plan(
 ) -> LoadPlan:
     """Return how `source` would be loaded: precision, places, bytes by device, and why.
 
-    Downloads nothing and needs no torch. `source` is a name of the catalog, a hub id, a folder or a
-    GGUF file that is here. With `max_memory` ({"cuda:0": "24GiB", "cpu": "64GiB"}) only the devices
-    it names exist; without it, `machine` (None: this one) does. `train` adds the hardware that
-    Megatron Bridge recommends for fine-tuning. Raises `LoadError` for an unknown model or wish;
-    a model that does not fit is no error: see `LoadPlan.fits` and `.ways`.
+    Downloads nothing and needs no torch. `source` is a name of the catalog, a folder that is here,
+    or the hub id of a model that was downloaded. With `max_memory` ({"cuda:0": "24GiB", "cpu":
+    "64GiB"}) only the devices it names exist; without it, those of `machine` (None: this one).
+    `train` adds the hardware that Megatron Bridge recommends for fine-tuning. Raises `LoadError`
+    for an unknown model or wish; a model that does not fit is no error: see `LoadPlan.fits` and
+    `.ways`.
     """
     name, config, size = _described(source)
     if machine is None:
@@ -59,7 +61,15 @@ def plan(
         images=images,
         sequences=sequences,
     )
-    if not found.fits and (way := _smaller(size, name, machine, max_memory, context_tokens)):
+    smaller = partial(
+        plan_for,
+        machine=machine,
+        max_memory=max_memory,
+        context_tokens=context_tokens,
+        images=images,
+        sequences=sequences,
+    )
+    if not found.fits and (way := _smaller(size, name, smaller)):
         found = replace(found, ways=(*found.ways[:2], way))
     return replace(found, training=_training(size, name)) if train else found
 
@@ -72,20 +82,28 @@ def _described(source: str | Path) -> tuple[str, dict[str, Any], str]:
     path = Path(source).expanduser()
     if path.is_dir():
         return path.resolve().name, _read_config(path / "config.json"), ""
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         raise LoadError(
             f"A GGUF file such as {path.name!r} can be loaded, but not planned before it is "
             "converted. Plan with the model's name instead: gemma3vl plan 4b-it."
         )
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(str(source), "config.json")
-    if not isinstance(cached, str):
+    cached = _downloaded_config(str(source))
+    if cached is None:
         raise LoadError(
             f"{source} is not in the catalog and was never downloaded here, so its config.json is "
             "not known. Plan with the size it was made from, such as 4b-it."
         )
-    return str(source), _read_config(Path(cached)), ""
+    return str(source), _read_config(cached), ""
+
+
+def _downloaded_config(repo: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(repo, "config.json")
+    except ValueError:  # no repository can have such a name
+        return None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -98,24 +116,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _smaller(
-    size: str,
-    name: str,
-    machine: Machine,
-    max_memory: Mapping[str, str | int] | None,
-    context_tokens: int | None,
-) -> str | None:
+def _smaller(size: str, name: str, plan_other: Callable[..., LoadPlan]) -> str | None:
     """Return the largest smaller model of the same kind that fits, as a way."""
     sizes = ["27b", "12b", "4b"]
     for other in sizes[sizes.index(size) + 1 :] if size in sizes else ():
-        config = catalog.published_config(other)
-        smaller = plan_for(
-            config,
-            name=other,
-            machine=machine,
-            max_memory=max_memory,
-            context_tokens=context_tokens,
-        )
+        smaller = plan_other(catalog.published_config(other), name=other)
         if smaller.fits:
             return f"the smaller model {name.replace(size, other, 1)}, in {smaller.weights}"
     return None

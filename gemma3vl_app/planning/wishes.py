@@ -16,7 +16,7 @@ UNITS = {
     **{"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40},
 }
 UNLIMITED_BYTES = 1 << 60
-DEVICE = re.compile(r"cuda:\d{1,2}|mps|cpu|disk")
+DEVICE = re.compile(r"cuda:(0|[1-9]\d?)|mps|cpu|disk")
 
 
 def check_weights(weights: str) -> None:
@@ -68,15 +68,15 @@ def device_limits(
     """Return the bytes that may be used by device, fastest device first.
 
     With `max_memory` only its devices exist. Without it: GPUs, Apple's GPU or the CPU with what is
-    free, and the disk behind them; MPS shares the CPU's memory, so it comes without the CPU.
+    free, and the disk behind them. MPS shares the CPU's memory, so it comes without the CPU and the
+    disk, and a machine of which only the GPUs are known comes without both, too.
     """
     if max_memory is None:
         limits = {f"cuda:{number}": gpu.free_bytes for number, gpu in enumerate(machine.gpus)}
         if machine.mps and not limits:
             limits["mps"] = machine.available_bytes
-        else:
-            limits["cpu"] = machine.available_bytes
-        limits["disk"] = UNLIMITED_BYTES
+        elif machine.memory_bytes or machine.available_bytes or not limits:
+            limits |= {"cpu": machine.available_bytes, "disk": UNLIMITED_BYTES}
     else:
         if not max_memory:
             raise LoadError("max_memory names no device. Write it as {'cuda:0': '24GiB'}.")
@@ -88,8 +88,17 @@ def device_limits(
                 limits[device] = 0 if max_memory is not None else _absent(device, machine)
     if [*limits] == ["disk"]:
         raise LoadError("A disk alone computes nothing. Add cpu with a size.")
-    order = {"cuda": 0, "mps": 1, "cpu": 2, "disk": 3}
-    return dict(sorted(limits.items(), key=lambda each: (order[each[0].split(":")[0]], each[0])))
+    return fastest_first(limits)
+
+
+def fastest_first(limits: Mapping[str, int]) -> dict[str, int]:
+    """Return the same limits in the order GPUs by number, Apple's GPU, CPU, disk."""
+
+    def rank(device: str) -> tuple[int, int]:
+        kind, _, number = device.partition(":")
+        return ("cuda", "mps", "cpu", "disk").index(kind), int(number or 0)
+
+    return {device: limits[device] for device in sorted(limits, key=rank)}
 
 
 def gib(size: int) -> str:

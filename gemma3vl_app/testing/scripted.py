@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from gemma3vl_app.backends.protocol import Capabilities, Schema
-from gemma3vl_app.errors import ConversationError, EngineError
+from gemma3vl_app.errors import ConversationError, EngineError, LoadError
 from gemma3vl_app.generation import (
     Alternative,
     Answer,
@@ -87,6 +87,7 @@ class ScriptedBackend:
         self._capabilities = capabilities
         self._adapters: list[str] = []
         self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
         self._running: set[Stream] = set()
         self._closed = False
 
@@ -131,7 +132,7 @@ class ScriptedBackend:
         stream = Stream(on_cancel=stopped.set)
         with self._lock:
             if self._closed:
-                raise EngineError("This backend is closed; load the model again.")
+                raise EngineError(self._closed_message())
             usage = self._usage(request)
             self.requests.append(request)
             self._running.add(stream)
@@ -140,9 +141,12 @@ class ScriptedBackend:
         ).start()
         return stream
 
-    def preview(self, conversation: Conversation, *, session: str = "") -> Preview:
+    def preview(
+        self, conversation: Conversation, *, adapter: str | None = None, session: str = ""
+    ) -> Preview:
         """Count words and pictures."""
-        request = Request(conversation, None, 1, (), None, None, None, session)
+        self._check_adapter(adapter)
+        request = Request(conversation, None, 1, (), None, None, adapter, session)
         with self._lock:
             usage = self._usage(request)
         return Preview(
@@ -154,22 +158,39 @@ class ScriptedBackend:
         )
 
     def score(
-        self, conversation: Conversation, text: str, *, session: str = ""
+        self,
+        conversation: Conversation,
+        text: str,
+        *,
+        adapter: str | None = None,
+        session: str = "",
     ) -> tuple[Token, ...]:
         """Return one token per word of `text`, all equally likely."""
+        self._check_adapter(adapter)
         return tuple(_token(i, word, logprobs=0) for i, word in enumerate(_words(text)))
 
     def add_adapter(self, name: str, path: str | Path) -> None:
         """Remember the name; nothing is read from `path`."""
-        self._adapters.append(name)
-
-    def close(self) -> None:
-        """Cancel every answer; later calls of `stream` raise `EngineError`."""
         with self._lock:
+            if self._closed:
+                raise EngineError(self._closed_message())
+            if name in self._adapters:
+                raise LoadError(f"There is an adapter {name!r} already. Choose another name.")
+            self._adapters.append(name)
+
+    def close(self, *, finish_sec: float = 0.0) -> None:
+        """Refuse new answers, wait for those that run, fail the rest; see `Backend.close`."""
+        with self._ended:
             self._closed = True
+            self._ended.wait_for(lambda: not self._running, finish_sec)
             running = tuple(self._running)
         for stream in running:
+            stream.fail(EngineError(self._closed_message()))
             stream.cancel()
+
+    def _closed_message(self) -> str:
+        name = self._capabilities.model
+        return f"The model {name!r} has been closed. Load it again, or choose another one."
 
     def __enter__(self) -> Self:
         return self
@@ -191,6 +212,9 @@ class ScriptedBackend:
             raise ConversationError(
                 f"{self._capabilities.model} takes no pictures; send text only."
             )
+        self._check_adapter(adapter)
+
+    def _check_adapter(self, adapter: str | None) -> None:
         if adapter is not None and adapter not in self._adapters:
             raise ConversationError(f"There is no adapter {adapter!r}; add it with add_adapter().")
 
@@ -221,8 +245,9 @@ class ScriptedBackend:
         self, request: Request, usage: Usage, stream: Stream, stopped: threading.Event
     ) -> None:
         answer = self._play(request, usage, stream, stopped)
-        with self._lock:
+        with self._ended:
             self._running.discard(stream)
+            self._ended.notify_all()
         if self._error is not None and answer.finish_reason != "cancelled":
             stream.fail(self._error)
         else:

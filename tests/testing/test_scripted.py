@@ -117,11 +117,21 @@ def test_bad_requests_are_refused(picture):
         blind.stream(Conversation().user(picture))
 
 
-def test_closing_cancels_and_refuses_more():
+def test_closing_tells_who_waits_and_refuses_more():
     backend = ScriptedBackend(["A "] * 100, seconds_per_chunk=0.1)
     with backend:
         stream = backend.stream(HELLO)
-    assert stream.answer.finish_reason == "cancelled"
+    with pytest.raises(EngineError, match="'scripted' has been closed. Load it again"):
+        _ = stream.answer
+    with pytest.raises(EngineError, match="closed"):
+        backend.stream(HELLO)
+
+
+def test_closing_with_time_lets_answers_finish():
+    backend = ScriptedBackend(["a ", "b ", "c"], seconds_per_chunk=0.02)
+    stream = backend.stream(HELLO)
+    backend.close(finish_sec=10)
+    assert stream.answer.text == "a b c"
     with pytest.raises(EngineError, match="closed"):
         backend.stream(HELLO)
 

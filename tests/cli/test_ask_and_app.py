@@ -14,6 +14,8 @@ import gemma3vl_app
 import gemma3vl_app.backends.local
 import gemma3vl_app.server
 from gemma3vl_app import cli
+from gemma3vl_app.cli import load as load_module
+from gemma3vl_app.cli.load import describe
 from gemma3vl_app.errors import EngineError, LoadError
 from gemma3vl_app.generation import Progress, Sample
 from gemma3vl_app.testing.scripted import ScriptedBackend
@@ -24,26 +26,15 @@ def backend(monkeypatch):
     """The scripted backend in place of every model."""
     backend = ScriptedBackend()
 
-    def load(model, *, progress):
+    def load(model, *, progress, **wishes):
         progress(Progress("weights", 1, 2, "tensors"))
+        backend.wishes = {name: wish for name, wish in wishes.items() if wish not in ("auto", None)}
+        for name, path in (wishes["adapters"] or {}).items():
+            backend.add_adapter(name, path)
         return backend
 
     monkeypatch.setattr(gemma3vl_app.backends.local, "load", load)
     return backend
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `gemma3vl` with arguments; return exit code, stdout and stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gemma3vl", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
 
 
 def test_ask_prints_the_answer_and_nothing_else(backend, run):
@@ -67,6 +58,86 @@ def test_pictures_and_options_reach_the_model(backend, run, tmp_path):
     assert request.sampling == Sample(seed=7)
 
 
+@pytest.mark.parametrize("command", [("ask", "4b-it", "Hello"), ("app", "--model", "4b-it")])
+def test_wishes_reach_the_loader(backend, run, monkeypatch, command):
+    monkeypatch.setattr(gemma3vl_app.server, "serve", lambda *_, **__: None)
+    code, _, err = run(
+        *(*command, "--weights", "int8", "--device-map", '{"": "cpu"}', "--revision", "v2"),
+        *("--max-memory", "cuda:0=8GiB,cpu=16GiB", "--context-tokens", "4096"),
+        *("--adapter", "poems=some/folder", "--adapter", "plans=other"),
+    )
+    assert (code, err) == (0, "")
+    assert backend.wishes == {
+        "weights": "int8",
+        "device_map": {"": "cpu"},
+        "max_memory": {"cuda:0": "8GiB", "cpu": "16GiB"},
+        "context_tokens": 4096,
+        "revision": "v2",
+        "adapters": {"poems": "some/folder", "plans": "other"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("adapters", "answering"), [(["a=x"], "a"), (["a=x", "b=y"], None), ([], None)]
+)
+def test_a_single_adapter_answers(backend, run, adapters, answering):
+    options = [word for adapter in adapters for word in ("--adapter", adapter)]
+    assert run("ask", "demo", "Hi", *options)[0] == 0
+    (request,) = backend.requests
+    assert request.adapter == answering
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--weights", "fp16"], "overflow float16"),
+        (["--device-map", "{1: 2}"], "--device-map is no JSON object"),
+        (["--device-map", '{"model": 3}'], "--device-map is no JSON object"),
+        (["--max-memory", "cuda:0"], "Write it as cuda:0=24GiB"),
+        (["--adapter", "poems"], "NAME=PATH"),
+        (["--adapter", "a=x", "--adapter", "a=y"], "Two adapters are called 'a'"),
+    ],
+)
+def test_a_wrong_wish_is_told_before_anything_is_loaded(monkeypatch, run, options, told):
+    monkeypatch.setattr(gemma3vl_app.backends.local, "load", lambda *_, **__: 1 / 0)
+    code, out, err = run("ask", "demo", "What?", *options)
+    assert (code, out) == (1, "")
+    assert told in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "line"),
+    [
+        (Progress("download", 1288490189, 9234179686, "bytes", "4b-it"), "4b-it: 1.2 of 8.6 GiB"),
+        (Progress("load", 3 << 20, 570 << 20, "bytes", "Loading x"), "Loading x: 3 of 570 MiB"),
+        (Progress("load", 3 << 30, 0, "bytes"), "load: 3.0 GiB"),
+        (Progress("convert", 1, 4, "parts", "Converting x"), "Converting x: 1 of 4 parts"),
+        (Progress("test", 0, 0, "steps", "Testing"), "Testing"),
+    ],
+)
+def test_progress_reads_as_people_say_it(step, line):
+    assert describe(step) == line
+
+
+def test_the_spinner_turns_before_anything_heavy_is_imported(monkeypatch, run):
+    # The heavy import is made to fail: by then the spinner must have been shown.
+    shown = []
+    monkeypatch.setattr(load_module.stderr, "status", lambda text: shown.append(text) or Shown())
+    monkeypatch.setitem(sys.modules, "gemma3vl_app.backends.local", None)
+    monkeypatch.delattr(gemma3vl_app.backends, "local")
+    assert run("ask", "demo", "What?")[0] == 1
+    assert shown[-1] == "Loading demo"
+
+
+class Shown:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
 def test_json_is_one_line_with_everything(backend, run):
     code, out, _ = run("ask", "demo", "Hello you", "--json")
     assert code == 0
@@ -85,7 +156,7 @@ def test_a_missing_picture_is_one_line_and_exit_code_1(backend, run):
 
 
 def test_a_failed_load_is_one_line(monkeypatch, run):
-    def load(model, *, progress):
+    def load(model, **wishes):
         raise LoadError(f"There is no model '{model}'. Try demo.")
 
     monkeypatch.setattr(gemma3vl_app.backends.local, "load", load)
@@ -94,9 +165,9 @@ def test_a_failed_load_is_one_line(monkeypatch, run):
 
 def test_an_unknown_model_or_an_empty_question_is_told_before_anything_is_loaded(monkeypatch, run):
     monkeypatch.setattr(gemma3vl_app.backends.local, "load", lambda *_, **__: 1 / 0)
-    code, _, err = run("ask", "4b-it", "What?")
+    code, _, err = run("ask", "4b-itt", "What?")
     assert code == 1
-    assert "no model or folder '4b-it'" in err
+    assert "no model or folder '4b-itt'. Did you mean '4b-it'" in err
     code, _, err = run("ask", "demo", " ")
     assert code == 1
     assert "question is empty" in err
@@ -133,7 +204,7 @@ def test_a_failure_in_the_middle_is_told_after_the_text(backend, run):
 
 
 def test_an_unexpected_error_leaks_nothing(monkeypatch, run):
-    def load(model, *, progress):
+    def load(model, **wishes):
         raise RuntimeError("/root/secret/path is wrong")
 
     monkeypatch.setattr(gemma3vl_app.backends.local, "load", load)

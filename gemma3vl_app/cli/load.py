@@ -1,0 +1,142 @@
+"""Wishes about a load as options of a command, and loading with its progress on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.status import Status as Spinner
+
+from gemma3vl_app import catalog
+from gemma3vl_app.errors import LoadError
+from gemma3vl_app.generation import Progress
+from gemma3vl_app.planning.wishes import check_weights, parse_max_memory
+
+if TYPE_CHECKING:
+    from gemma3vl_app.backends.protocol import Backend
+
+MIB, GIB = 1 << 20, 1 << 30
+MODEL = "A name that `gemma3vl models` shows, a hub id, a folder or a GGUF file."
+
+Weights = Annotated[str, typer.Option(help="auto, bf16, fp32, nf4 or int8.")]
+DeviceMap = Annotated[
+    str, typer.Option(help='auto, a device such as cuda:0, or JSON: {"model.norm": "cpu", ...}.')
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(help="Use these devices only, so far: cuda:0=24GiB,cpu=64GiB.", metavar="SIZES"),
+]
+ContextTokens = Annotated[
+    int | None, typer.Option(min=1, help="Make room for so long a conversation (or 8,192).")
+]
+Revision = Annotated[
+    str | None, typer.Option(help="A branch, tag or commit on the hub.", metavar="NAME")
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", help="A peft adapter; repeat for more.", metavar="NAME=PATH"),
+]
+
+stderr = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """How a model shall be loaded, as the options say it."""
+
+    weights: str = "auto"
+    device_map: str | Mapping[str, str] = "auto"
+    max_memory: Mapping[str, str | int] | None = None
+    context_tokens: int | None = None
+    revision: str | None = None
+    adapters: Mapping[str, str] | None = None
+
+
+def read_wishes(
+    weights: str,
+    device_map: str,
+    max_memory: str | None,
+    context_tokens: int | None,
+    revision: str | None,
+    adapters: Sequence[str] | None,
+) -> Wishes:
+    """Return checked wishes; raises `LoadError` for what can be seen to be wrong at once."""
+    check_weights(weights)
+    return Wishes(
+        weights=weights,
+        device_map=parse_device_map(device_map),
+        max_memory=None if max_memory is None else parse_max_memory(max_memory),
+        context_tokens=context_tokens,
+        revision=revision,
+        adapters=_parse_adapters(adapters or ()) or None,
+    )
+
+
+def parse_device_map(text: str) -> str | dict[str, str]:
+    """Return "auto", a device, or the map of a JSON object."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+        raise LoadError(
+            "--device-map is no JSON object of parts and devices. "
+            """Write it as '{"": "cuda:0"}'; see docs/memory.md."""
+        )
+    return found
+
+
+def _parse_adapters(texts: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, path = (part.strip() for part in text.partition("="))
+        if not name or not path:
+            raise LoadError(f"--adapter {text!r} is no name and folder. Write it as NAME=PATH.")
+        if name in found:
+            raise LoadError(f"Two adapters are called {name!r}. Give each its own name.")
+        found[name] = path
+    return found
+
+
+def load_backend(model: str, wishes: Wishes) -> Backend:
+    """Load `model`, with its progress on stderr from the first moment."""
+    catalog.check_source(model)  # at once: what follows takes seconds to import
+    with spinner(f"Loading {model}") as status:
+        from gemma3vl_app.backends.local import load
+
+        return load(
+            model,
+            weights=wishes.weights,
+            device_map=wishes.device_map,
+            max_memory=wishes.max_memory,
+            context_tokens=wishes.context_tokens,
+            revision=wishes.revision,
+            adapters=wishes.adapters,
+            progress=lambda step: status.update(describe(step)),
+        )
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[Spinner]:
+    """Show that something is going on: on a terminal only, so that logs stay clean."""
+    with stderr.status(text) as status:
+        yield status
+
+
+def describe(step: Progress) -> str:
+    """Return a line such as "Downloading 4b-it: 1.2 of 8.6 GiB"."""
+    if step.unit == "bytes":
+        size, name = (GIB, "GiB") if max(step.done, step.total) >= GIB else (MIB, "MiB")
+        digits = 1 if size == GIB else 0
+        of_total = f" of {step.total / size:.{digits}f}" if step.total else ""
+        amount = f" {step.done / size:.{digits}f}{of_total} {name}"
+    else:
+        amount = f" {step.done} of {step.total} {step.unit}" if step.total else ""
+    return f"{step.message or step.stage}{':' if amount else ''}{amount}"

@@ -1,0 +1,55 @@
+"""`gemma3vl app`: the chat page, until it is ended."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from gemma3vl_app import catalog
+from gemma3vl_app.cli import load
+
+SIGNALLED = 128  # plus the signal, by which a shell sees what ended a program
+
+
+def open_app(
+    model: Annotated[str, typer.Option(help=load.MODEL)] = "demo",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    find_port: Annotated[
+        bool, typer.Option("--find-port", help="When the port is taken, use the next free one.")
+    ] = False,
+    weights: load.Weights = "auto",
+    device_map: load.DeviceMap = "auto",
+    max_memory: load.MaxMemory = None,
+    context_tokens: load.ContextTokens = None,
+    revision: load.Revision = None,
+    adapter: load.Adapters = None,
+) -> None:
+    """Open the chat page, until Ctrl-C.
+
+    Example: gemma3vl app --model 4b-it --weights nf4
+    """
+    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    catalog.check_source(model)
+    with load.spinner("Starting"):  # importing the page's library takes seconds
+        from gemma3vl_app.server import check_port, serve
+    check_port(host, port, find_port=find_port)  # before the model is loaded for nothing
+    _end_tidily_on_signals()
+    with load.load_backend(model, wishes) as backend:
+        serve(
+            backend,
+            host=host,
+            port=port,
+            find_port=find_port,
+            on_ready=lambda address: typer.echo(f"{model} is ready: {address}"),
+        )
+
+
+def _end_tidily_on_signals() -> None:
+    """Let a closed terminal or `kill` end the program as Ctrl-C does: uploads are deleted."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if number := getattr(signal, name, None):  # Windows has no SIGHUP
+            signal.signal(number, lambda received, _frame: sys.exit(SIGNALLED + received))
