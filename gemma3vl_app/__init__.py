@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from gemma3vl_app.generation import Timing as Timing
     from gemma3vl_app.generation import Token as Token
     from gemma3vl_app.generation import Usage as Usage
+    from gemma3vl_app.manager import ModelManager as ModelManager
     from gemma3vl_app.messages import Conversation as Conversation
     from gemma3vl_app.messages import Message as Message
     from gemma3vl_app.messages import Text as Text
@@ -55,6 +56,7 @@ _CONTENTS = {
     "Backend": "backends.protocol",
     "Capabilities": "backends.protocol",
     "LoadPlan": "planning",
+    "ModelManager": "manager",
     "Progress": "generation",
     # Conversations: talk to a model, and the values a conversation is made of
     "Chat": "chat",

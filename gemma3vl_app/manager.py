@@ -304,6 +304,7 @@ class ModelManager:
             if not isinstance(error, Exception):  # somebody interrupts the program
                 raise
             return False
+        _give_back()  # reading a tokenizer alone leaves some 250 MB that nobody uses
         grown = {at: size - before[at] for at, size in _used_bytes().items() if at in before}
         with self._changed:
             entry.backend, entry.memory = backend, {at: max(0, n) for at, n in grown.items()}
@@ -369,10 +370,10 @@ class ModelManager:
         """Load `entry` and make it current; returns the old one where it still has to go."""
         with self._changed:
             old = self._current
+            plan = old.backend.plan if old and old.backend else None
         if old is None:
             self._fill(entry)
             return None
-        plan = old.backend.plan if old.backend else None
         if fits_beside(entry.source, entry.options, self._machine(), plan):
             if self._fill(entry):
                 return self._make_current(entry)

@@ -24,7 +24,8 @@ ROWS = [
     {"manager", "store"},
     {"chat", "tasks", "explain", "batch"},
     {"webui", "api", "notebook", "finetune", "convert", "evaluate", "benchmark"},
-    {"server", "launch", "cli"},
+    {"server", "launch"},
+    {"cli"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 

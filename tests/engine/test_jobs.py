@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gemma3vl_app import Chat
-from gemma3vl_app.errors import EngineError
+from gemma3vl_app.backends.local import load
+from gemma3vl_app.errors import ContextLengthError, EngineError
 from gemma3vl_app.generation import Greedy
 from gemma3vl_app.messages import Conversation
 from tests.engine.reference import greedy
@@ -150,3 +151,16 @@ def test_logits_come_from_whatever_the_head_is(make_backend):
     ]
     ids = [token.id for token in before.tokens]
     assert all([token.id for token in stream.answer.tokens] == ids for stream in streams)
+
+
+def test_the_context_that_was_asked_for_bounds_prompt_and_answer(tiny):
+    with load(tiny, weights="fp32", context_tokens=200) as backend:
+        assert backend.capabilities.context_tokens == 200
+        assert backend.preview(HELLO).context_tokens == 200
+        room = 200 - backend.preview(HELLO).prompt_tokens
+        answer = backend.stream(HELLO, **LONG).answer
+        assert len(answer.tokens) <= room
+        with pytest.raises(ContextLengthError, match="holds 200"):
+            backend.stream(Conversation().user("word " * 300))
+    with load(tiny, weights="fp32") as backend:
+        assert backend.capabilities.context_tokens == 8192

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemma3vl_app import catalog
+from gemma3vl_app import catalog, hardware
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.hardware import Gpu, Machine
 from gemma3vl_app.planning import plan, plan_for
@@ -112,6 +112,14 @@ def test_ten_gpus_are_used_in_the_order_of_their_numbers():
     assert "cuda:2" in found.bytes_by_device
 
 
+@pytest.mark.parametrize("device", ["cpu", "disk"])
+def test_a_mac_computes_on_its_cpu_when_asked_to(device):
+    found = plan("4b-it", machine=apple(64), device_map=device)
+    assert found.fits
+    assert found.dtype == FP32
+    assert "cpu" in found.bytes_by_device and "mps" not in found.bytes_by_device
+
+
 def test_the_arithmetic_is_that_of_the_device_in_use():
     machine = dataclasses.replace(processor(64), gpus=gpus("rtx-4090").gpus)
     assert plan("4b-it", machine=machine).dtype == BF16
@@ -164,6 +172,9 @@ def apply(name, wishes, way, limits, machine):
     elif found := re.fullmatch(r"layers on ([\w ]+) as well", way):
         more = dict.fromkeys(found[1].split(" and "), UNLIMITED_BYTES)
         wishes["max_memory"] = {**limits, **more}
+    elif found := re.fullmatch(r"a machine with (\d+x[\w-]+)", way):
+        wishes = {k: v for k, v in wishes.items() if k not in ("max_memory", "device_map")}
+        wishes["machine"] = hardware.known_machine(found[1])
     elif found := re.fullmatch(r"the smaller model (\S+)", way):
         name = found[1]
         wishes["device_map"] = "auto"

@@ -121,7 +121,7 @@ def test_closing_tells_who_waits_and_refuses_more():
     backend = ScriptedBackend(["A "] * 100, seconds_per_chunk=0.1)
     with backend:
         stream = backend.stream(HELLO)
-    with pytest.raises(EngineError, match="'scripted' has been closed. Load it again"):
+    with pytest.raises(EngineError, match=r"'scripted' has been closed\. Load it again"):
         _ = stream.answer
     with pytest.raises(EngineError, match="closed"):
         backend.stream(HELLO)
