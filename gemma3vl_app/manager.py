@@ -305,6 +305,7 @@ class ModelManager:
                 raise
             return False
         _give_back()  # reading a tokenizer alone leaves some 250 MB that nobody uses
+        _give_back()  # loading works with copies, which allocators keep
         grown = {at: size - before[at] for at, size in _used_bytes().items() if at in before}
         with self._changed:
             entry.backend, entry.memory = backend, {at: max(0, n) for at, n in grown.items()}

@@ -14,6 +14,7 @@ import gemma3vl_app.backends.local
 import gemma3vl_app.server
 from gemma3vl_app import cli
 from gemma3vl_app.testing.scripted import ScriptedBackend
+from tests.loading.peft_adapters import TEXT, save_adapter
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +48,9 @@ COMMANDS = [pytest.param(c, id=f"{p.name}: {shlex.join(c)}") for p in PAGES for 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 def test_the_python_people_are_shown_runs(path, tmp_path):
+    if path.name == "adapters.md":  # the adapters that it speaks of
+        for name in ("pirate", "poet"):
+            save_adapter("demo", tmp_path / "runs" / name, target_modules=TEXT)
     done = subprocess.run(
         [sys.executable, "-c", program(path)],
         cwd=tmp_path,
