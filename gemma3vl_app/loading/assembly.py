@@ -8,6 +8,7 @@ drop them again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -29,6 +30,12 @@ from gemma3vl_app.loading.conversion import Stored, device_of, parts_of
 from gemma3vl_app.planning import LoadPlan
 
 Model = Gemma3ForConditionalGeneration | Gemma3ForCausalLM
+
+# The modules that are placed as one
+PART = re.compile(
+    r"lm_head|model\.(vision_tower|multi_modal_projector)"
+    r"|model\.(language_model\.)?(embed_tokens|norm|rotary_emb|layers\.\d+)"
+)
 
 
 def assemble(
@@ -123,14 +130,16 @@ def _compute_buffers(model: Model, device_map: Mapping[str, str]) -> None:
 
 
 def _connect_devices(model: Model, device_map: Mapping[str, str]) -> None:
-    """Let each part of a sharded model fetch its inputs to the device it lies on."""
-    devices = {key: "cpu" if where == "disk" else where for key, where in device_map.items()}
+    """Let each part of a sharded model fetch its inputs to the device it lies on.
+
+    Each part, not each entry of the map: behind a layer elsewhere the next one has to fetch back.
+    """
+    parts = {name: module for name, module in model.named_modules() if PART.fullmatch(name)}
+    devices = {name: device_of(name, device_map).replace("disk", "cpu") for name in parts}
     if len(set(devices.values())) == 1:
         return
-    for name, device in devices.items():
-        if name:
-            module = model.get_submodule(name)
-            module.register_forward_pre_hook(partial(_fetch, device), with_kwargs=True)
+    for name, module in parts.items():
+        module.register_forward_pre_hook(partial(_fetch, devices[name]), with_kwargs=True)
 
 
 def _fetch(

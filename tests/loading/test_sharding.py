@@ -67,8 +67,26 @@ def test_a_map_that_forgets_a_layer_is_refused(tiny):
         load_model(tiny, device_map={k: v for k, v in CPU_AND_DISK.items() if ".5" not in k})
 
 
-def test_parts_on_other_devices_fetch_their_inputs(tiny, monkeypatch):
-    """The hooks of a map over two GPUs, recorded on this machine; real GPUs are not measured."""
+TWO_GPUS = {
+    key: "cuda:1" if key.startswith(LAYERS) and int(key.split(".")[-1]) > 2 else "cuda:0"
+    for key in CPU_AND_DISK
+}
+
+
+@pytest.mark.parametrize(
+    ("device_map", "route"),
+    [
+        (TWO_GPUS, "00011100"),
+        ({"": "cuda:0", f"{LAYERS}.3": "cuda:1"}, "00010000"),
+        ({"": "cuda:0", LAYERS: "cuda:1", f"{LAYERS}.0": "cuda:0"}, "01111100"),
+    ],
+    ids=["every part", "one layer", "prefixes"],
+)
+def test_parts_on_other_devices_fetch_their_inputs(tiny, monkeypatch, device_map, route):
+    """The hooks of a map over two GPUs, recorded on this machine; real GPUs are not measured.
+
+    The route is six layers, the last norm and the output matrix.
+    """
     loaded = load_model(tiny, weights="fp32")
     fetched: list[str] = []
 
@@ -77,15 +95,8 @@ def test_parts_on_other_devices_fetch_their_inputs(tiny, monkeypatch):
         return inputs
 
     monkeypatch.setattr(assembly, "send_to_device", record)
-    two_gpus = {
-        key: "cuda:1" if key.startswith(LAYERS) and int(key.split(".")[-1]) > 2 else "cuda:0"
-        for key in CPU_AND_DISK
-    }
-    assembly._connect_devices(loaded.model, two_gpus)
+    assembly._connect_devices(loaded.model, device_map)
     with torch.inference_mode():
         loaded.model(input_ids=torch.tensor([[2, 105, 107]]), use_cache=False)
     order = fetched[::2]  # positional and named inputs of each part
-    layers = [device for device in order if device == "cuda:1"]
-    assert len(layers) == 3
-    assert order.index("cuda:1") > order.index("cuda:0")
-    assert order[-1] == "cuda:0", "the output matrix lies with the embeddings, on the first GPU"
+    assert [device[-1] for device in order[-8:]] == list(route)
