@@ -394,6 +394,7 @@ class ModelManager:
         if not is_new:
             return f"{old.name} is being loaded again."
         if self._fill(again):
+            self._make_current(again)
             return f"{old.name} was loaded again."
         return f"{old.name} could not be loaded again either: {again.error}"
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from gemma3vl_app.errors import LoadError
 
@@ -53,9 +54,10 @@ def cached_folder(
             if not is_intact(folder, hashed=hashed):
                 _check_room(root, needs_bytes)
                 _build_into_place(folder, build, hashed=hashed)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # what safetensors says of a full disk
+        reason = getattr(error, "strerror", None) or type(error).__name__
         raise LoadError(
-            f"The model cache cannot be written ({error.strerror or type(error).__name__}). "
+            f"The model cache cannot be written ({reason}). "
             f"Free some disk space, or set {CACHE_VARIABLE} to a folder that can be written."
         ) from error
     return folder

@@ -28,7 +28,8 @@ from gemma3vl_app.loading.cache import cached_folder
 from gemma3vl_app.loading.shards import read_headers
 from gemma3vl_app.planning import LoadPlan
 
-FORMAT = 1  # raise when converted files change, so that old ones are not taken for new ones
+LONGEST_LABEL = 60  # of a folder name
+FORMAT = 2  # raise when converted files change, so that old ones are not taken for new ones
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ def _converted(
     groups = _by_layer(forms)
     settings = [fingerprint, FORMAT, sorted(forms.items()), str(dtype), version("bitsandbytes")]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
-    slug = re.sub(r"[^\w.-]+", "-", label)
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", label)[-LONGEST_LABEL:]
     folder = cached_folder(
         f"{slug}-{key}",
         build,

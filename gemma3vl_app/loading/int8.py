@@ -25,8 +25,8 @@ def quantise(weight: torch.Tensor) -> Parts:
     largest = weight.float().abs().amax(dim=1).clamp(min=torch.finfo(torch.bfloat16).tiny)  # (N,)
     scale = largest / LARGEST
     rounded = scale.to(torch.bfloat16).float()
-    step = torch.finfo(torch.bfloat16).eps
-    scale = torch.where(rounded < scale, (rounded * (1 + step)).to(torch.bfloat16).float(), rounded)
+    above = rounded.to(torch.bfloat16).nextafter(torch.tensor(float("inf"), dtype=torch.bfloat16))
+    scale = torch.where(rounded < scale, above.float(), rounded)
     values = (weight.float() / scale[:, None]).round_().clamp_(-LARGEST, LARGEST)
     return {"": values.to(torch.int8), SCALE: scale}
 

@@ -47,6 +47,7 @@ NONSENSE = (
     TypeError,
     ValueError,
 )
+MOST_LAYERS = 1000  # building more would only take minutes to fail
 NAMED_KEYS = 3  # how many keys an error message names
 
 
@@ -121,7 +122,13 @@ def load_model(
         report=report,
     )
     # 4) The model, and a proof that it computes
-    model = assemble(skeleton, tensors, plan, checkpoint.name, report)
+    try:
+        model = assemble(skeleton, tensors, plan, checkpoint.name, report)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise LoadError(
+            f"Memory ran out while {checkpoint.name!r} was loading. Close other programs, or load "
+            "it with weights='int8' or 'nf4'."
+        ) from error
     report(Progress("test", 0, 1, "steps", "Testing the model"))
     self_test(model, checkpoint.name, plan)
     report(Progress("test", 1, 1, "steps", f"{checkpoint.name} is ready"))
@@ -151,6 +158,10 @@ def build_skeleton(checkpoint: Checkpoint) -> Model:
     # old repositories name modules as they were called before transformers 5.
     config_json = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
     _check_quantisation(checkpoint)
+    for part in (config_json, config_json.get("text_config"), config_json.get("vision_config")):
+        layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise LoadError(f"config.json of {checkpoint.name!r} asks for {layers:.0e} layers.")
     try:
         config = config_class.from_dict(config_json)
         with torch.device("meta"):
@@ -173,7 +184,7 @@ def self_test(model: Model, name: str, plan: LoadPlan) -> None:
     pad = model.config.get_text_config().pad_token_id
     if not torch.isfinite(logits).all():
         problem = "not-a-number values"
-    elif (logits.argmax(-1) == pad).all():
+    elif pad is not None and (logits.argmax(-1) == pad).all():
         problem = "nothing but padding"
     else:
         return
@@ -185,7 +196,15 @@ def self_test(model: Model, name: str, plan: LoadPlan) -> None:
 
 def _fitting_plan(config: Mapping[str, Any], *, name: str, **wishes: Any) -> LoadPlan:
     """Return the plan for this machine as it is now; raises `LoadError` if there is none."""
-    plan = plan_for(config, name=name, machine=hardware.detect(), **wishes)
+    machine = hardware.detect()
+    plan = plan_for(config, name=name, machine=machine, **wishes)
+    here = {"cpu", "disk", *(f"cuda:{number}" for number in range(len(machine.gpus)))}
+    here |= {"mps"} if machine.mps else set()
+    if absent := [device for device in plan.bytes_by_device if device not in here]:
+        raise LoadError(
+            f"{name!r} cannot be loaded onto {absent[0]}: this machine has no such device. "
+            "`gemma3vl plan` shows how it would be placed elsewhere."
+        )
     if not plan.fits:
         needed = " + ".join(
             f"{each.total / 2**30:.1f} GiB on {device}"
@@ -256,4 +275,11 @@ def _linears(skeleton: Model) -> tuple[dict[str, tuple[int, int]], dict[str, tup
         for name, module in skeleton.named_modules()
         if isinstance(module, torch.nn.Linear) and name != "lm_head"
     }
-    return shapes, {key: s for key, s in shapes.items() if "vision_tower" not in key}
+    # Quantised layers have no bias; a config that gives the text layers one keeps them as they are.
+    biased = {
+        f"{key}.weight"
+        for key, m in skeleton.named_modules()
+        if getattr(m, "bias", None) is not None
+    }
+    text = {key: s for key, s in shapes.items() if "vision_tower" not in key and key not in biased}
+    return shapes, text

@@ -17,7 +17,11 @@ import torch
 from bitsandbytes import functional
 from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
+from gemma3vl_app.errors import LoadError
+
 BLOCK = 64
+LEVELS = 16
+DAMAGED = "The 4-bit weights' scales do not fit their weights. Download the model again."
 ABSMAX, PACKED_ABSMAX = ".absmax", ".cpu_absmax"  # after the weight's own name
 PACKED_ROWS = 32  # the fused CPU kernel works on groups of so many output features
 
@@ -93,14 +97,27 @@ def layer(
             bnb_quantized=True,
         )
     else:
+        _state(parts)  # checks them
         stats = {f"weight{key}": part for key, part in parts.items() if key}
         linear.weight = Params4bit.from_prequantized(parts[""], stats, device=device, module=linear)
     return linear
 
 
 def _state(parts: Parts) -> Any:
+    """Return bitsandbytes' description of parts; raises `LoadError` where they do not fit."""
     stats = {f"weight{key}": part for key, part in parts.items() if key}
-    return _QuantState.from_dict(stats, device=parts[""].device)
+    try:
+        state = _QuantState.from_dict(stats, device=parts[""].device)
+        values, block = 2 * parts[""].numel(), int(state.blocksize)
+        whole = state.shape.numel() == values and state.code.numel() == LEVELS
+        whole = whole and 0 < block <= values and state.absmax.numel() == -(-values // block)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError) as error:
+        raise LoadError(DAMAGED) from error
+    except (TypeError, ValueError) as error:
+        raise LoadError(DAMAGED) from error
+    if not whole:
+        raise LoadError(DAMAGED)
+    return state
 
 
 def _packed_state(parts: Parts, shape: tuple[int, int]) -> Any:

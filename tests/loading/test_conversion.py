@@ -193,3 +193,31 @@ def test_a_4_bit_repository_can_be_computed_in_full_precision(tiny, tmp_path, ca
     assert not linear_layers(model, bitsandbytes.nn.Linear4bit)
     ours = load_model(tiny, weights="nf4").model
     assert (logits(model) - logits(ours)).norm() < 0.05 * logits(ours).norm()
+
+
+@pytest.mark.parametrize("part", [".absmax", ".quant_map"])
+def test_4_bit_weights_with_too_few_scales_are_refused(tiny, tmp_path, cache, part):
+    folder = quantised_repository(tiny, tmp_path / "old", with_tower=False)
+    weights = load_file(folder / "model.safetensors")
+    name = next(key for key in weights if key.endswith(part))
+    weights[name] = weights[name][:-1].clone()
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(LoadError, match="scales do not fit"):
+        load_model(folder)
+
+
+def test_matrices_with_a_bias_are_not_quantised(tiny, tmp_path, cache):
+    folder = tmp_path / "biased"
+    shutil.copytree(tiny, folder, copy_function=os.link)
+    config = json.loads((tiny / "config.json").read_text())
+    config["text_config"]["attention_bias"] = True
+    weights = load_file(tiny / "model.safetensors")
+    for key in [key for key in weights if "language_model" in key and "self_attn" in key]:
+        if key.endswith("_proj.weight"):
+            weights[key.replace("weight", "bias")] = torch.ones(weights[key].shape[0]).bfloat16()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors")
+    model = load_model(folder, weights="int8").model
+    assert len(linear_layers(model, int8.Int8Linear)) == 6 * 3

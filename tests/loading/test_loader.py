@@ -353,3 +353,20 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(tiny, monk
     monkeypatch.setattr(loader.hardware, "detect", lambda: small)
     message = refusal(tiny, weights="fp32")
     assert "0.4 GiB on cpu in fp32" in message and "'tiny'" in message
+
+
+def test_a_device_that_is_not_here_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(loader.hardware, "detect", lambda: Machine(available_bytes=2**40))
+    assert "no such device" in refusal(tiny, max_memory={"cuda:0": "24GiB"})
+
+
+def test_a_config_with_absurdly_many_layers_is_refused_at_once(broken):
+    text = json.loads((broken / "config.json").read_text())["text_config"]
+    edit(broken, "config.json", text_config={**text, "num_hidden_layers": 10**6})
+    assert "layers" in refusal(broken)
+
+
+def test_a_config_without_a_padding_token_loads(broken):
+    text = json.loads((broken / "config.json").read_text())["text_config"]
+    edit(broken, "config.json", text_config={**text, "pad_token_id": None})
+    assert load_model(broken, weights="fp32").model is not None
