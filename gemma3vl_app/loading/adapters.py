@@ -93,7 +93,7 @@ class Adapters:
             raise LoadError(f"Adapter {name!r} holds a layer under two names. Save it again.")
         for module, layer in targets.items():
             _check_shape(stored, module, layer, linears[module])
-        embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+        embeddings = next(model.get_input_embeddings().parameters())
         layers = {
             module: _read(name, module, layer, linears[module], embeddings.dtype)
             for module, layer in targets.items()
@@ -284,7 +284,8 @@ def _check_shape(
     stored: StoredAdapter, module: str, layer: StoredLora, linear: torch.nn.Module
 ) -> None:
     """Raise `LoadError` for a layer of another size."""
-    expected = (int(linear.out_features), int(linear.in_features))  # type: ignore[arg-type]
+    sizes: Any = linear  # Linear, Linear4bit and Int8Linear alike
+    expected = (int(sizes.out_features), int(sizes.in_features))
     given = (layer.b.shape[0], layer.a.shape[1])
     if given != expected:
         raise LoadError(

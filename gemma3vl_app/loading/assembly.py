@@ -81,8 +81,9 @@ def _put(
     module_name, _, parameter = key.rpartition(".")
     module = model.get_submodule(module_name)
     if nf4.ABSMAX in parts or nf4.PACKED_ABSMAX in parts:
+        assert isinstance(module, torch.nn.Linear), "only matrices of linear layers are quantised"
         shape = (module.out_features, module.in_features)
-        model.set_submodule(module_name, nf4.layer(parts, shape, dtype, device))  # type: ignore[arg-type]
+        model.set_submodule(module_name, nf4.layer(parts, shape, dtype, device))
     elif int8.SCALE in parts:
         model.set_submodule(module_name, int8.Int8Linear(parts, dtype))
     else:

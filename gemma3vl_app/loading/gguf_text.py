@@ -113,7 +113,7 @@ def _known_kind(kind: gguf.GGMLQuantizationType) -> bool:
     block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
     try:
         gguf.dequantize(block, kind)
-    except NotImplementedError:
+    except NotImplementedError:  # how gguf says that it knows the format by name only
         return False
     return True
 

@@ -18,6 +18,8 @@ from urllib.parse import quote
 import httpx2
 from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, HFValidationError
+
+# Public there, but not re-exported in a way that mypy follows
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gemma3vl_app.errors import LoadError

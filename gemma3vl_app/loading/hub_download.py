@@ -20,6 +20,8 @@ from urllib.parse import quote
 import httpx2
 from filelock import Timeout
 from huggingface_hub import constants
+
+# Public there, but not re-exported in a way that mypy follows
 from huggingface_hub.utils import WeakFileLock, get_session  # type: ignore[attr-defined]
 
 from gemma3vl_app.errors import LoadError

@@ -176,8 +176,7 @@ def build_skeleton(checkpoint: Checkpoint) -> Model:
 
 def self_test(model: Model, name: str, plan: LoadPlan) -> None:
     """Run four tokens through `model`; raises `LoadError` unless it computes usable numbers."""
-    embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-    device = embeddings.device
+    device = next(model.get_input_embeddings().parameters()).device
     ids = torch.tensor([SELF_TEST_IDS], device=device)
     with torch.inference_mode():
         logits = model(input_ids=ids, use_cache=False).logits
