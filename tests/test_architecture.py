@@ -15,14 +15,17 @@ PACKAGE = Path(importlib.util.find_spec("gemma3vl_app").origin).parent
 # A module imports only from lower rows and from its own folder; the package's top is one folder.
 # The backend protocol stands below the backends that keep it and the surfaces that use it.
 ROWS = [
-    {"errors", "pictures", "picture_decoding", "messages", "generation", "stream"},
+    {
+        *("errors", "pictures", "picture_decoding", "messages", "generation", "stream"),
+        *("transcript", "schemas"),
+    },
     {"catalog", "hardware"},
     {"planning"},
     {"loading", "prompting", "backends.protocol"},
     {"engine"},
     {"backends", "testing"},
-    {"manager", "store"},
-    {"chat", "tasks", "explain", "batch"},
+    {"manager", "store", "conversation_file"},
+    {"chat", "tasks", "explain", "batch", "replay", "export"},
     {"webui", "api", "notebook", "finetune", "convert", "evaluate", "benchmark"},
     {"server", "launch"},
     {"cli"},

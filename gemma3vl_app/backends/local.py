@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from gemma3vl_app import catalog
 from gemma3vl_app.backends.protocol import Capabilities, Schema
 from gemma3vl_app.engine.engine import Engine, EngineLimits
-from gemma3vl_app.engine.grammar import Grammars, Matcher, closed
+from gemma3vl_app.engine.grammar import Grammars, Matcher
 from gemma3vl_app.engine.memory import give_back
 from gemma3vl_app.engine.sequence import Request
 from gemma3vl_app.errors import ConversationError
@@ -28,6 +28,7 @@ from gemma3vl_app.prompting.prepare import prepare
 from gemma3vl_app.prompting.prompt import PreparedPrompt, extended
 from gemma3vl_app.prompting.template import BLANK_LINE, check_text
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
+from gemma3vl_app.schemas import closed
 from gemma3vl_app.stream import Stream
 
 MAX_ALTERNATIVES = 20  # as in OpenAI's protocol
@@ -190,6 +191,26 @@ class LocalBackend:
             score_tokens=len(ids),
         )
         return self.engine.submit(request).answer.tokens
+
+    def remember(
+        self,
+        conversation: Conversation,
+        ids: Sequence[int],
+        *,
+        adapter: str | None = None,
+        session: str = "",
+    ) -> bool:
+        """Take `ids` as those generated for the answer at the end; see `Backend.remember`."""
+        *earlier, last = conversation.messages or (None,)
+        if last is None or last.role != "assistant" or not earlier:
+            return False
+        said = self._tokenizer.ids_of(ids, last.text)
+        if not said:
+            return False
+        key = self._adapter_key(adapter)
+        prompt = self._prepare(replace(conversation, messages=tuple(earlier)), session, key)
+        self.engine.answers.remember((key, session), prompt, last.text, said)
+        return True
 
     def add_adapter(self, name: str, path: str | Path) -> None:
         """Load the LoRA adapter that peft saved in the folder `path`, known as `name` from now on.

@@ -16,6 +16,7 @@ from gemma3vl_app.generation import Preview, Sample, Sampling, Token
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.planning import LoadPlan
 from gemma3vl_app.stream import Stream
+from gemma3vl_app.transcript import ModelIdentity
 
 Schema = Mapping[str, Any] | type  # a JSON schema, or a pydantic model class
 
@@ -42,7 +43,8 @@ class Capabilities:
     `model` is its name for programs, `title` for people (the same where empty), `knows` one or two
     sentences for them; `image_tokens` is the cost of one picture without crops (0: the model takes
     no pictures); `sampling` is the checkpoint's own default, `answer_tokens` a sensible limit of an
-    answer for surfaces that do not ask for one.
+    answer for surfaces that do not ask for one. `revision`, `tokenizer_sha256`, `weights` and
+    `arithmetic` are those of `ModelIdentity`.
     """
 
     model: str
@@ -55,6 +57,21 @@ class Capabilities:
     logprobs: bool = True
     schema: bool = True
     score: bool = True
+    revision: str = ""
+    tokenizer_sha256: str = ""
+    weights: str = ""
+    arithmetic: str = ""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is, for whoever wants its answers again."""
+        return ModelIdentity(
+            name=self.model,
+            revision=self.revision,
+            tokenizer_sha256=self.tokenizer_sha256,
+            weights=self.weights,
+            arithmetic=self.arithmetic,
+        )
 
     @property
     def pictures(self) -> bool:
@@ -119,6 +136,21 @@ class Backend(Protocol):
         session: str = "",
     ) -> tuple[Token, ...]:
         """Return the tokens of `text` as the next answer, each with its log-probability."""
+        ...
+
+    def remember(
+        self,
+        conversation: Conversation,
+        ids: Sequence[int],
+        *,
+        adapter: str | None = None,
+        session: str = "",
+    ) -> bool:
+        """Take `ids` as those that were generated for the answer `conversation` ends with.
+
+        Later requests that go on from there then use them instead of encoding the text again.
+        False, and nothing happens, where they do not say exactly that text or cannot be kept.
+        """
         ...
 
     def add_adapter(self, name: str, path: str | Path) -> None:

@@ -14,7 +14,18 @@ from typing import Annotated
 import typer
 
 from gemma3vl_app import __version__
-from gemma3vl_app.cli import ask, cache, models, page
+from gemma3vl_app.cli import (
+    ask,
+    batch,
+    cache,
+    chat,
+    doctor,
+    export,
+    models,
+    page,
+    replay,
+    tasks,
+)
 from gemma3vl_app.cli.load import stderr
 from gemma3vl_app.errors import Gemma3VLError
 
@@ -28,9 +39,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("app")(page.open_app)
+app.command("chat")(chat.chat)
 app.command("ask")(ask.ask)
+app.command("caption")(tasks.caption)
+app.command("ocr")(tasks.ocr)
+app.command("compare")(tasks.compare)
+app.command("extract")(tasks.extract)
+app.command("batch")(batch.batch)
+app.command("replay")(replay.replay)
+app.command("export")(export.export)
 app.command("models")(models.models)
 app.command("plan")(models.plan)
+app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 _debug = False
 

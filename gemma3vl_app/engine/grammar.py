@@ -98,19 +98,3 @@ class Grammars:
                     self._tokenizer.raw.to_str(), eos_token=self._stop_ids
                 )
             return self._compiled
-
-
-def closed(schema: Any) -> Any:
-    """Return a JSON schema whose objects hold what they name and nothing else.
-
-    JSON Schema lets an object have more properties than it lists, and pydantic leaves that unsaid;
-    a model would fill them in without end. An object that says what else it may hold keeps that.
-    """
-    if isinstance(schema, list):
-        return [closed(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inner = {key: closed(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict):
-        inner.setdefault("additionalProperties", False)
-    return inner

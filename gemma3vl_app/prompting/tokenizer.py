@@ -138,6 +138,23 @@ class TextTokenizer:
             return self._raw.id_to_token(id) or text
         return text
 
+    def ids_of(self, ids: Sequence[int], text: str) -> tuple[int, ...] | None:
+        """Return the beginning of generated `ids` that says exactly `text`, or None.
+
+        Also None where one of them is a control token or no token at all: `ids` may come from a
+        stranger's file, and must not say anything that `text` does not.
+        """
+        decoder, said = self.new_decode_stream(), ""
+        for count, id in enumerate(ids):
+            if said == text:
+                return tuple(ids[:count])
+            if id in self._control or self._raw.id_to_token(id) is None:
+                return None
+            said += decoder.step(id)
+            if not text.startswith(said):
+                return None
+        return tuple(ids) if said + decoder.finish() == text else None
+
     def new_decode_stream(self) -> TokenDecoder:
         """Return a decoder for one answer, fed token by token."""
         return TokenDecoder(self)

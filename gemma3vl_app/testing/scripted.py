@@ -178,6 +178,17 @@ class ScriptedBackend:
                 raise LoadError(f"There is an adapter {name!r} already. Choose another name.")
             self._adapters.append(name)
 
+    def remember(
+        self,
+        conversation: Conversation,
+        ids: Sequence[int],
+        *,
+        adapter: str | None = None,
+        session: str = "",
+    ) -> bool:
+        """Take nothing: it has no tokenizer, so its ids mean nothing."""
+        return False
+
     def close(self, *, finish_sec: float = 0.0) -> None:
         """Refuse new answers, wait for those that run, fail the rest; see `Backend.close`."""
         with self._ended:

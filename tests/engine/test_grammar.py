@@ -6,10 +6,10 @@ import pydantic
 import pytest
 
 from gemma3vl_app.backends.local import load
-from gemma3vl_app.engine.grammar import closed
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.generation import Sample
 from gemma3vl_app.messages import Conversation
+from gemma3vl_app.schemas import closed
 from tests.engine.reference import picture
 
 

@@ -1,0 +1,5 @@
+"""To come."""
+
+
+def batch() -> None:
+    """To come."""

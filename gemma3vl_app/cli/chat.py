@@ -1,0 +1,5 @@
+"""To come."""
+
+
+def chat() -> None:
+    """To come."""

@@ -1,0 +1,5 @@
+"""To come."""
+
+
+def export() -> None:
+    """To come."""

@@ -1,0 +1,48 @@
+"""JSON schemas that answers are held to: read from a file, and closed against endless answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gemma3vl_app.errors import ConversationError
+
+LARGEST_SCHEMA_BYTES = 1 << 20
+
+
+def closed(schema: Any) -> Any:
+    """Return a JSON schema whose objects hold what they name and nothing else.
+
+    JSON Schema lets an object have more properties than it lists, and pydantic leaves that unsaid;
+    a model would fill them in without end. An object that says what else it may hold keeps that.
+    """
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict):
+        inner.setdefault("additionalProperties", False)
+    return inner
+
+
+def read_schema(path: str | Path) -> dict[str, Any]:
+    """Return the JSON schema of a file; raises `ConversationError` where it is none."""
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(LARGEST_SCHEMA_BYTES + 1)
+        schema = json.loads(data) if len(data) <= LARGEST_SCHEMA_BYTES else None
+    except OSError as error:
+        raise ConversationError(
+            f"The schema {file.name!r} cannot be read ({error.strerror or 'no such file'}). "
+            "Give a JSON file."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ConversationError(f"The schema {file.name!r} is not valid JSON.") from error
+    if not isinstance(schema, dict):
+        raise ConversationError(
+            f"The schema {file.name!r} is no JSON schema: a JSON object of at most 1 MiB is needed."
+        )
+    return schema
