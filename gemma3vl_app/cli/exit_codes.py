@@ -1,0 +1,7 @@
+"""The exit codes of every command; docs/cli.md explains them."""
+
+OK = 0
+FAILED = 1  # one plain line on stderr says what failed and what to do
+USAGE = 2  # the command line itself is wrong: an unknown option, a missing argument
+INCOMPLETE = 3  # it ran to its end, but not all is well: failed items, a replay that differs
+INTERRUPTED = 130  # Ctrl-C, as shells count it: 128 plus the signal
