@@ -6,17 +6,24 @@ tree: `edit`, `regenerate` and `branch` grow new branches and never lose old one
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 from gemma3vl_app.backends.protocol import Backend, StreamOptions
+from gemma3vl_app.conversation_file import read_chat, write_chat
 from gemma3vl_app.errors import ConversationError
-from gemma3vl_app.generation import Answer, Preview, Sampling
+from gemma3vl_app.generation import Answer, Preview, Sample, Sampling
 from gemma3vl_app.messages import Conversation, Message, Part, Text
 from gemma3vl_app.pictures import Crops, Picture
+from gemma3vl_app.schemas import as_json_schema
 from gemma3vl_app.stream import Stream
+from gemma3vl_app.transcript import ROOT, Generated, Transcript, Turn
+
+DEFAULT_MAX_NEW_TOKENS = 1 << 10  # that of `Backend.stream`
+_SEEDS = 1 << 53  # seeds that survive JSON readers which keep numbers as doubles
 
 
 @dataclass(eq=False)
@@ -25,10 +32,11 @@ class _Turn:
 
     message: Message | None
     parent: _Turn | None
+    generated: tuple[Generated, ...] = ()
     children: list[_Turn] = field(default_factory=list)
 
-    def add(self, message: Message) -> _Turn:
-        turn = _Turn(message, self)
+    def add(self, message: Message, generated: tuple[Generated, ...] = ()) -> _Turn:
+        turn = _Turn(message, self, generated)
         self.children.append(turn)
         return turn
 
@@ -50,9 +58,11 @@ class Chat:
     for chunk in chat.stream("Which one is older?", images=["a.jpg", "b.jpg"]):
         print(chunk.text, end="")
     answer = chat.ask("Why?")
+    chat.save("clocks.chat.zip")
     ```
 
     Earlier turns and pictures are cached by the backend: a follow-up computes only its new words.
+    Answers drawn at random get a seed where none is given, so that a saved chat can be replayed.
     Every method that makes the model write returns a `Stream`, except `ask`, which waits for its
     answer.
     """
@@ -79,7 +89,26 @@ class Chat:
         for message in conversation.messages if conversation else ():
             self._head = self._head.add(message)
         self._running: Stream | None = None
+        self._options: StreamOptions = {}  # those of the running answer
         self._continues = False  # the running answer goes on with the head's text
+        self._unrecalled: set[_Turn] = set()  # read from a file; the backend has no ids of them yet
+
+    @classmethod
+    def open(cls, path: str | Path, backend: Backend, *, session: str | None = None) -> Self:
+        """Return the chat that `save` wrote, all branches, to be gone on with.
+
+        The backend may be another than the one that answered. Raises `ConversationError` for a file
+        that is damaged, too large or no chat.
+        """
+        return cls.from_transcript(read_chat(path), backend, session=session)
+
+    def save(self, path: str | Path, *, overwrite: bool = True) -> Path:
+        """Write the whole chat to one file, or leave what was there as it is; returns its path.
+
+        It holds all branches, the pictures' own files, and what `gemma3vl replay` needs to write
+        the answers again; docs/conversation-file.md describes it. Raises `ConversationError`.
+        """
+        return write_chat(path, self.transcript, overwrite=overwrite)
 
     # --- asking ---
 
@@ -211,6 +240,42 @@ class Chat:
             turn = turn.children[-1]
         self._head = turn
 
+    # --- all of it as a value ---
+
+    @property
+    def transcript(self) -> Transcript:
+        """All branches and how each answer came about, a running answer left out."""
+        if self._running is not None and self._running.done:
+            self._settle()
+        numbers: dict[_Turn | None, int] = {self._root: ROOT}
+        turns: list[Turn] = []
+        waiting = self._root.children[::-1]
+        while waiting:
+            turn = waiting.pop()
+            assert turn.message is not None
+            numbers[turn] = len(turns)
+            turns.append(Turn(turn.message, numbers[turn.parent], turn.generated))
+            waiting += turn.children[::-1]
+        return Transcript(tuple(turns), numbers[self._head], self.system, self.sampling)
+
+    @classmethod
+    def from_transcript(
+        cls, transcript: Transcript, backend: Backend, *, session: str | None = None
+    ) -> Self:
+        """Return a chat that stands where `transcript` does, to be gone on with.
+
+        Where the backend has the tokenizer that wrote the answers, their very tokens are used.
+        """
+        chat = cls(backend, system=transcript.system, sampling=transcript.sampling, session=session)
+        turns: list[_Turn] = []
+        for turn in transcript.turns:
+            parent = chat._root if turn.parent == ROOT else turns[turn.parent]
+            turns.append(parent.add(turn.message, turn.generated))
+        if transcript.head != ROOT:
+            chat._head = turns[transcript.head]
+        chat._unrecalled = set(turns)
+        return chat
+
     # --- inside ---
 
     def _turn(self, index: int) -> _Turn:
@@ -233,10 +298,36 @@ class Chat:
             raise
 
     def _start(self, turn: _Turn, options: StreamOptions, *, continues: bool = False) -> Stream:
-        chosen: StreamOptions = {"sampling": self.sampling, "session": self.session, **options}
+        chosen: StreamOptions = {"session": self.session, **options}
+        chosen["sampling"] = self._seeded(options.get("sampling"))
+        self._recall(turn, chosen.get("adapter"))
         self._running = self.backend.stream(self._conversation(turn), **chosen)
-        self._head, self._continues = turn, continues
+        self._head, self._continues, self._options = turn, continues, chosen
         return self._running
+
+    def _recall(self, turn: _Turn, adapter: str | None) -> None:
+        """Give the backend the tokens of recorded answers that its own tokenizer wrote."""
+        path = turn.path()
+        if self._unrecalled.isdisjoint(path):
+            return
+        self._unrecalled.difference_update(path)
+        here = self.backend.capabilities.tokenizer_sha256
+        answers = {
+            index: [id for each in turn.generated for id in each.ids]
+            for index, turn in enumerate(path)
+            if turn.generated and all(g.model.tokenizer_sha256 == here for g in turn.generated)
+        }
+        if here and answers:
+            self.backend.remember(
+                self._conversation(turn), answers, adapter=adapter, session=self.session
+            )
+
+    def _seeded(self, sampling: Sampling | None) -> Sampling:
+        """Return the rule that holds for the next answer, with a seed where it draws."""
+        rule = sampling or self.sampling or self.backend.capabilities.sampling
+        if isinstance(rule, Sample) and rule.seed is None:
+            return replace(rule, seed=secrets.randbelow(_SEEDS))
+        return rule
 
     def _settle(self) -> None:
         """Put the finished answer into the tree; refuse to go on while one is being written."""
@@ -248,16 +339,39 @@ class Chat:
             )
         running, self._running = self._running, None
         try:
-            text = running.answer.text  # of a cancelled one: there within a step
+            answer = running.answer  # of a cancelled one: there within a step
         except Exception:  # it was raised to whoever read the stream; the user message stays
             return
-        if not text:
+        if not answer.text:
             return
-        parent = self._head
+        text, parent = answer.text, self._head
+        earlier: tuple[Generated, ...] = ()
         if self._continues:
             assert self._head.message is not None and self._head.parent is not None
             text, parent = self._head.message.text + text, self._head.parent
-        self._head = parent.add(Message("assistant", (Text(text),)))
+            earlier = self._head.generated
+        generated = (*earlier, self._generated(answer))
+        self._head = parent.add(Message("assistant", (Text(text),)), generated)
+
+    def _generated(self, answer: Answer) -> Generated:
+        """Return how the answer that has just ended came about."""
+        options, rule = self._options, self._options["sampling"]
+        assert rule is not None
+        schema, stop = options.get("schema"), options.get("stop", ())
+        return Generated(
+            ids=tuple(token.id for token in answer.tokens),
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            model=self.backend.capabilities.identity,
+            system=self.system,
+            sampling=rule,
+            max_new_tokens=options.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            schema=None if schema is None else as_json_schema(schema),
+            adapter=options.get("adapter"),
+            usage=answer.usage,
+            timing=answer.timing,
+        )
 
 
 def _pictures(images: Any, crops: Crops) -> list[Picture]:

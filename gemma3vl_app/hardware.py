@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -154,6 +155,25 @@ def known_machine(text: str) -> Machine:
 
 
 # --- how detect finds out ---
+
+
+def arithmetic(dtype: str, devices: Iterable[str]) -> str:
+    """Return what computes in `dtype`, such as "float32 on cpu (AVX2, 2 threads)".
+
+    Where this is the same, the same product gives the same bits.
+    """
+    import torch
+
+    kinds = []
+    for device in sorted({"cpu" if each == "disk" else each for each in devices}):
+        if device.startswith("cuda"):
+            kinds.append(torch.cuda.get_device_name(device))
+        elif device == "cpu":
+            threads = torch.get_num_threads()
+            kinds.append(f"cpu ({torch.backends.cpu.get_cpu_capability()}, {threads} threads)")
+        else:
+            kinds.append(device)
+    return f"{dtype} on {' and '.join(kinds)}"
 
 
 def _machine(*, cpu_flags: frozenset[str], gpus: tuple[Gpu, ...], mps: bool) -> Machine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ def closed(schema: Any) -> Any:
     if isinstance(schema.get("properties"), dict):
         inner.setdefault("additionalProperties", False)
     return inner
+
+
+def as_json_schema(schema: Any) -> dict[str, Any]:
+    """Return a JSON schema as plain data; a pydantic model's is closed, as backends take it.
+
+    Raises `ConversationError` for anything else.
+    """
+    if isinstance(schema, Mapping):
+        return dict(schema)
+    if hasattr(schema, "model_json_schema"):
+        return dict(closed(schema.model_json_schema()))
+    raise ConversationError("schema must be a JSON schema (a dict) or a pydantic model.")
 
 
 def read_schema(path: str | Path) -> dict[str, Any]:

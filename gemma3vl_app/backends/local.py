@@ -10,9 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import BaseModel
-
-from gemma3vl_app import catalog
+from gemma3vl_app import catalog, hardware
 from gemma3vl_app.backends.protocol import Capabilities, Schema
 from gemma3vl_app.engine.engine import Engine, EngineLimits
 from gemma3vl_app.engine.grammar import Grammars, Matcher
@@ -28,7 +26,7 @@ from gemma3vl_app.prompting.prepare import prepare
 from gemma3vl_app.prompting.prompt import PreparedPrompt, extended
 from gemma3vl_app.prompting.template import BLANK_LINE, check_text
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
-from gemma3vl_app.schemas import closed
+from gemma3vl_app.schemas import as_json_schema
 from gemma3vl_app.stream import Stream
 
 MAX_ALTERNATIVES = 20  # as in OpenAI's protocol
@@ -106,6 +104,10 @@ class LocalBackend:
             context_tokens=self.engine.context_tokens,
             image_tokens=self._format.image_tokens,
             sampling=loaded.sampling,
+            revision=loaded.revision,
+            tokenizer_sha256=self._tokenizer.sha256,
+            weights=loaded.plan.weights,
+            arithmetic=hardware.arithmetic(loaded.plan.dtype, loaded.plan.device_map.values()),
         )
 
     @property
@@ -195,22 +197,28 @@ class LocalBackend:
     def remember(
         self,
         conversation: Conversation,
-        ids: Sequence[int],
+        answers: Mapping[int, Sequence[int]],
         *,
         adapter: str | None = None,
         session: str = "",
-    ) -> bool:
-        """Take `ids` as those generated for the answer at the end; see `Backend.remember`."""
-        *earlier, last = conversation.messages or (None,)
-        if last is None or last.role != "assistant" or not earlier:
-            return False
-        said = self._tokenizer.ids_of(ids, last.text)
-        if not said:
-            return False
-        key = self._adapter_key(adapter)
-        prompt = self._prepare(replace(conversation, messages=tuple(earlier)), session, key)
-        self.engine.answers.remember((key, session), prompt, last.text, said)
-        return True
+    ) -> None:
+        """Take token ids generated earlier for answers; see `Backend.remember`."""
+        scope = (self._adapter_key(adapter), session)
+        recorded = [
+            (message.text, answers.get(index, ()))
+            for index, message in enumerate(conversation.messages)
+            if message.role == "assistant"
+        ]
+
+        def recall(so_far: PreparedPrompt, text: str) -> tuple[int, ...] | None:
+            while recorded and recorded[0][0] != text:  # several messages told as one answer
+                recorded.pop(0)
+            ids = self._tokenizer.ids_of(recorded.pop(0)[1], text) if recorded else None
+            if ids:
+                self.engine.answers.remember(scope, so_far, text, ids)
+            return ids or self.engine.answers.recall(scope, so_far, text)
+
+        prepare(conversation, self._tokenizer, self._format, recall=recall)
 
     def add_adapter(self, name: str, path: str | Path) -> None:
         """Load the LoRA adapter that peft saved in the folder `path`, known as `name` from now on.
@@ -276,12 +284,7 @@ class LocalBackend:
     def _matcher(self, schema: Schema | None, prompt: PreparedPrompt) -> Matcher | None:
         if schema is None:
             return None
-        if isinstance(schema, Mapping):
-            matcher = self._grammars.matcher(schema)
-        elif isinstance(schema, type) and issubclass(schema, BaseModel):
-            matcher = self._grammars.matcher(closed(schema.model_json_schema()))
-        else:
-            raise ConversationError("schema must be a JSON schema (a dict) or a pydantic model.")
+        matcher = self._grammars.matcher(as_json_schema(schema))
         matcher.begin_with(prompt.ids[prompt.answer_start :].tolist())
         return matcher
 

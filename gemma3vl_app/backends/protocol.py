@@ -141,15 +141,15 @@ class Backend(Protocol):
     def remember(
         self,
         conversation: Conversation,
-        ids: Sequence[int],
+        answers: Mapping[int, Sequence[int]],
         *,
         adapter: str | None = None,
         session: str = "",
-    ) -> bool:
-        """Take `ids` as those that were generated for the answer `conversation` ends with.
+    ) -> None:
+        """Take token ids generated earlier for answers of `conversation`, by message index.
 
-        Later requests that go on from there then use them instead of encoding the text again.
-        False, and nothing happens, where they do not say exactly that text or cannot be kept.
+        Later requests that go on from there use them instead of encoding the texts again, which may
+        give other tokens. Ids that do not say exactly their message's text are left aside.
         """
         ...
 

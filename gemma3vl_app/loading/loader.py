@@ -57,7 +57,8 @@ class LoadedModel:
 
     `config` and `preprocessor` are the JSON files as published, sparse where they are sparse;
     `model.config` has every value. `preprocessor` is None for text-only models and where the
-    folder has none. `sampling` and `stop_ids` are the checkpoint's own; `knows` is for people.
+    folder has none. `sampling` and `stop_ids` are the checkpoint's own; `knows` is for people;
+    `revision` says exactly which weights these are.
     """
 
     model: Model
@@ -67,6 +68,7 @@ class LoadedModel:
     sampling: Sampling
     stop_ids: frozenset[int]
     name: str
+    revision: str
     knows: str
     plan: LoadPlan
 
@@ -140,6 +142,7 @@ def load_model(
         sampling=checkpoint.sampling,
         stop_ids=checkpoint.stop_ids,
         name=checkpoint.name,
+        revision=opened.revision,
         knows=opened.knows,
         plan=plan,
     )

@@ -23,18 +23,22 @@ from gemma3vl_app.loading.demo import DATA, open_demo
 from gemma3vl_app.loading.gguf_folder import gguf_folder, gguf_notes, is_gguf
 from gemma3vl_app.loading.hub import hub_folder, hub_revision
 
+SAMPLE_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """An opened model: its small files, its tensors by in-memory name, and what it knows.
 
-    `fingerprint` changes whenever its weights do; converted weights are cached by it.
+    `fingerprint` changes whenever its weights do; converted weights are cached by it. `revision`
+    names the same weights on any machine: the hub's commit, or "files:" and a digest of samples.
     """
 
     checkpoint: Checkpoint
     tensors: Mapping[str, Stored]
     knows: str
     fingerprint: str
+    revision: str
 
 
 def open_source(source: str | Path, *, revision: str | None, report: Report) -> Source:
@@ -52,6 +56,7 @@ def open_source(source: str | Path, *, revision: str | None, report: Report) -> 
             tensors=held,
             knows=catalog.DEMO.knows,
             fingerprint=f"{base_270m_folder().name} {_file_stamps(sorted(DATA.iterdir()))}",
+            revision=_samples([*weight_files(open_checkpoint(base_270m_folder())), *_demo_files()]),
         )
     if source == catalog.BASE_270M.name:
         return _from_folder(base_270m_folder(report), str(source), catalog.BASE_270M.knows)
@@ -73,12 +78,18 @@ def _from_folder(
     checkpoint = open_checkpoint(folder, name)
     pictures = "takes pictures" if "vision_config" in checkpoint.config else "takes no pictures"
     own = f"A Gemma 3 checkpoint, {checkpoint.name!r}; it {pictures}."
+    commit = hub_revision(folder)
     return Source(
         checkpoint=checkpoint,
         tensors=stored_tensors(checkpoint),
         knows=" ".join((knows or own, *notes)),
-        fingerprint=hub_revision(folder) or _file_stamps(weight_files(checkpoint)),
+        fingerprint=commit or _file_stamps(weight_files(checkpoint)),
+        revision=commit or _samples([folder / "config.json", *weight_files(checkpoint)]),
     )
+
+
+def _demo_files() -> list[Path]:
+    return sorted(file for file in DATA.iterdir() if file.suffix in (".json", ".safetensors"))
 
 
 def _file_stamps(files: list[Path]) -> str:
@@ -88,3 +99,20 @@ def _file_stamps(files: list[Path]) -> str:
         stat = file.stat()
         stamps.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return stamps.hexdigest()
+
+
+def _samples(files: list[Path]) -> str:
+    """Return a digest of the beginning, middle and end of each file, whatever its name and time.
+
+    Unlike time stamps it is the same on another machine; unlike a full hash it takes milliseconds.
+    Training changes all of a model's numbers, so that samples tell one from another.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(size.to_bytes(8, "big"))
+        with file.open("rb") as stream:
+            for start in (0, max(0, size // 2), max(0, size - SAMPLE_BYTES)):
+                stream.seek(start)
+                digest.update(stream.read(SAMPLE_BYTES))
+    return f"files:{digest.hexdigest()[:16]}"

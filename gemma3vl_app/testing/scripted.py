@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -181,13 +181,12 @@ class ScriptedBackend:
     def remember(
         self,
         conversation: Conversation,
-        ids: Sequence[int],
+        answers: Mapping[int, Sequence[int]],
         *,
         adapter: str | None = None,
         session: str = "",
-    ) -> bool:
-        """Take nothing: it has no tokenizer, so its ids mean nothing."""
-        return False
+    ) -> None:
+        """Take nothing: it has no tokenizer, so ids mean nothing to it."""
 
     def close(self, *, finish_sec: float = 0.0) -> None:
         """Refuse new answers, wait for those that run, fail the rest; see `Backend.close`."""
