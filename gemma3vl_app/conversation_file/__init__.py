@@ -8,7 +8,8 @@ from gemma3vl_app.conversation_file.files import (
     SavedChat,
     open_saved,
     read_chat,
+    software_here,
     write_chat,
 )
 
-__all__ = ["SUFFIX", "SavedChat", "open_saved", "read_chat", "write_chat"]
+__all__ = ["SUFFIX", "SavedChat", "open_saved", "read_chat", "software_here", "write_chat"]

@@ -1,0 +1,235 @@
+"""Writing a recorded chat again, and saying what came out differently and why it may have.
+
+Each answer is written after the recorded turns, so that one difference does not cause the next.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from gemma3vl_app.backends.protocol import Backend, StreamOptions
+from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.generation import Answer, Sample, Token
+from gemma3vl_app.messages import Conversation, Message, Text
+from gemma3vl_app.transcript import Generated, ModelIdentity, Transcript
+
+ALTERNATIVES = 5  # asked for with each token, to say how close a different choice was
+CLOSE = 0.01  # natural-log units; rounding alone moves log-probabilities by far less in fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """One answer written again; `turn` is its index in the transcript.
+
+    `now` is the new text. Where it differs: `first_difference` is the index of the first token that
+    is another, and `gap` how much likelier the new token was there than the recorded one, in
+    natural-log units (None where that is not known). `skipped` says why it could not be tried.
+    """
+
+    turn: int
+    recorded: str
+    now: str = ""
+    same: bool = False
+    tokens: int = 0
+    first_difference: int | None = None
+    gap: float | None = None
+    skipped: str = ""
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"message {self.turn}: not replayed. {self.skipped}"
+        if self.same:
+            return f"message {self.turn}: the same {self.tokens} tokens"
+        where = "" if self.first_difference is None else f" from token {self.first_difference} on"
+        return f"message {self.turn}: different{where}{self._how_close()}"
+
+    def _how_close(self) -> str:
+        if self.gap is None:
+            return ""
+        if abs(self.gap) < CLOSE:
+            return "; both tokens were as good as equally likely there, so that rounding decides"
+        return f"; the recorded token is {abs(self.gap):.2f} less likely here (in natural logs)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """All of it: `differences` are those of model, software and machine, one line each."""
+
+    answers: tuple[Replayed, ...]
+    differences: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether every answer came out as recorded."""
+        return all(answer.same for answer in self.answers)
+
+
+def replay(
+    transcript: Transcript,
+    backend: Backend,
+    *,
+    software: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
+    on_answer: Callable[[Replayed], None] | None = None,
+) -> Replay:
+    """Write every generated answer of all branches again, one by one.
+
+    The same model in the same precision on the same kind of machine writes the same tokens, greedy
+    or seeded; `Replay.differences` names what is not the same. `software` holds the versions
+    recorded and those here; `on_answer` hears of each answer as it comes.
+    """
+    here = backend.capabilities.identity
+    session = f"replay {secrets.token_hex(8)}"  # nothing left over from other answers is used
+    answers = []
+    for index, turn in enumerate(transcript.turns):
+        for piece in range(len(turn.generated)):
+            replayed = _replayed(transcript, index, piece, backend, session)
+            answers.append(replayed)
+            if on_answer is not None:
+                on_answer(replayed)
+    models = dict.fromkeys(each.model for turn in transcript.turns for each in turn.generated)
+    return Replay(
+        answers=tuple(answers),
+        differences=(*model_differences(list(models), here), *_changes(*software)),
+    )
+
+
+def model_differences(recorded: Sequence[ModelIdentity], here: ModelIdentity) -> tuple[str, ...]:
+    """Return a line for each way in which the recorded models are not the one `here`."""
+    lines: dict[str, None] = {}
+    for model in recorded:
+        if model.name != here.name:
+            lines[f"model: {model.name} then, {here.name} now"] = None
+            continue
+        lines.update(dict.fromkeys(_changes(asdict(model), asdict(here))))
+    return tuple(lines)
+
+
+def _changes(then: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a line for each key that both know and that is not the same."""
+    return tuple(
+        f"{key.replace('_', ' ')}: {value} then, {now[key]} now"
+        for key, value in then.items()
+        if value and now.get(key) and now[key] != value
+    )
+
+
+def _replayed(
+    transcript: Transcript, index: int, piece: int, backend: Backend, session: str
+) -> Replayed:
+    """Write one piece of one answer again."""
+    turn = transcript.turns[index]
+    recorded = turn.generated[piece]
+    result = Replayed(turn=index, recorded=recorded.text, tokens=len(recorded.ids))
+    if why := _hindrance(recorded, backend):
+        return _with(result, skipped=why)
+    conversation = _before(transcript, index, piece)
+    try:
+        _recall(transcript, index, piece, conversation, backend, session)
+        answer = backend.stream(conversation, **_options(recorded, backend, session)).answer
+    except Gemma3VLError as error:
+        return _with(result, skipped=str(error))
+    return _compared(result, recorded, answer, backend)
+
+
+def _with(result: Replayed, *, skipped: str) -> Replayed:
+    return Replayed(
+        turn=result.turn, recorded=result.recorded, tokens=result.tokens, skipped=skipped
+    )
+
+
+def _hindrance(recorded: Generated, backend: Backend) -> str:
+    """Return why an answer cannot be written again here, or nothing."""
+    here = backend.capabilities.identity
+    if recorded.model.name != here.name:
+        return f"{recorded.model.name} wrote it, and {here.name} is loaded."
+    if isinstance(recorded.sampling, Sample) and recorded.sampling.seed is None:
+        return "It was drawn at random without a seed."
+    if recorded.adapter is not None and recorded.adapter not in backend.adapters:
+        return f"The adapter {recorded.adapter!r} is not loaded; load it under that name."
+    return ""
+
+
+def _before(transcript: Transcript, index: int, piece: int) -> Conversation:
+    """Return what piece number `piece` of an answer was written after."""
+    turn = transcript.turns[index]
+    earlier = tuple(each.message for each in transcript.path(turn.parent))
+    rest = sum(len(each.text) for each in turn.generated[piece:])
+    begun = turn.message.text[: len(turn.message.text) - rest]  # by the pieces before, or given
+    opened = (Message("assistant", (Text(begun),)),) if begun else ()
+    return Conversation((*earlier, *opened), turn.generated[piece].system)
+
+
+def _recall(
+    transcript: Transcript,
+    index: int,
+    piece: int,
+    conversation: Conversation,
+    backend: Backend,
+    session: str,
+) -> None:
+    """Give the backend the recorded tokens of the answers in `conversation`."""
+    here = backend.capabilities.tokenizer_sha256
+    turn = transcript.turns[index]
+    pieces = [each.generated for each in transcript.path(turn.parent)] + [turn.generated[:piece]]
+    answers = {
+        position: [id for each in generated for id in each.ids]
+        for position, generated in enumerate(pieces)
+        if generated and all(each.model.tokenizer_sha256 == here for each in generated)
+    }
+    if here and answers:
+        adapter = turn.generated[piece].adapter
+        backend.remember(conversation, answers, adapter=adapter, session=session)
+
+
+def _options(recorded: Generated, backend: Backend, session: str) -> StreamOptions:
+    stopped_by_hand = recorded.finish_reason == "cancelled"
+    return {
+        "sampling": recorded.sampling,
+        "max_new_tokens": len(recorded.ids) if stopped_by_hand else recorded.max_new_tokens,
+        "stop": recorded.stop,
+        "schema": recorded.schema,
+        "adapter": recorded.adapter,
+        "session": session,
+        "logprobs": ALTERNATIVES if backend.capabilities.logprobs else None,
+    }
+
+
+def _compared(result: Replayed, recorded: Generated, answer: Answer, backend: Backend) -> Replayed:
+    """Return how the new answer compares: by tokens where both mean the same, else by text."""
+    here = backend.capabilities.tokenizer_sha256
+    same_ids = bool(here) and recorded.model.tokenizer_sha256 == here
+    first, gap = None, None
+    if same_ids:
+        now = tuple(token.id for token in answer.tokens)
+        same = now == recorded.ids and answer.text == recorded.text
+        if now != recorded.ids:
+            first = _first_difference(recorded.ids, now)
+            gap = _gap(recorded.ids[first : first + 1], answer.tokens[first : first + 1])
+    else:
+        same = answer.text == recorded.text
+    return Replayed(
+        turn=result.turn,
+        recorded=recorded.text,
+        now=answer.text,
+        same=same,
+        tokens=len(recorded.ids),
+        first_difference=first,
+        gap=gap,
+    )
+
+
+def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _gap(recorded_id: Sequence[int], now: Sequence[Token]) -> float | None:
+    """Return how much likelier the new token is than the recorded one; both are 0 or 1 long."""
+    if not recorded_id or not now or now[0].logprob is None:
+        return None
+    known = {each.id: each.logprob for each in now[0].alternatives}
+    if recorded_id[0] not in known:
+        return None
+    return now[0].logprob - known[recorded_id[0]]
