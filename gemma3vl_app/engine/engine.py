@@ -2,7 +2,7 @@
 
 Knows nothing of chat templates, files or HTTP; most callers want `gemma3vl_app.Chat`, which keeps
 the conversation and goes through a backend. One step of the thread is: run the jobs of `call`, drop
-what was cancelled, admit what waits, one unit of prefill, one decode step for everything that runs.
+what was cancelled, admit what waits, some prefill, one decode step for everything that runs.
 Nothing else calls the model.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future
@@ -293,15 +294,25 @@ class Engine:
         self._prefilling.append(sequence)
 
     def _prefill_unit(self) -> None:
-        """Run one unit of one prefilling sequence; they take turns, so a short one is not stuck."""
-        if not self._prefilling:
-            return
-        sequence = self._prefilling[0]
-        self._prefilling.rotate(-1)
-        assert sequence.work is not None
-        with self._failing_alone(sequence):
-            self.adapters.use(sequence.request.adapter)
-            next(sequence.work, None)
+        """Run prefilling sequences in turn, so that a short one is not stuck behind a long one.
+
+        After the first unit, goes on while another one as long as the longest so far ends within
+        `unit_sec`. Each decode step in between then has more answers to advance: short prompts are
+        made of many small units, and one a step would leave most rows of the batch empty.
+        """
+        began, longest = time.perf_counter(), 0.0
+        while self._prefilling:
+            unit_began = time.perf_counter()
+            sequence = self._prefilling[0]
+            self._prefilling.rotate(-1)
+            assert sequence.work is not None
+            with self._failing_alone(sequence):
+                self.adapters.use(sequence.request.adapter)
+                next(sequence.work, None)
+            now = time.perf_counter()
+            longest = max(longest, now - unit_began)
+            if now - began + longest > self.limits.unit_sec:
+                return
 
     def _work(self, sequence: Sequence, kv: SequenceKV) -> Generator[None]:
         """Compute the prompt, then go on to the first token, or to the scores."""
