@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.status import Status as Spinner
 
 from gemma3vl_app import catalog
+from gemma3vl_app.cli.completion import complete_model
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.planning.wishes import check_weights, parse_max_memory
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 MIB, GIB = 1 << 20, 1 << 30
 MODEL = "A name that `gemma3vl models` shows, a hub id, a folder or a GGUF file."
 
+ModelArgument = Annotated[str, typer.Argument(help=MODEL, autocompletion=complete_model)]
+ModelOption = Annotated[str, typer.Option("--model", help=MODEL, autocompletion=complete_model)]
 Weights = Annotated[str, typer.Option(help="auto, bf16, fp32, nf4 or int8.")]
 DeviceMap = Annotated[
     str, typer.Option(help='auto, a device such as cuda:0, or JSON: {"model.norm": "cpu", ...}.')

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from gemma3vl_app import catalog, hardware
 from gemma3vl_app.catalog import LICENCE, LICENCE_LINK, MODELS, Entry
-from gemma3vl_app.cli import load
+from gemma3vl_app.cli import exit_codes, load
+from gemma3vl_app.cli.completion import complete_model
 from gemma3vl_app.planning import plan as make_plan
 from gemma3vl_app.planning.load_plan import DeviceBytes, LoadPlan, TrainingAdvice
 from gemma3vl_app.planning.plan import DEFAULT_CONTEXT_TOKENS
@@ -82,7 +83,12 @@ def models(as_json: AsJson = False) -> None:
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help="A name that `gemma3vl models` shows, or a folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A name that `gemma3vl models` shows, or a folder.", autocompletion=complete_model
+        ),
+    ],
     weights: load.Weights = "auto",
     device_map: load.DeviceMap = "auto",
     max_memory: load.MaxMemory = None,
@@ -119,7 +125,7 @@ def plan(
     else:
         _print_plan(model, found)
     if not found.fits:
-        raise typer.Exit(1)
+        raise typer.Exit(exit_codes.FAILED)
 
 
 # --- a model in a row ---

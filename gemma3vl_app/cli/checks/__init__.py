@@ -1,0 +1,1 @@
+"""What `gemma3vl doctor` looks at: small functions from facts to `Check` values."""
