@@ -20,7 +20,7 @@ from gemma3vl_app.messages import Conversation, Message, Part, Text
 from gemma3vl_app.pictures import Crops, Picture
 from gemma3vl_app.schemas import as_json_schema
 from gemma3vl_app.stream import Stream
-from gemma3vl_app.transcript import ROOT, Generated, Transcript, Turn
+from gemma3vl_app.transcript import ROOT, Generated, Transcript, Turn, recorded_ids
 
 DEFAULT_MAX_NEW_TOKENS = 1 << 10  # that of `Backend.stream`
 _SEEDS = 1 << 53  # seeds that survive JSON readers which keep numbers as doubles
@@ -311,13 +311,13 @@ class Chat:
         if self._unrecalled.isdisjoint(path):
             return
         self._unrecalled.difference_update(path)
-        here = self.backend.capabilities.tokenizer_sha256
-        answers = {
-            index: [id for each in turn.generated for id in each.ids]
-            for index, turn in enumerate(path)
-            if turn.generated and all(g.model.tokenizer_sha256 == here for g in turn.generated)
-        }
-        if here and answers:
+        answers = recorded_ids(
+            [turn.generated for turn in path],
+            tokenizer_sha256=self.backend.capabilities.tokenizer_sha256,
+            system=self.system,
+            adapter=adapter,
+        )
+        if answers:
             self.backend.remember(
                 self._conversation(turn), answers, adapter=adapter, session=self.session
             )

@@ -13,7 +13,7 @@ from gemma3vl_app.backends.protocol import Backend, StreamOptions
 from gemma3vl_app.errors import Gemma3VLError
 from gemma3vl_app.generation import Answer, Sample, Token
 from gemma3vl_app.messages import Conversation, Message, Text
-from gemma3vl_app.transcript import Generated, ModelIdentity, Transcript
+from gemma3vl_app.transcript import Generated, ModelIdentity, Transcript, recorded_ids
 
 ALTERNATIVES = 5  # asked for with each token, to say how close a different choice was
 CLOSE = 0.01  # natural-log units; rounding alone moves log-probabilities by far less in fp32
@@ -41,7 +41,7 @@ class Replayed:
         if self.skipped:
             return f"message {self.turn}: not replayed. {self.skipped}"
         if self.same:
-            return f"message {self.turn}: the same {self.tokens} tokens"
+            return f"message {self.turn}: the same ({self.tokens} tokens)"
         where = "" if self.first_difference is None else f" from token {self.first_difference} on"
         return f"message {self.turn}: different{where}{self._how_close()}"
 
@@ -170,17 +170,16 @@ def _recall(
     session: str,
 ) -> None:
     """Give the backend the recorded tokens of the answers in `conversation`."""
-    here = backend.capabilities.tokenizer_sha256
     turn = transcript.turns[index]
-    pieces = [each.generated for each in transcript.path(turn.parent)] + [turn.generated[:piece]]
-    answers = {
-        position: [id for each in generated for id in each.ids]
-        for position, generated in enumerate(pieces)
-        if generated and all(each.model.tokenizer_sha256 == here for each in generated)
-    }
-    if here and answers:
-        adapter = turn.generated[piece].adapter
-        backend.remember(conversation, answers, adapter=adapter, session=session)
+    recorded = turn.generated[piece]
+    answers = recorded_ids(
+        [*(each.generated for each in transcript.path(turn.parent)), turn.generated[:piece]],
+        tokenizer_sha256=backend.capabilities.tokenizer_sha256,
+        system=recorded.system,
+        adapter=recorded.adapter,
+    )
+    if answers:
+        backend.remember(conversation, answers, adapter=recorded.adapter, session=session)
 
 
 def _options(recorded: Generated, backend: Backend, session: str) -> StreamOptions:

@@ -6,7 +6,7 @@ of. Knows nothing of models or files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,3 +106,25 @@ class Transcript:
         """Return the messages down to turn `index`, or to where the chat stands."""
         path = self.path(self.head if index is None else index)
         return Conversation(tuple(turn.message for turn in path), self.system)
+
+
+def recorded_ids(
+    pieces: Sequence[tuple[Generated, ...]],
+    *,
+    tokenizer_sha256: str,
+    system: str | None,
+    adapter: str | None,
+) -> dict[int, list[int]]:
+    """Return the tokens that `pieces`, by message, were written with and that still hold.
+
+    That is under the same tokenizer only, and where the same system text and adapter stood before
+    them: a chat that changes those has its earlier answers encoded anew.
+    """
+    asked = (tokenizer_sha256, system, adapter)
+    return {
+        index: [id for each in generated for id in each.ids]
+        for index, generated in enumerate(pieces)
+        if tokenizer_sha256
+        and generated
+        and all((g.model.tokenizer_sha256, g.system, g.adapter) == asked for g in generated)
+    }

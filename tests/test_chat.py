@@ -1,13 +1,18 @@
 """The conversation that is kept: turns, stops, corrections, branches."""
 
+from dataclasses import replace
+
 import numpy as np
+import pydantic
 import pytest
 
 from gemma3vl_app import Chat, Conversation, Picture
+from gemma3vl_app.conversation_file import read_chat
 from gemma3vl_app.errors import ConversationError, EngineError, PictureError
-from gemma3vl_app.generation import Greedy
+from gemma3vl_app.generation import Greedy, Sample
 from gemma3vl_app.stream import Stream
 from gemma3vl_app.testing import ScriptedBackend
+from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES
 
 
 def roles_and_texts(chat: Chat) -> list[tuple[str, str]]:
@@ -222,3 +227,122 @@ def test_the_chats_own_sampling_and_session_go_with_every_request():
     chat.ask("one")
     chat.preview("two")
     assert (backend.requests[0].sampling, backend.requests[0].session) == (Greedy(), "salt")
+
+
+# --- how answers came about, and saving -----------------------------------------------------------
+
+
+def test_a_drawn_answer_gets_a_seed_where_none_was_given():
+    backend = ScriptedBackend()
+    chat = Chat(backend, sampling=Sample(temperature=0.5))
+    chat.ask("one")
+    chat.ask("two")
+    chat.ask("three", sampling=Sample(seed=3))
+    first, second, third = (request.sampling for request in backend.requests)
+    assert first.temperature == 0.5
+    assert None not in (first.seed, second.seed)
+    assert first.seed != second.seed
+    assert third == Sample(seed=3)
+    assert chat.transcript.turns[1].generated[0].sampling == first
+    assert chat.transcript.sampling == Sample(temperature=0.5)  # what is asked next draws anew
+
+
+def test_the_transcript_holds_all_branches_and_where_the_chat_stands():
+    chat = Chat(ScriptedBackend(), system="Be brief.")
+    chat.ask("one")
+    chat.ask("two", max_new_tokens=7, stop="x", adapter=None)
+    chat.branch(1)
+    chat.ask("two again")
+    chat.branch(1)
+    found = chat.transcript
+    assert [turn.message.text for turn in found.turns] == [
+        *("one", "one", "two", "two", "two again", "two again"),
+    ]
+    assert [turn.parent for turn in found.turns] == [-1, 0, 1, 2, 1, 4]
+    assert found.head == 1
+    piece = found.turns[3].generated[0]
+    assert (piece.text, piece.max_new_tokens, piece.stop) == ("two", 7, ("x",))
+    assert (piece.system, piece.model.name) == ("Be brief.", "scripted")
+    assert piece.usage.prompt_tokens > 0
+    assert not found.turns[0].generated
+
+
+def test_a_resumed_answer_holds_each_piece():
+    chat = Chat(ScriptedBackend(["It is ", "red"]))
+    chat.ask("one", max_new_tokens=1)
+    assert chat.resume(max_new_tokens=2).answer.text
+    pieces = chat.transcript.turns[-1].generated
+    assert [piece.text for piece in pieces] == ["It is ", "It is red"]
+    assert [piece.max_new_tokens for piece in pieces] == [1, 2]
+
+
+def test_a_schema_is_kept_as_json():
+    class Thing(pydantic.BaseModel):
+        name: str
+
+    chat = Chat(ScriptedBackend())
+    chat.ask("one", schema=Thing)
+    schema = chat.transcript.turns[1].generated[0].schema
+    assert schema["properties"]["name"]["type"] == "string"
+    assert schema["additionalProperties"] is False
+
+
+def test_a_saved_chat_goes_on_where_it_was(tmp_path):
+    chat = Chat(ScriptedBackend(), system="Be brief.", sampling=Sample(seed=4))
+    chat.ask("one", images=[red()])
+    chat.ask("two")
+    chat.undo()
+    path = chat.save(tmp_path / "a.chat.zip")
+    backend = ScriptedBackend()
+    opened = Chat.open(path, backend, session="mine")
+    assert opened.transcript == chat.transcript
+    assert opened.versions(1) == chat.versions(1)
+    opened.ask("three")
+    (request,) = backend.requests
+    assert request.conversation == chat.conversation.user("three")
+    assert (request.sampling, request.session) == (Sample(seed=4), "mine")
+
+
+def test_saving_while_an_answer_is_written_leaves_it_out(tmp_path):
+    chat = Chat(ScriptedBackend(seconds_per_chunk=5))
+    chat.stream("one")
+    assert [turn.message.text for turn in read_chat(chat.save(tmp_path / "x")).turns] == ["one"]
+    chat.stop()
+
+
+def test_a_chat_that_exists_is_kept_where_it_may_not_be_replaced(tmp_path):
+    chat = Chat(ScriptedBackend())
+    path = chat.save(tmp_path / "x")
+    with pytest.raises(ConversationError, match="exists already"):
+        chat.save(path, overwrite=False)
+
+
+class Remembering(ScriptedBackend):
+    """Notes which tokens it is given for which answers."""
+
+    def __init__(self) -> None:
+        super().__init__(capabilities=replace(DEFAULT_CAPABILITIES, tokenizer_sha256="same"))
+        self.given: list[tuple[list[str], dict[int, list[int]], str]] = []
+
+    def remember(self, conversation, answers, *, adapter=None, session=""):
+        texts = [message.text for message in conversation.messages]
+        self.given.append((texts, dict(answers), session))
+
+
+def test_recorded_tokens_are_given_to_the_backend_once_and_only_for_its_own_tokenizer():
+    chat = Chat(Remembering())
+    chat.ask("one two")
+    chat.ask("three")
+    assert chat.backend.given == []  # it wrote them itself
+    backend = Remembering()
+    opened = Chat.from_transcript(chat.transcript, backend, session="mine")
+    assert backend.given == []  # not before they are needed
+    opened.ask("four")
+    opened.ask("five")
+    assert backend.given == [
+        (["one two", "one two", "three", "three", "four"], {1: [0, 1], 3: [0]}, "mine")
+    ]
+    other = Remembering()
+    other._capabilities = replace(other._capabilities, tokenizer_sha256="another")
+    Chat.from_transcript(chat.transcript, other).ask("four")
+    assert other.given == []

@@ -27,6 +27,7 @@ from gemma3vl_app.conversation_file.document import (
     to_transcript,
 )
 from gemma3vl_app.errors import ConversationError, PictureError
+from gemma3vl_app.pictures import DEFAULT_LIMITS as USUAL
 from gemma3vl_app.pictures import Picture, PictureLimits
 from gemma3vl_app.transcript import Transcript
 
@@ -182,8 +183,8 @@ def _pictures(archive: Archive, document: Document) -> tuple[dict[str, Picture],
             raise archive.damaged("a picture's bytes are not those that it was named after")
         limits = PictureLimits(
             max_bytes=max(len(data), 1),
-            max_pixels=min(said.width * said.height, _PILLOW_PIXELS),
-            max_side=max(said.width, said.height),
+            max_pixels=min(max(said.width * said.height, USUAL.max_pixels), _PILLOW_PIXELS),
+            max_side=max(said.width, said.height, USUAL.max_side),
         )
         try:
             picture = Picture.open(data, name=names[sha256], limits=limits)

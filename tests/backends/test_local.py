@@ -1,11 +1,17 @@
 """The local backend: options are checked before any work, and the model says what it is."""
 
+import hashlib
+import os
+import re
+import shutil
+
 import pytest
 
 from gemma3vl_app.backends.local import LocalBackend, load
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.errors import ConversationError, LoadError
 from gemma3vl_app.generation import Sample
+from gemma3vl_app.loading.sources import open_source
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.testing import ScriptedBackend
 from tests.engine.reference import picture
@@ -79,3 +85,51 @@ def test_closing_twice_is_fine(tiny):
     backend: LocalBackend = load(tiny)
     backend.close()
     backend.close()
+
+
+def test_it_says_exactly_which_model_it_is(backend, tiny):
+    identity = backend.capabilities.identity
+    assert identity.name == tiny.name
+    assert re.fullmatch(r"files:[0-9a-f]{16}", identity.revision)
+    assert (
+        identity.tokenizer_sha256
+        == hashlib.sha256((tiny / "tokenizer.json").read_bytes()).hexdigest()
+    )
+    assert identity.weights == "fp32"
+    assert re.fullmatch(r"float32 on cpu \(\w+, \d+ threads\)", identity.arithmetic)
+
+
+def test_a_copied_checkpoint_has_the_same_revision_and_a_trained_one_another(tiny, tmp_path):
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    file = copy / "model.safetensors"
+    os.utime(file, (1, 1))
+    report = lambda step: None  # noqa: E731 - one line reads better here
+    revision = open_source(tiny, revision=None, report=report).revision
+    assert open_source(copy, revision=None, report=report).revision == revision
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert open_source(copy, revision=None, report=report).revision != revision
+
+
+def test_tokens_that_it_is_given_are_used_and_only_where_they_say_the_text(backend):
+    answer = backend.stream(
+        HELLO, sampling=Sample(temperature=5.0, seed=2), max_new_tokens=40
+    ).answer
+    ids = [token.id for token in answer.tokens]
+    conversation = HELLO.assistant(answer.text).user("More?")
+
+    def prompt(session: str) -> list[int]:
+        return backend._prepare(conversation, session).ids.tolist()
+
+    encoded = prompt("fresh")
+    backend.remember(conversation, {1: [*ids[:-1], 300]}, session="wrong")
+    assert prompt("wrong") == encoded
+    backend.remember(conversation, {1: [106, *ids]}, session="control")
+    assert prompt("control") == encoded
+    backend.remember(conversation, {1: [10**9, *ids]}, session="beyond")
+    assert prompt("beyond") == encoded
+    backend.remember(conversation, {1: ids}, session="right")
+    assert str(ids)[1:-1] in str(prompt("right"))
+    assert prompt("right") != encoded
+    assert prompt("fresh") == encoded  # another session's are not used
