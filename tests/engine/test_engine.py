@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import Future
 from itertools import pairwise
 
 import psutil
@@ -58,6 +59,29 @@ def test_a_long_prompt_lets_running_answers_go_on_between_its_chunks(make_backen
     chunks = [index for index, width in enumerate(widths) if width == 32]
     assert len(chunks) > 20
     assert all(b - a == 2 and widths[a + 1] == 1 for a, b in pairwise(chunks[1:]))
+
+
+@pytest.mark.parametrize(("unit_sec", "beside"), [(1000.0, 6), (1e-9, 1)])
+def test_short_prompts_are_computed_several_between_two_steps_within_the_unit(
+    make_backend, monkeypatch, unit_sec, beside
+):
+    # All of them fit into a long unit, so all decode together; of a unit of no length one step of
+    # work is left, and the first answer begins alone.
+    backend, rows = make_backend(unit_sec=unit_sec), []
+    decode = backend.engine._decode_rows
+    monkeypatch.setattr(
+        backend.engine, "_decode_rows", lambda group: rows.append(len(group)) or decode(group)
+    )
+    held = threading.Event()
+    backend.engine._jobs.append((held.wait, Future()))  # nothing is admitted before all are there
+    streams = [
+        backend.stream(Conversation().user(picture(k), "Hi"), max_new_tokens=9) for k in range(6)
+    ]
+    held.set()
+    for stream in streams:
+        assert stream.answer.tokens
+    assert rows[0] == beside
+    assert max(rows) == 6 or beside == 1
 
 
 def test_the_tower_lets_running_answers_go_on_between_its_layers(make_backend):
