@@ -12,6 +12,7 @@ import typer
 
 from gemma3vl_app import catalog
 from gemma3vl_app.cli import load
+from gemma3vl_app.cli.completion import complete_model
 from gemma3vl_app.cli.exit_codes import INCOMPLETE
 from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.errors import ConversationError
@@ -26,7 +27,11 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 def replay(
     file: Annotated[Path, typer.Argument(help="A chat that was saved.", metavar="FILE")],
     model: Annotated[
-        str | None, typer.Option(help="Where the model is now; by default, what wrote the chat.")
+        str | None,
+        typer.Option(
+            help="Where the model is now; by default, what wrote the chat.",
+            autocompletion=complete_model,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     weights: Annotated[
