@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from gemma3vl_app.errors import LoadError as LoadError
     from gemma3vl_app.errors import MemoryLimitError as MemoryLimitError
     from gemma3vl_app.errors import PictureError as PictureError
+    from gemma3vl_app.folders.batch import batch as batch
+    from gemma3vl_app.folders.items import BatchItem as BatchItem
+    from gemma3vl_app.folders.items import BatchReport as BatchReport
     from gemma3vl_app.generation import Answer as Answer
     from gemma3vl_app.generation import Chunk as Chunk
     from gemma3vl_app.generation import Greedy as Greedy
@@ -48,6 +51,17 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from gemma3vl_app.planning import LoadPlan as LoadPlan
     from gemma3vl_app.planning.sources import plan as plan
     from gemma3vl_app.stream import Stream as Stream
+    from gemma3vl_app.tasks import Caption as Caption
+    from gemma3vl_app.tasks import Comparison as Comparison
+    from gemma3vl_app.tasks import Extraction as Extraction
+    from gemma3vl_app.tasks import PageReading as PageReading
+    from gemma3vl_app.tasks import Reading as Reading
+    from gemma3vl_app.tasks import Reply as Reply
+    from gemma3vl_app.tasks import answer as answer
+    from gemma3vl_app.tasks import caption as caption
+    from gemma3vl_app.tasks import compare as compare
+    from gemma3vl_app.tasks import extract as extract
+    from gemma3vl_app.tasks import read_text as read_text
 
 _CONTENTS = {
     # Models: plan how one would be placed, load it, and see how it was placed
@@ -64,6 +78,22 @@ _CONTENTS = {
     "Message": "messages",
     "Text": "messages",
     "Picture": "pictures",
+    # Tasks: a prompt of their own, a typed result
+    "caption": "tasks",
+    "answer": "tasks",
+    "read_text": "tasks",
+    "compare": "tasks",
+    "extract": "tasks",
+    "Caption": "tasks",
+    "Reply": "tasks",
+    "Reading": "tasks",
+    "PageReading": "tasks",
+    "Comparison": "tasks",
+    "Extraction": "tasks",
+    # Folders: one question about every picture
+    "batch": "folders.batch",
+    "BatchReport": "folders.items",
+    "BatchItem": "folders.items",
     # Answers: how to sample, what streams out, what it cost
     "Greedy": "generation",
     "Sample": "generation",

@@ -25,7 +25,7 @@ ROWS = [
     {"engine"},
     {"backends", "testing"},
     {"manager", "store", "conversation_file"},
-    {"chat", "tasks", "explain", "batch", "replay", "export"},
+    {"chat", "tasks", "explain", "folders", "replay", "export"},
     {"webui", "api", "notebook", "finetune", "convert", "evaluate", "benchmark"},
     {"server", "launch"},
     {"cli"},

@@ -17,6 +17,7 @@ import torch
 from transformers import Gemma3ForConditionalGeneration
 
 from gemma3vl_app.backends.local import LocalBackend, load
+from gemma3vl_app.benchmark.folder import folder
 from gemma3vl_app.benchmark.memory import Footprint, load_sec, measure
 from gemma3vl_app.benchmark.models import (
     WORD,
@@ -326,4 +327,4 @@ def _quantised_cache(found: Footprint, first_sec: float, again_sec: float) -> li
 
 
 SMALL: tuple[Callable[[], list[Result]], ...] = (batching, demo)
-ALL: tuple[Callable[[], list[Result]], ...] = (*SMALL, loading, wide_model)
+ALL: tuple[Callable[[], list[Result]], ...] = (*SMALL, loading, wide_model, folder)

@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gemma3vl_app import catalog
-from gemma3vl_app.cli import load
-from gemma3vl_app.errors import ConversationError
-from gemma3vl_app.generation import Answer, Sample
+from gemma3vl_app.cli import load, one_shot
+from gemma3vl_app.errors import ConversationError, PictureError
+from gemma3vl_app.generation import Greedy, Sample
 
 if TYPE_CHECKING:
-    from gemma3vl_app.backends.protocol import Backend
-    from gemma3vl_app.stream import Stream
+    from gemma3vl_app.messages import Conversation
 
 
 def ask(
-    model: Annotated[str, typer.Argument(help=load.MODEL)],
-    question: Annotated[str, typer.Argument(help="What to ask.")],
+    model: load.ModelArgument,
+    question: Annotated[
+        str | None, typer.Argument(help="What to ask; - is stdin.", show_default=False)
+    ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option("--image", help="A picture; repeat it for more.")
+        list[Path] | None,
+        typer.Option("--image", help="A picture or a PDF; repeat it for more; - is stdin."),
     ] = None,
     system: Annotated[str | None, typer.Option(help="How the model should behave.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 1024,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Draw the answer at random, always the same way.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the whole answer as one JSON line at the end.")
+    max_new_tokens: one_shot.MaxNewTokens = 1024,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Always take the most likely token.")
     ] = False,
+    seed: one_shot.Seed = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Above 1 for more variety, below for less.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Draw from so many likeliest tokens; 0 from all.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that make up this part.")
+    ] = None,
+    crops: one_shot.Crops = "auto",
+    as_json: one_shot.AsJson = False,
+    logprobs: one_shot.Logprobs = None,
     weights: load.Weights = "auto",
     device_map: load.DeviceMap = "auto",
     max_memory: load.MaxMemory = None,
@@ -43,56 +55,78 @@ def ask(
 ) -> None:
     """Ask one question, about any number of pictures, and print the answer as it comes.
 
-    With one --adapter, the answer is that adapter's.
+    A picture that is piped in belongs to the question; a text goes behind it, or is the question
+    where there is none. A question without a MODEL is for the demo. With one --adapter, the answer
+    is that adapter's.
 
     Example: gemma3vl ask demo "What color is the circle?" --image circle.png
     """
+    one_shot.check_logprobs(logprobs, as_json=as_json)
+    given = {"seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    draw = {name: wish for name, wish in given.items() if wish is not None}
+    _check_sampling(draw, greedy=greedy)
     wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
-    if not (question.strip() or image):
-        raise ConversationError("The question is empty. Write one, or add a picture.")
+    model, question = _model_and_question(model, question)
+    _check_question(question, image or ())
     catalog.check_source(model)
     with load.spinner("Reading the question"):
-        from gemma3vl_app.messages import Conversation
-        from gemma3vl_app.pictures import Picture
-
-        pictures = [Picture.open(path) for path in image or ()]
-    conversation = Conversation(system=system).user(*pictures, question)
-    names = list(wishes.adapters or ())
+        conversation = _conversation(system, question, image or (), crops)
     with load.load_backend(model, wishes) as backend:
         stream = backend.stream(
             conversation,
-            sampling=None if seed is None else _seeded(backend, seed),
-            max_new_tokens=max_new_tokens,
-            adapter=names[0] if len(names) == 1 else None,
+            sampling=Greedy() if greedy else one_shot.drawing(backend, draw) if draw else None,
+            max_new_tokens=max_new_tokens or backend.capabilities.answer_tokens,
+            logprobs=logprobs,
+            adapter=one_shot.only_adapter(wishes),
         )
         with stream:
-            answer = _follow(stream, silent=as_json)
-    typer.echo(json.dumps(_summary(backend, answer), ensure_ascii=False) if as_json else "")
+            one_shot.follow(stream, silent=as_json)
+    if as_json:
+        answer = stream.answer
+        one_shot.write_json(one_shot.summary(backend, answer.text, [answer], logprobs=logprobs))
+    else:
+        typer.echo()
 
 
-def _seeded(backend: Backend, seed: int) -> Sample:
-    """Return the checkpoint's own sampling with `seed`, or the default one if it is greedy."""
-    own = backend.capabilities.sampling
-    return dataclasses.replace(own if isinstance(own, Sample) else Sample(), seed=seed)
+def _check_sampling(draw: dict[str, Any], *, greedy: bool) -> None:
+    if greedy and draw:
+        raise typer.BadParameter("--greedy draws nothing; leave the options of drawing away.")
+    dataclasses.replace(Sample(), **draw)  # raises what is wrong with them
 
 
-def _follow(stream: Stream, *, silent: bool) -> Answer:
-    """Print the stream's text as it comes; its stages before the first word go to stderr."""
-    with load.spinner("Waiting") as status:
-        for chunk in stream:
-            status.update(str(chunk.status))
-            if chunk.text and not silent:
-                status.stop()  # it must not draw into the answer
-                sys.stdout.write(chunk.text)
-                sys.stdout.flush()
-    return stream.answer
+def _model_and_question(first: str, second: str | None) -> tuple[str, str]:
+    """Return what was given, or the demo and its question: no model's name has spaces."""
+    if second is None and len(first.split()) > 1 and not os.path.exists(first):
+        return "demo", first
+    return first, second or ""
 
 
-def _summary(backend: Backend, answer: Answer) -> dict[str, object]:
-    return {
-        "model": backend.capabilities.model,
-        "text": answer.text,
-        "finish_reason": answer.finish_reason,
-        "usage": dataclasses.asdict(answer.usage),
-        "timing": dataclasses.asdict(answer.timing),
-    }
+def _check_question(question: str, images: Sequence[Path]) -> None:
+    """Refuse what can be seen to be wrong at once, before anything heavy is imported."""
+    if question == "-" and one_shot.STDIN in images:
+        raise typer.BadParameter("stdin is the question or a picture, not both.")
+    if not (question.strip() or images or one_shot.is_piped()):
+        raise ConversationError("The question is empty. Write one, or add a picture.")
+
+
+def _conversation(
+    system: str | None, question: str, images: Sequence[Path], crops: one_shot.Crops
+) -> Conversation:
+    """Return the question with its pictures, and with what is piped in."""
+    from gemma3vl_app.messages import Conversation
+
+    pictures = [picture for _, picture in one_shot.open_pictures(images, crops)]
+    if one_shot.STDIN in images:
+        return Conversation(system=system).user(*pictures, question)
+    piped = one_shot.read_piped(crops, needed=question == "-")
+    if question == "-":
+        if not piped.text:
+            raise PictureError(
+                "What came on stdin is a picture; - stands for a question. Write it."
+            )
+        question = ""
+    texts = [text for text in (question, piped.text) if text.strip()]
+    pictures += piped.pictures
+    if not (texts or pictures):
+        raise ConversationError("The question is empty. Write one, or add a picture.")
+    return Conversation(system=system).user(*pictures, "\n\n".join(texts))

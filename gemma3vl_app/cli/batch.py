@@ -1,5 +1,219 @@
-"""To come."""
+"""`gemma3vl batch`: ask one thing about every picture of a folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+from rich.text import Text
+
+from gemma3vl_app import catalog
+from gemma3vl_app.cli import load, one_shot
+from gemma3vl_app.cli.exit_codes import INCOMPLETE
+from gemma3vl_app.cli.plain import plain
+from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.schemas import read_schema
+
+if TYPE_CHECKING:
+    from gemma3vl_app.folders.items import BatchReport
+    from gemma3vl_app.generation import Progress
+
+LINE_EVERY_SEC = 30.0  # of a log, which nobody watches
+FAILURES_SHOWN = 10
+LONGEST_ESTIMATE_SEC = 600.0  # answers come in bursts: a short look back would see one or none
 
 
-def batch() -> None:
-    """To come."""
+def batch(
+    pictures: Annotated[
+        list[Path], typer.Argument(help="Folders, or pictures.", metavar="FOLDERS")
+    ],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="A file that ends in .jsonl or .csv, or `sidecars`: a file beside each picture.",
+            metavar="OUT",
+        ),
+    ],
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What to ask about each picture; without it, captions.", metavar="TEXT"),
+    ] = None,
+    detailed: Annotated[
+        bool, typer.Option("--detailed", help="Captions of a paragraph in place of a sentence.")
+    ] = False,
+    schema: Annotated[
+        Path | None,
+        typer.Option(help="A file with a JSON schema: answers are data.", metavar="FILE"),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Look into folders inside folders, too.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again about pictures that failed before.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget what earlier runs wrote, and begin anew.")
+    ] = False,
+    model: load.ModelOption = "demo",
+    system: Annotated[
+        str | None, typer.Option(help="How the model should behave.", metavar="TEXT")
+    ] = None,
+    max_new_tokens: one_shot.MaxNewTokens = None,
+    seed: one_shot.Seed = None,
+    crops: one_shot.Crops = "auto",
+    weights: load.Weights = "auto",
+    device_map: load.DeviceMap = "auto",
+    max_memory: load.MaxMemory = None,
+    context_tokens: load.ContextTokens = None,
+    revision: load.Revision = None,
+    adapter: load.Adapters = None,
+) -> None:
+    """Ask one thing about every picture of a folder, and write the answers to OUT.
+
+    The same command goes on where it was ended, by Ctrl-C or a power cut. Pictures that fail are
+    told at the end, and the exit code is 3 then; the others are done.
+
+    Example: gemma3vl batch photos --out captions.jsonl
+    """
+    if prompt is not None and detailed:
+        raise typer.BadParameter("--detailed is about captions; say it in --prompt.")
+    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    catalog.check_source(model)
+    json_schema = None if schema is None else read_schema(schema)
+    with load.spinner("Looking for pictures"):
+        from gemma3vl_app.folders.batch import batch as ask_about_each
+        from gemma3vl_app.folders.find import find_pictures
+        from gemma3vl_app.folders.outputs import check_output
+
+        check_output(out)  # what is wrong with these, before a model is loaded for nothing
+        find_pictures(pictures, recursive=recursive)
+        question = _question(prompt, json_schema, detailed=detailed)
+    with load.load_backend(model, wishes) as backend, _followed() as follow:
+        report = ask_about_each(
+            backend,
+            pictures,
+            prompt=question,
+            schema=json_schema,
+            out=out,
+            recursive=recursive,
+            system=system,
+            sampling=None if seed is None else one_shot.drawing(backend, {"seed": seed}),
+            max_new_tokens=max_new_tokens,
+            adapter=one_shot.only_adapter(wishes),
+            crops=crops,
+            retry_failed=retry_failed,
+            restart=restart,
+            progress=follow,
+        )
+    _tell_end(report, out)
+    if report.failed:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _question(prompt: str | None, schema: dict[str, Any] | None, *, detailed: bool) -> str:
+    """Return what is asked; a model that shall fill in a schema is shown it."""
+    if schema is not None:
+        from gemma3vl_app.tasks.extraction import extract_request
+
+        return extract_request((), schema, instructions=prompt).conversation.messages[0].text
+    if prompt is not None:
+        return prompt
+    from gemma3vl_app.tasks.prompts import CAPTION
+
+    return CAPTION["detailed" if detailed else "short"].text
+
+
+# --- what is shown meanwhile ----------------------------------------------------------------------
+
+
+class _Follower(Protocol):
+    def __call__(self, step: Progress, /) -> None: ...
+
+
+@contextmanager
+def _followed() -> Iterator[_Follower]:
+    """Show progress on stderr, and say what is kept where the run ends early."""
+    last: list[Progress] = []
+    with _bar() if load.stderr.is_terminal else _lines() as show:
+
+        def follow(step: Progress) -> None:
+            last[:] = [step]
+            show(step)
+
+        try:
+            yield follow
+        except (KeyboardInterrupt, Gemma3VLError):
+            if last:
+                _note(
+                    f"Stopped: {last[0].done:,} of {last[0].total:,} pictures are done and kept. "
+                    "The same command goes on from there."
+                )
+            raise
+
+
+@contextmanager
+def _bar() -> Iterator[_Follower]:
+    """Draw a bar with counts and the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        *(TextColumn("[red]{task.fields[failed]}"), TimeRemainingColumn(), TextColumn("left")),
+    )
+    with Bars(*columns, console=load.stderr, speed_estimate_period=LONGEST_ESTIMATE_SEC) as bars:
+        task = bars.add_task("Pictures", total=None, failed="")
+
+        def show(step: Progress) -> None:
+            if bars.tasks[0].total is None:  # what earlier runs did tells nothing about the speed
+                bars.reset(task, total=step.total, completed=step.done)
+            bars.update(task, completed=step.done, failed=step.message)
+
+        yield show
+
+
+@contextmanager
+def _lines() -> Iterator[_Follower]:
+    """Print a line now and then."""
+    began = printed = time.monotonic()
+    first: list[int] = []
+
+    def show(step: Progress) -> None:
+        nonlocal printed, began
+        now = time.monotonic()
+        if not first:
+            first.append(step.done)
+            began = now
+        if now - printed < LINE_EVERY_SEC:
+            return
+        printed = now
+        new, left = step.done - first[0], step.total - step.done
+        minutes = (now - began) / new * left / 60 if new else None
+        parts = [f"{step.done:,} of {step.total:,} pictures", step.message]
+        parts.append("" if minutes is None else f"about {minutes:,.0f} min left")
+        _note(", ".join(part for part in parts if part))
+
+    yield show
+
+
+def _tell_end(report: BatchReport, out: str) -> None:
+    counts = [f"{report.done:,} done"]
+    if report.failed:
+        counts.append(f"{len(report.failed):,} failed")
+    if report.earlier:
+        counts.append(f"{report.earlier:,} of them by earlier runs")
+    if report.skipped:
+        counts.append(f"{report.skipped:,} other files left out")
+    _note(f"{len(report.items):,} pictures: {', '.join(counts)}, {report.seconds:,.0f} s; {out}")
+    for item in report.failed[:FAILURES_SHOWN]:
+        _note(f"  {item.file}: {item.error}")
+    if len(report.failed) > FAILURES_SHOWN:
+        _note(f"  and {len(report.failed) - FAILURES_SHOWN:,} more, with their reasons in {out}")
+
+
+def _note(line: str) -> None:
+    load.stderr.print(Text(plain(line)), soft_wrap=True)

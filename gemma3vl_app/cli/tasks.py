@@ -1,17 +1,216 @@
-"""To come."""
+"""`gemma3vl caption`, `ocr`, `compare` and `extract`: tasks with a prompt of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from gemma3vl_app.cli import exit_codes, load, one_shot
+from gemma3vl_app.cli.plain import plain
+from gemma3vl_app.schemas import read_schema
+
+if TYPE_CHECKING:
+    from gemma3vl_app.backends.protocol import Backend
+    from gemma3vl_app.tasks import Reading, TaskRequest
+    from gemma3vl_app.tasks.prompts import Detail, Layout
 
 
-def caption() -> None:
-    """To come."""
+def caption(
+    pictures: one_shot.Pictures = None,
+    detailed: Annotated[
+        bool, typer.Option("--detailed", help="A paragraph in place of a sentence.")
+    ] = False,
+    model: load.ModelOption = "demo",
+    max_new_tokens: one_shot.MaxNewTokens = None,
+    seed: one_shot.Seed = None,
+    crops: one_shot.Crops = "auto",
+    as_json: one_shot.AsJson = False,
+    logprobs: one_shot.Logprobs = None,
+    weights: load.Weights = "auto",
+    device_map: load.DeviceMap = "auto",
+    max_memory: load.MaxMemory = None,
+    context_tokens: load.ContextTokens = None,
+    revision: load.Revision = None,
+    adapter: load.Adapters = None,
+) -> None:
+    """Say what pictures show; several get a line each, with their name.
+
+    Example: gemma3vl caption circle.png
+    """
+    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    shot = one_shot.Shot(model, wishes, max_new_tokens, seed, as_json, logprobs)
+    paths = one_shot.picture_paths(pictures)
+    with load.spinner("Reading the pictures"):
+        from gemma3vl_app.tasks.ask import caption_request
+
+        named = one_shot.open_pictures(paths, crops)
+        detail: Detail = "detailed" if detailed else "short"
+        requests = [(name, caption_request(picture, detail=detail)) for name, picture in named]
+    with shot.load() as backend:
+        if len(requests) == 1 and not as_json:
+            shot.tell(backend, requests[0][1])
+        else:
+            _caption_each(shot, backend, requests)
 
 
-def ocr() -> None:
-    """To come."""
+def ocr(
+    pages: one_shot.Pictures = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Keep headings, lists and tables, as Markdown.")
+    ] = False,
+    model: load.ModelOption = "demo",
+    max_new_tokens: one_shot.MaxNewTokens = None,
+    seed: one_shot.Seed = None,
+    crops: one_shot.Crops = "auto",
+    as_json: one_shot.AsJson = False,
+    logprobs: one_shot.Logprobs = None,
+    weights: load.Weights = "auto",
+    device_map: load.DeviceMap = "auto",
+    max_memory: load.MaxMemory = None,
+    context_tokens: load.ContextTokens = None,
+    revision: load.Revision = None,
+    adapter: load.Adapters = None,
+) -> None:
+    """Read the text of pages: pictures or PDFs, long ones in parts, line by line.
+
+    Where a part was cut at --max-new-tokens, that is told and the exit code is 3.
+
+    Example: gemma3vl ocr page.png --model 4b-it
+    """
+    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    shot = one_shot.Shot(model, wishes, max_new_tokens, seed, as_json, logprobs)
+    paths = one_shot.picture_paths(pages)
+    with load.spinner("Reading the pages"):
+        from gemma3vl_app.tasks.reading import Reader
+
+        pictures = [picture for _, picture in one_shot.open_pictures(paths, crops)]
+    with shot.load() as backend:
+        one_shot.note_demo(backend)
+        layout: Layout = "markdown" if markdown else "plain"
+        reader = Reader(backend, pictures, layout=layout, **shot.options(backend))
+        one_shot.follow(reader, silent=as_json)
+    if as_json:
+        _tell_reading_as_json(shot, backend, reader.reading)
+    else:
+        typer.echo()
+    _tell_what_was_cut(reader.reading)
 
 
-def compare() -> None:
-    """To come."""
+def compare(
+    pictures: one_shot.Pictures = None,
+    question: Annotated[
+        str | None, typer.Option(help='What to find out; it may speak of "picture 2".')
+    ] = None,
+    model: load.ModelOption = "demo",
+    max_new_tokens: one_shot.MaxNewTokens = None,
+    seed: one_shot.Seed = None,
+    crops: one_shot.Crops = "auto",
+    as_json: one_shot.AsJson = False,
+    logprobs: one_shot.Logprobs = None,
+    weights: load.Weights = "auto",
+    device_map: load.DeviceMap = "auto",
+    max_memory: load.MaxMemory = None,
+    context_tokens: load.ContextTokens = None,
+    revision: load.Revision = None,
+    adapter: load.Adapters = None,
+) -> None:
+    """Say what two or more pictures have in common and how they differ.
+
+    Example: gemma3vl compare before.png after.png --model 4b-it
+    """
+    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    shot = one_shot.Shot(model, wishes, max_new_tokens, seed, as_json, logprobs)
+    paths = one_shot.picture_paths(pictures)
+    with load.spinner("Reading the pictures"):
+        from gemma3vl_app.tasks.ask import compare_request
+
+        opened = [picture for _, picture in one_shot.open_pictures(paths, crops)]
+        request = compare_request(opened, question)
+    with shot.load() as backend:
+        one_shot.note_demo(backend)
+        shot.tell(backend, request)
 
 
-def extract() -> None:
-    """To come."""
+def extract(
+    schema: Annotated[Path, typer.Option(help="A file with the JSON schema of the data.")],
+    pictures: one_shot.Pictures = None,
+    instructions: Annotated[
+        str | None, typer.Option(help="More about what is wanted.", metavar="TEXT")
+    ] = None,
+    model: load.ModelOption = "demo",
+    max_new_tokens: one_shot.MaxNewTokens = None,
+    seed: one_shot.Seed = None,
+    crops: one_shot.Crops = "auto",
+    as_json: one_shot.AsJson = False,
+    logprobs: one_shot.Logprobs = None,
+    weights: load.Weights = "auto",
+    device_map: load.DeviceMap = "auto",
+    max_memory: load.MaxMemory = None,
+    context_tokens: load.ContextTokens = None,
+    revision: load.Revision = None,
+    adapter: load.Adapters = None,
+) -> None:
+    """Take data from pictures as a JSON schema says, and print it as one line of JSON.
+
+    Example: gemma3vl extract receipt.jpg --schema receipt.json --model 4b-it
+    """
+    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    shot = one_shot.Shot(model, wishes, max_new_tokens, seed, as_json, logprobs)
+    shape = read_schema(schema)
+    paths = one_shot.picture_paths(pictures)
+    with load.spinner("Reading the pictures"):
+        from gemma3vl_app.tasks.extraction import extract_request, read_value
+
+        opened = [picture for _, picture in one_shot.open_pictures(paths, crops)]
+        request = extract_request(opened, shape, instructions=instructions)
+    with shot.load() as backend:
+        one_shot.note_demo(backend)
+        with request.stream(backend, shot.options(backend)) as stream:
+            one_shot.follow(stream, silent=True)  # half a value is none
+    value = read_value(stream.answer, shape)
+    if as_json:
+        shot.tell_json(backend, stream.answer.text.strip(), [stream.answer], value=value)
+    else:
+        one_shot.write_json(value)
+
+
+def _caption_each(
+    shot: one_shot.Shot, backend: Backend, requests: Sequence[tuple[str, TaskRequest]]
+) -> None:
+    """Caption several pictures side by side, and print a line for each in the order given."""
+    from gemma3vl_app.tasks.requests import naming, streams_in_order
+
+    streams = streams_in_order(backend, [request for _, request in requests], shot.options(backend))
+    for (name, _), stream in zip(requests, streams, strict=True):
+        with naming(name):
+            one_shot.follow(stream, silent=True)
+        words = " ".join(stream.answer.text.split())
+        if shot.as_json:
+            shot.tell_json(backend, words, [stream.answer], picture=name)
+        else:
+            one_shot.write(f"{name}: {words}\n")
+            sys.stdout.flush()
+
+
+def _tell_reading_as_json(shot: one_shot.Shot, backend: Backend, reading: Reading) -> None:
+    pages = [
+        {"name": page.name, "text": page.text, "lines": page.lines, "complete": page.complete}
+        for page in reading.pages
+    ]
+    shot.tell_json(backend, reading.text, reading.answers, lines=reading.lines, pages=pages)
+
+
+def _tell_what_was_cut(reading: Reading) -> None:
+    """Name the pages that have more text than was read; exit code 3 where there are any."""
+    cut = [page.name for page in reading.pages if not page.complete]
+    if cut:
+        load.stderr.print(
+            Text(plain(f"Cut before the end: {', '.join(cut)}. Raise --max-new-tokens.")),
+            soft_wrap=True,
+        )
+        raise typer.Exit(exit_codes.INCOMPLETE)

@@ -1,0 +1,124 @@
+"""What a chat shows: answers as they come, notes, errors and pictures.
+
+On a terminal all of it is one conversation on stdout. Elsewhere stdout gets the answers and
+nothing else; what people are told goes to stderr. Knows nothing of commands.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gemma3vl_app.cli import load
+from gemma3vl_app.cli.plain import plain
+from gemma3vl_app.cli.terminal_pictures import NO_PICTURES, Terminal, caption, draw, find_out
+from gemma3vl_app.generation import Answer, Status
+from gemma3vl_app.pictures import Picture
+from gemma3vl_app.stream import Stream
+
+DRAWN_AT_ONCE = 4  # of many pictures, such as a document's pages, the others are only named
+ENDED = {
+    "stop": (),
+    "length": ("cut at the limit, /resume goes on",),
+    "cancelled": ("stopped",),
+}
+
+
+class Screen:
+    """Show a chat to a person, or its answers to a program (`interactive` false)."""
+
+    def __init__(self, *, interactive: bool, pictures: bool = True) -> None:
+        self.interactive = interactive
+        self._to_terminal = sys.stdout.isatty()
+        together = interactive and self._to_terminal
+        self.console = Console(highlight=False) if together else load.stderr
+        self._terminal: Terminal | None = None if together and pictures else NO_PICTURES
+        self._typed = ""
+
+    def note(self, text: str, *, style: str = "dim") -> None:
+        """Tell something beside the answers."""
+        self.console.print(
+            Text(plain(text)), style=style, soft_wrap=not self.console.is_terminal, highlight=False
+        )
+
+    def error(self, text: str) -> None:
+        """Tell in one line what went wrong."""
+        self.note(" ".join(text.splitlines()), style="red")
+
+    def table(self, rows: Iterable[Iterable[str]]) -> None:
+        """Show rows in aligned columns."""
+        grid = Table.grid(padding=(0, 2))
+        for row in rows:
+            grid.add_row(*(Text(plain(cell)) for cell in row))
+        self.console.print(grid)
+
+    def show(self, pictures: Iterable[Picture]) -> None:
+        """Show pictures, the first `DRAWN_AT_ONCE` as the terminal can draw them."""
+        for number, picture in enumerate(pictures):
+            if number < DRAWN_AT_ONCE:
+                draw(picture, self.console, self._drawing())
+            else:
+                self.note(caption(picture))
+
+    def take_typed(self) -> str:
+        """Return, once, what was typed while the terminal was asked about itself."""
+        typed, self._typed = self._typed, ""
+        return typed
+
+    def follow(self, stream: Stream) -> Answer:
+        """Write an answer's text as it comes, and before its first word where it stands."""
+        said = ""
+        try:
+            with stream, self.console.status("waiting") as status:
+                for chunk in stream:
+                    if chunk.text:
+                        status.stop()  # it must not draw into the answer
+                        self._write(chunk.text)
+                        said = chunk.text
+                    elif not said:
+                        status.update(describe(chunk.status))
+        finally:
+            if said and not said.endswith("\n"):
+                self._write("\n")
+        return stream.answer
+
+    def _write(self, text: str) -> None:
+        sys.stdout.write(plain(text) if self._to_terminal else text)
+        sys.stdout.flush()
+
+    def _drawing(self) -> Terminal:
+        if self._terminal is None:
+            self._terminal = find_out(self.console)
+            self._typed += self._terminal.typed
+        return self._terminal
+
+
+def describe(status: Status) -> str:
+    """Say in a few words where a request stands."""
+    match status.stage:
+        case "queued":
+            return f"waiting, {status.done} ahead" if status.done else "waiting"
+        case "vision":
+            return f"looking at picture {status.done} of {status.total}"
+        case "prefill":
+            return f"reading {status.done:,} of {status.total:,} tokens"
+        case "decoding":
+            return "writing"
+
+
+def summary(answer: Answer) -> str:
+    """Say in one line how an answer ended and what it cost."""
+    usage, timing = answer.usage, answer.timing
+    return " · ".join(
+        (
+            *ENDED[answer.finish_reason],
+            f"{usage.completion_tokens:,} tokens",
+            f"{usage.prompt_tokens:,} in the prompt, {usage.cached_tokens:,} of them cached",
+            f"first word after {timing.ttft_sec:.2f} s",
+            f"{timing.tokens_per_sec:.0f} tokens/s",
+        )
+    )
