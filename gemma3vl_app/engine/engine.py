@@ -315,18 +315,19 @@ class Engine:
                 return
 
     def _work(self, sequence: Sequence, kv: SequenceKV) -> Generator[None]:
-        """Compute the prompt, then go on to the first token, or to the scores."""
+        """Compute the prompt, then hand over to decoding, or go on to the scores."""
         hidden = yield from self._prefill.run(sequence, kv)  # (score_tokens + 1, D)
         if sequence.request.score_tokens:
             yield from self._score(sequence, hidden)
             return
         sequence.work = None
         self._keep_prefix(sequence)
+        # The next step turns it into the first token, together with what the others are to say:
+        # reading the output matrix takes as long for one row as for several.
+        sequence.prompt_end = hidden[-1]
         with self._changed:
             self._prefilling.remove(sequence)
             self._decoding.append(sequence)
-        logits = self._text_model.logits(hidden[-1])  # (V,)
-        self._take_token(sequence, logits, float(logits.max()), int(logits.argmax()))
 
     def _decode_step(self) -> None:
         """Compute one token for every running sequence: one pass for each adapter among them."""
@@ -362,17 +363,23 @@ class Engine:
     def _decode_rows(self, rows: list[Sequence]) -> None:
         self.adapters.use(rows[0].request.adapter)
         logits = self._next_logits(rows)  # (B, V)
+        for sequence in rows:
+            sequence.prompt_end = None
         peaks, likeliest = (each.tolist() for each in logits.max(-1))  # all rows in one pass
         for sequence, row, peak, best_id in zip(rows, logits, peaks, likeliest, strict=True):
             with self._failing_alone(sequence):
                 self._take_token(sequence, row, peak, best_id)
 
     def _next_logits(self, rows: list[Sequence]) -> torch.Tensor:
-        """Feed each sequence its newest token; returns fp32 logits (B, V)."""
-        ids = torch.tensor([[sequence.generated[-1]] for sequence in rows])  # (B, 1)
-        batch = Batch([sequence.kv for sequence in rows if sequence.kv is not None], 1)
-        hidden = self._text_model.forward(self._text_model.embed(ids), batch)  # (B, 1, D)
-        return self._text_model.logits(hidden[:, 0])
+        """Feed each sequence its newest token, if it has any; returns fp32 logits (B, V)."""
+        begun = [sequence for sequence in rows if sequence.prompt_end is None]
+        vectors = {id(s): s.prompt_end for s in rows if s.prompt_end is not None}  # each (D,)
+        if begun:
+            ids = torch.tensor([[sequence.generated[-1]] for sequence in begun])  # (b, 1)
+            batch = Batch([sequence.kv for sequence in begun if sequence.kv is not None], 1)
+            hidden = self._text_model.forward(self._text_model.embed(ids), batch)  # (b, 1, D)
+            vectors.update(zip(map(id, begun), hidden[:, 0], strict=True))
+        return self._text_model.logits(torch.stack([vectors[id(s)] for s in rows]))
 
     def _take_token(
         self, sequence: Sequence, logits: torch.Tensor, peak: float, best_id: int

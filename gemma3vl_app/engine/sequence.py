@@ -88,6 +88,7 @@ class Sequence:
         self.kv: SequenceKV | None = None
         self.cached_tokens = 0
         self.work: Generator[None] | None = None  # what comes before its first token
+        self.prompt_end: torch.Tensor | None = None  # (D,): predicts the first token
         self.generated: list[int] = []
         self.tokens: list[Token] = []
         self._sampler = Sampler(request.sampling)

@@ -58,11 +58,12 @@ def scripted_logits(make_backend, monkeypatch):
 
         def logits(vectors: torch.Tensor) -> torch.Tensor:
             nonlocal steps
-            if vectors.dim() == 1:  # a new answer begins
+            (sequence,) = backend.engine._decoding
+            if not sequence.generated:  # a new answer begins
                 steps = iter([*ids, end])
-            row = torch.zeros(text_model.vocab_size)
-            row[next(steps)] = 50.0
-            return row if vectors.dim() == 1 else row[None]
+            row = torch.zeros(len(vectors), text_model.vocab_size)
+            row[:, next(steps)] = 50.0
+            return row
 
         monkeypatch.setattr(text_model, "logits", logits)
         return backend
