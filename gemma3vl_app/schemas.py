@@ -10,6 +10,8 @@ from typing import Any
 from gemma3vl_app.errors import ConversationError
 
 LARGEST_SCHEMA_BYTES = 1 << 20
+_DATA = {"const", "enum", "default", "examples"}
+_SCHEMAS_BY_NAME = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 
 
 def closed(schema: Any) -> Any:
@@ -22,10 +24,19 @@ def closed(schema: Any) -> Any:
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    inner = {key: closed(value) for key, value in schema.items()}
+    inner = {key: _closed_value(key, value) for key, value in schema.items()}
     if isinstance(schema.get("properties"), dict):
         inner.setdefault("additionalProperties", False)
     return inner
+
+
+def _closed_value(keyword: str, value: Any) -> Any:
+    """Return a keyword's value, closed where it holds schemas, and not where it holds data."""
+    if keyword in _DATA:
+        return value
+    if keyword in _SCHEMAS_BY_NAME and isinstance(value, dict):
+        return {name: closed(each) for name, each in value.items()}  # a name is no keyword
+    return closed(value)
 
 
 def as_json_schema(schema: Any) -> dict[str, Any]:

@@ -31,6 +31,16 @@ def test_an_object_that_says_what_else_it_holds_keeps_that():
     assert closed({"type": "object"}) == {"type": "object"}
 
 
+def test_names_and_data_that_look_like_keywords_are_left_alone():
+    named = {"properties": {"properties": {"type": "object"}, "enum": {"properties": {"a": {}}}}}
+    found = closed(named)
+    assert found["properties"]["properties"] == {"type": "object"}
+    assert found["properties"]["enum"]["additionalProperties"] is False
+    assert found.keys() == {"properties", "additionalProperties"}
+    data = {"const": {"properties": {"a": 1}}, "enum": [{"properties": {}}]}
+    assert closed(data) == data
+
+
 def test_a_schema_is_read_from_a_file(tmp_path):
     schema = {"type": "object", "properties": {"größe": {"type": "number"}}}
     (tmp_path / "s.json").write_text(json.dumps(schema, ensure_ascii=False), encoding="utf-8")

@@ -459,10 +459,24 @@ def test_a_status_reads_as_people_say_it(status, line):
 def test_markup_and_controls_of_others_are_text(say, talk, capsys):
     assert "[red]no[/red]" in say("[red]no[/red] \x1b[2J", "/branch")
     assert "\x1b" not in say("/branch")
+    assert "you: [red]no[/red] \ufffd[2J\n" in say("/branch 2")
     with pytest.raises(Exception) as error:
         say("/image [red]\x1b[2J.png")
     talk.screen.error(str(error.value))
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_an_answer_cannot_command_the_terminal(backend, monkeypatch):
+    class Tty(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Tty())
+    backend.says("A \x1b[2J\x1b]52;c;aGk=\x07 red one.\n")
+    handle(Talk(backend, Chat(backend), Screen(interactive=True), {}), "Well?")
+    shown = sys.stdout.getvalue()
+    assert "A \ufffd[2J\ufffd]52;c;aGk=\ufffd red one.\n" in shown
+    assert "\x1b[2J" not in shown and "\x1b]52" not in shown
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import time
 import pytest
 
 from gemma3vl_app import catalog
-from gemma3vl_app.cli.main import app
 from gemma3vl_app.cli.models import short_map
 
 TWO_GPUS = ("27b-it", "--max-memory", "cuda:0=12GiB,cuda:1=12GiB,cpu=64GiB")
@@ -174,16 +173,6 @@ def test_layers_are_shown_as_ranges():
     assert shown == {"cuda:0": ["layers 0-2, 5"], "cpu": ["lm_head", "layers 3"]}
     assert short_map({"": "cpu"}) == {"cpu": ["everything"]}
     assert short_map({"": "cpu", "model.norm": "mps"})["cpu"] == ["everything else"]
-
-
-def test_every_command_has_an_example(run):
-    commands = [("app",), ("ask",), ("models",), ("plan",), ("cache", "list"), ("cache", "clean")]
-    assert {name for name, *_ in commands} == {
-        *(command.name for command in app.registered_commands),
-        *(group.name for group in app.registered_groups),
-    }
-    for command in commands:
-        assert f"Example: gemma3vl {' '.join(command)}" in run(*command, "--help")[1]
 
 
 def test_the_cache_can_be_listed_and_cleaned(run, monkeypatch, tmp_path):
