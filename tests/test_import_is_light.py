@@ -59,3 +59,9 @@ def test_type_checkers_see_the_same_names():
     assert seen == table
     for name, home in table.items():
         assert hasattr(importlib.import_module(home), name)
+
+
+def test_a_model_without_adapters_and_4_bits_waits_for_no_library_of_theirs():
+    code = "import sys, gemma3vl_app.backends.local; print({'peft', 'bitsandbytes'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora.layer import LoraLayer, LoraVariant
 
 from gemma3vl_app.errors import EngineError, LoadError
 from gemma3vl_app.loading.adapter_files import SHOWN, StoredAdapter, StoredLora, read_adapter
@@ -167,6 +165,11 @@ class Adapters:
 
     def _inject(self, model: Model, key: str, adapter: PreparedAdapter) -> None:
         """Let peft wrap the layers, then give it the weights."""
+        # Here, not above: peft takes seconds to import, and most models have no adapters.
+        from peft import LoraConfig, inject_adapter_in_model
+
+        from gemma3vl_app.loading.dora import Dora
+
         ranks = {module: a.shape[0] for module, (a, _, _, _) in adapter.layers.items()}
         rank = max(ranks.values())
         config = LoraConfig(
@@ -195,39 +198,12 @@ class Adapters:
             return
         for module in modules:
             layer: Any = self._model.get_submodule(module)
-            if not isinstance(layer, LoraLayer):
+            if not hasattr(layer, "lora_A"):  # no layer of peft's
                 continue
             layer._active_adapter = self._active
             layer.delete_adapter(key)
             if not layer.lora_A:
                 self._model.set_submodule(module, layer.get_base_layer())
-
-
-class Dora(LoraVariant):
-    """DoRA with its norms computed once: peft's own recomputes them in every forward pass.
-
-    The adapted layer is factor * (W + scaling * B A), with factor = magnitude / norm of each of its
-    rows (https://arxiv.org/abs/2402.09353, equation 5).
-    """
-
-    def __init__(self, factor: torch.Tensor) -> None:
-        """Take what each output feature is multiplied by, (N,)."""
-        self.factor = factor
-
-    def forward(  # type: ignore[override]  # peft calls it on the object it finds
-        self,
-        module: Any,
-        active_adapter: str,
-        x: torch.Tensor,
-        result: torch.Tensor,
-        **unused: Any,
-    ) -> torch.Tensor:
-        """Return the adapted output (..., N) for input x (..., K) and the base's output."""
-        bias = module.bias
-        plain = result if bias is None else result - bias
-        share = module.lora_B[active_adapter](module.lora_A[active_adapter](x))
-        adapted: torch.Tensor = self.factor * (plain + share * module.scaling[active_adapter])
-        return adapted if bias is None else adapted + bias
 
 
 def _linears(model: Model) -> dict[str, torch.nn.Module]:
@@ -237,9 +213,10 @@ def _linears(model: Model) -> dict[str, torch.nn.Module]:
     for name, module in model.named_modules():
         if inside and name.startswith(inside):
             continue
-        if isinstance(module, LoraLayer):
+        if hasattr(module, "lora_A"):  # a layer of peft's, around the model's own
             inside = (f"{name}.",)
-            module = module.get_base_layer()
+            wrapped: Any = module
+            module = wrapped.get_base_layer()
         found[name] = module
     return found
 

@@ -11,13 +11,14 @@ from the file's memory map as they lie.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from bitsandbytes import functional
-from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
 from gemma3vl_app.errors import LoadError
+
+if TYPE_CHECKING:
+    from bitsandbytes.nn.modules import Linear4bit
 
 BLOCK = 64
 LEVELS = 16
@@ -25,12 +26,17 @@ DAMAGED = "The 4-bit weights' scales do not fit their weights. Download the mode
 ABSMAX, PACKED_ABSMAX = ".absmax", ".cpu_absmax"  # after the weight's own name
 PACKED_ROWS = 32  # the fused CPU kernel works on groups of so many output features
 
-# Its own annotations stop half-way, so its functions are called untyped.
-_functional: Any = functional
-_QuantState: Any = functional.QuantState
-_Linear4bit: Any = Linear4bit
-
 Parts = dict[str, torch.Tensor]  # by what follows the weight's name; "" is the weight itself
+
+
+def _functional() -> Any:
+    """Return bitsandbytes' functions, untyped: its own annotations stop half-way.
+
+    Imported here, not above: it takes seconds, and most models have no 4-bit weights.
+    """
+    from bitsandbytes import functional
+
+    return functional
 
 
 def quantise(weight: torch.Tensor) -> Parts:
@@ -38,7 +44,7 @@ def quantise(weight: torch.Tensor) -> Parts:
 
     Absolute maxima stay float32 (no double quantisation): half a byte a weight and 4 bytes a block.
     """
-    data, state = _functional.quantize_4bit(
+    data, state = _functional().quantize_4bit(
         weight.contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
     )
     return {"": data} | {f".{key}": part for key, part in state.as_dict(packed=True).items()}
@@ -46,14 +52,14 @@ def quantise(weight: torch.Tensor) -> Parts:
 
 def dequantise(parts: Parts) -> torch.Tensor:
     """Return the matrix (N, K) that parts in bitsandbytes' own form stand for, in their dtype."""
-    weight: torch.Tensor = _functional.dequantize_4bit(parts[""], _state(parts))
+    weight: torch.Tensor = _functional().dequantize_4bit(parts[""], _state(parts))
     return weight
 
 
 def packs_for_cpu() -> bool:
     """Whether the CPU here has the fused kernel, and this bitsandbytes its way of packing."""
-    return bool(_functional.has_avx512bf16()) and hasattr(
-        functional, "_convert_weight_packed_for_cpu"
+    return bool(_functional().has_avx512bf16()) and hasattr(
+        _functional(), "_convert_weight_packed_for_cpu"
     )
 
 
@@ -62,7 +68,7 @@ def pack_for_cpu(parts: Parts) -> Parts:
     state = _state(parts)
     if state.quant_type != "nf4" or state.blocksize != BLOCK:  # stored otherwise by somebody else
         return pack_for_cpu(quantise(dequantise(parts)))
-    data, state = _functional._convert_weight_packed_for_cpu(parts[""], state)
+    data, state = _functional()._convert_weight_packed_for_cpu(parts[""], state)
     return {"": data, PACKED_ABSMAX: state.absmax}
 
 
@@ -75,8 +81,11 @@ def layer(
     parts: Parts, shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> Linear4bit:
     """Return a linear layer without bias over stored `parts`, computing in `dtype`."""
+    from bitsandbytes.nn import modules
+
     outputs, inputs = shape
-    linear: Linear4bit = _Linear4bit(
+    untyped: Any = modules
+    linear: Linear4bit = untyped.Linear4bit(
         inputs,
         outputs,
         bias=False,
@@ -86,7 +95,7 @@ def layer(
         device="meta",
     )
     if PACKED_ABSMAX in parts:
-        linear.weight = Params4bit(
+        linear.weight = modules.Params4bit(
             parts[""],
             requires_grad=False,
             quant_state=_packed_state(parts, shape),
@@ -99,7 +108,9 @@ def layer(
     else:
         _state(parts)  # checks them
         stats = {f"weight{key}": part for key, part in parts.items() if key}
-        linear.weight = Params4bit.from_prequantized(parts[""], stats, device=device, module=linear)
+        linear.weight = modules.Params4bit.from_prequantized(
+            parts[""], stats, device=device, module=linear
+        )
     return linear
 
 
@@ -107,7 +118,7 @@ def _state(parts: Parts) -> Any:
     """Return bitsandbytes' description of parts; raises `LoadError` where they do not fit."""
     stats = {f"weight{key}": part for key, part in parts.items() if key}
     try:
-        state = _QuantState.from_dict(stats, device=parts[""].device)
+        state = _functional().QuantState.from_dict(stats, device=parts[""].device)
         values, block = 2 * parts[""].numel(), int(state.blocksize)
         whole = state.shape.numel() == values and state.code.numel() == LEVELS
         whole = whole and 0 < block <= values and state.absmax.numel() == -(-values // block)
@@ -122,10 +133,10 @@ def _state(parts: Parts) -> Any:
 
 def _packed_state(parts: Parts, shape: tuple[int, int]) -> Any:
     """Describe packed parts as bitsandbytes does after it has packed them itself."""
-    state = _QuantState(
+    state = _functional().QuantState(
         absmax=parts[PACKED_ABSMAX],
         shape=torch.Size(shape),
-        code=_functional.get_4bit_type("nf4", device="cpu"),
+        code=_functional().get_4bit_type("nf4", device="cpu"),
         blocksize=BLOCK,
         quant_type="nf4",
         dtype=torch.bfloat16,

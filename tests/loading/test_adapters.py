@@ -204,7 +204,7 @@ def test_names_are_given_once_and_can_be_given_again_after_removal(adapters, fol
 def test_a_failed_injection_leaves_the_model_as_it_was(adapters, model, folders, monkeypatch):
     before = {name: type(module) for name, module in model.named_modules()}
     plain = logits(model)
-    monkeypatch.setattr("gemma3vl_app.loading.adapters.Dora", lambda factor: 1 / 0)
+    monkeypatch.setattr("gemma3vl_app.loading.dora.Dora", lambda factor: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         adapters.add("mine", folders["dora"])
     monkeypatch.undo()
