@@ -23,6 +23,7 @@ from gemma3vl_app.stream import Stream
 from gemma3vl_app.transcript import ROOT, Generated, Transcript, Turn, recorded_ids
 
 DEFAULT_MAX_NEW_TOKENS = 1 << 10  # that of `Backend.stream`
+_MOST = (1 << 63) - 1  # what a conversation file holds
 _SEEDS = 1 << 53  # seeds that survive JSON readers which keep numbers as doubles
 
 
@@ -90,8 +91,10 @@ class Chat:
             self._head = self._head.add(message)
         self._running: Stream | None = None
         self._options: StreamOptions = {}  # those of the running answer
+        self._asked_system: str | None = None  # and its system text
         self._continues = False  # the running answer goes on with the head's text
-        self._unrecalled: set[_Turn] = set()  # read from a file; the backend has no ids of them yet
+        self._opened: frozenset[_Turn] = frozenset()  # read from a file
+        self._recalled: set[tuple[_Turn, str | None, str | None]] = set()  # of those; see `_recall`
 
     @classmethod
     def open(cls, path: str | Path, backend: Backend, *, session: str | None = None) -> Self:
@@ -185,8 +188,7 @@ class Chat:
     @property
     def conversation(self) -> Conversation:
         """The messages up to where the chat stands now, a running answer left out."""
-        if self._running is not None and self._running.done:
-            self._settle()
+        self._settle_if_over()
         return self._conversation(self._head)
 
     def undo(self) -> None:
@@ -245,8 +247,7 @@ class Chat:
     @property
     def transcript(self) -> Transcript:
         """All branches and how each answer came about, a running answer left out."""
-        if self._running is not None and self._running.done:
-            self._settle()
+        self._settle_if_over()
         numbers: dict[_Turn | None, int] = {self._root: ROOT}
         turns: list[Turn] = []
         waiting = self._root.children[::-1]
@@ -273,7 +274,7 @@ class Chat:
             turns.append(parent.add(turn.message, turn.generated))
         if transcript.head != ROOT:
             chat._head = turns[transcript.head]
-        chat._unrecalled = set(turns)
+        chat._opened = frozenset(turns)
         return chat
 
     # --- inside ---
@@ -303,14 +304,15 @@ class Chat:
         self._recall(turn, chosen.get("adapter"))
         self._running = self.backend.stream(self._conversation(turn), **chosen)
         self._head, self._continues, self._options = turn, continues, chosen
+        self._asked_system = self.system
         return self._running
 
     def _recall(self, turn: _Turn, adapter: str | None) -> None:
         """Give the backend the tokens of recorded answers that its own tokenizer wrote."""
         path = turn.path()
-        if self._unrecalled.isdisjoint(path):
+        opened = {(each, adapter, self.system) for each in path if each in self._opened}
+        if opened <= self._recalled:
             return
-        self._unrecalled.difference_update(path)
         answers = recorded_ids(
             [turn.generated for turn in path],
             tokenizer_sha256=self.backend.capabilities.tokenizer_sha256,
@@ -321,6 +323,7 @@ class Chat:
             self.backend.remember(
                 self._conversation(turn), answers, adapter=adapter, session=self.session
             )
+        self._recalled |= opened
 
     def _seeded(self, sampling: Sampling | None) -> Sampling:
         """Return the rule that holds for the next answer, with a seed where it draws."""
@@ -328,6 +331,11 @@ class Chat:
         if isinstance(rule, Sample) and rule.seed is None:
             return replace(rule, seed=secrets.randbelow(_SEEDS))
         return rule
+
+    def _settle_if_over(self) -> None:
+        """Put the answer into the tree if it has ended or been stopped."""
+        if self._running is not None and (self._running.done or self._running.cancelled):
+            self._settle()
 
     def _settle(self) -> None:
         """Put the finished answer into the tree; refuse to go on while one is being written."""
@@ -360,18 +368,29 @@ class Chat:
         schema, stop = options.get("schema"), options.get("stop", ())
         return Generated(
             ids=tuple(token.id for token in answer.tokens),
+            said_tokens=_said_tokens(answer),
             text=answer.text,
             finish_reason=answer.finish_reason,
             model=self.backend.capabilities.identity,
-            system=self.system,
+            system=self._asked_system,
             sampling=rule,
-            max_new_tokens=options.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS),
+            max_new_tokens=min(int(options.get("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)), _MOST),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             schema=None if schema is None else as_json_schema(schema),
             adapter=options.get("adapter"),
             usage=answer.usage,
             timing=answer.timing,
         )
+
+
+def _said_tokens(answer: Answer) -> int:
+    """Return how many of an answer's tokens say its text; others lie past a stop string."""
+    said = ""
+    for count, token in enumerate(answer.tokens):
+        if said == answer.text:
+            return count
+        said += token.text
+    return len(answer.tokens)
 
 
 def _pictures(images: Any, crops: Crops) -> list[Picture]:

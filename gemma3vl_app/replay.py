@@ -50,7 +50,11 @@ class Replayed:
             return ""
         if abs(self.gap) < CLOSE:
             return "; both tokens were as good as equally likely there, so that rounding decides"
-        return f"; the recorded token is {abs(self.gap):.2f} less likely here (in natural logs)"
+        more_or_less = "less" if self.gap > 0 else "more"
+        return (
+            f"; the recorded token is {abs(self.gap):.2f} {more_or_less} likely here than the new "
+            "one (in natural logs)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,28 +85,41 @@ def replay(
     """
     here = backend.capabilities.identity
     session = f"replay {secrets.token_hex(8)}"  # nothing left over from other answers is used
+    models = list(dict.fromkeys(each.model for turn in transcript.turns for each in turn.generated))
+    several = len({model.name for model in models}) > 1
     answers = []
     for index, turn in enumerate(transcript.turns):
         for piece in range(len(turn.generated)):
-            replayed = _replayed(transcript, index, piece, backend, session)
+            written = turn.generated[piece]
+            if several and not same_model(written.model, here):
+                why = f"{written.model.name} wrote it, and {here.name} is loaded."
+            else:
+                why = _hindrance(written, backend)
+            replayed = _replayed(transcript, index, piece, backend, session, why)
             answers.append(replayed)
             if on_answer is not None:
                 on_answer(replayed)
-    models = dict.fromkeys(each.model for turn in transcript.turns for each in turn.generated)
     return Replay(
         answers=tuple(answers),
-        differences=(*model_differences(list(models), here), *_changes(*software)),
+        differences=(*model_differences(models, here), *_changes(*software)),
     )
+
+
+def same_model(recorded: ModelIdentity, here: ModelIdentity) -> bool:
+    """Whether both are one model: by name, or by revision where a folder was moved."""
+    same_files = bool(recorded.revision) and recorded.revision == here.revision
+    return recorded.name == here.name or same_files
 
 
 def model_differences(recorded: Sequence[ModelIdentity], here: ModelIdentity) -> tuple[str, ...]:
     """Return a line for each way in which the recorded models are not the one `here`."""
     lines: dict[str, None] = {}
     for model in recorded:
-        if model.name != here.name:
+        if not same_model(model, here):
             lines[f"model: {model.name} then, {here.name} now"] = None
             continue
-        lines.update(dict.fromkeys(_changes(asdict(model), asdict(here))))
+        changes = _changes({**asdict(model), "name": ""}, asdict(here))
+        lines.update(dict.fromkeys(changes))
     return tuple(lines)
 
 
@@ -116,14 +133,14 @@ def _changes(then: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]
 
 
 def _replayed(
-    transcript: Transcript, index: int, piece: int, backend: Backend, session: str
+    transcript: Transcript, index: int, piece: int, backend: Backend, session: str, why_not: str
 ) -> Replayed:
-    """Write one piece of one answer again."""
+    """Write one piece of one answer again, unless there is a reason not to."""
     turn = transcript.turns[index]
     recorded = turn.generated[piece]
     result = Replayed(turn=index, recorded=recorded.text, tokens=len(recorded.ids))
-    if why := _hindrance(recorded, backend):
-        return _with(result, skipped=why)
+    if why_not:
+        return _with(result, skipped=why_not)
     conversation = _before(transcript, index, piece)
     try:
         _recall(transcript, index, piece, conversation, backend, session)
@@ -141,9 +158,6 @@ def _with(result: Replayed, *, skipped: str) -> Replayed:
 
 def _hindrance(recorded: Generated, backend: Backend) -> str:
     """Return why an answer cannot be written again here, or nothing."""
-    here = backend.capabilities.identity
-    if recorded.model.name != here.name:
-        return f"{recorded.model.name} wrote it, and {here.name} is loaded."
     if isinstance(recorded.sampling, Sample) and recorded.sampling.seed is None:
         return "It was drawn at random without a seed."
     if recorded.adapter is not None and recorded.adapter not in backend.adapters:

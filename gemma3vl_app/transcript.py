@@ -38,12 +38,14 @@ class ModelIdentity:
 class Generated:
     """One call of `Backend.stream` and what came of it.
 
-    `ids` are all generated tokens, also those past a stop string; `text` is what was said.
+    `ids` are all generated tokens, of which the first `said_tokens` say `text`; the others, if any,
+    lie past a stop string.
     `schema` is a JSON schema. The conversation it answered is the path of turns up to it, with
     `system`.
     """
 
     ids: tuple[int, ...]
+    said_tokens: int
     text: str
     finish_reason: FinishReason
     model: ModelIdentity
@@ -122,7 +124,7 @@ def recorded_ids(
     """
     asked = (tokenizer_sha256, system, adapter)
     return {
-        index: [id for each in generated for id in each.ids]
+        index: [id for each in generated for id in each.ids[: each.said_tokens]]
         for index, generated in enumerate(pieces)
         if tokenizer_sha256
         and generated

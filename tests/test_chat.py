@@ -7,9 +7,10 @@ import pydantic
 import pytest
 
 from gemma3vl_app import Chat, Conversation, Picture
+from gemma3vl_app.chat import _said_tokens
 from gemma3vl_app.conversation_file import read_chat
 from gemma3vl_app.errors import ConversationError, EngineError, PictureError
-from gemma3vl_app.generation import Greedy, Sample
+from gemma3vl_app.generation import Answer, Greedy, Sample, Token
 from gemma3vl_app.stream import Stream
 from gemma3vl_app.testing import ScriptedBackend
 from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES
@@ -274,6 +275,27 @@ def test_a_resumed_answer_holds_each_piece():
     pieces = chat.transcript.turns[-1].generated
     assert [piece.text for piece in pieces] == ["It is ", "It is red"]
     assert [piece.max_new_tokens for piece in pieces] == [1, 2]
+
+
+def test_an_answer_keeps_the_system_text_it_was_asked_with():
+    chat = Chat(ScriptedBackend(), system="one")
+    chat.ask("A")
+    chat.system = "two"
+    chat.ask("B")
+    systems = [turn.generated[0].system for turn in chat.transcript.turns if turn.generated]
+    assert systems == ["one", "two"]
+
+
+def test_tokens_past_a_stop_string_are_told_apart():
+    pieces = tuple(Token(n, text) for n, text in enumerate(["a", " b", " stop"]))
+    assert _said_tokens(Answer("a b", "stop", tokens=pieces)) == 2
+
+
+def test_a_stopped_answer_is_saved_with_what_it_said():
+    chat = Chat(ScriptedBackend(["one ", "two "] * 50, seconds_per_chunk=0.02))
+    next(chunk for chunk in chat.stream("?") if chunk.text)
+    chat.stop()
+    assert chat.transcript.turns[-1].message.text.startswith("one")
 
 
 def test_a_schema_is_kept_as_json():

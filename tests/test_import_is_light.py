@@ -62,6 +62,8 @@ def test_type_checkers_see_the_same_names():
 
 
 def test_a_model_without_adapters_and_4_bits_waits_for_no_library_of_theirs():
-    code = "import sys, gemma3vl_app.backends.local; print({'peft', 'bitsandbytes'} & {*sys.modules})"
+    code = (
+        "import sys, gemma3vl_app.backends.local; print({'peft', 'bitsandbytes'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

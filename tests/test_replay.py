@@ -1,5 +1,6 @@
 """A saved chat is written again token for token, and what is not the same is said."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,7 @@ def recorded(backend) -> Chat:
     chat.ask("And now?", sampling=Greedy(), max_new_tokens=20, logprobs=2)
     assert chat.resume(max_new_tokens=7).answer.text
     assert chat.regenerate(sampling=Sample(temperature=3.0), max_new_tokens=15).answer.text
+    chat.system = "Be brief, please."  # the answer before it was asked with the old one
     chat.ask("Number?", schema=SCHEMA, max_new_tokens=40)
     stream = chat.stream("Talk on.", sampling=Sample(temperature=2.0, seed=5), max_new_tokens=300)
     for count, _ in enumerate(chunk for chunk in stream if chunk.tokens):
@@ -83,6 +85,7 @@ def test_how_close_the_choice_was_is_said(backend, monkeypatch):
     expected = answer.tokens[2].logprob - second.logprob
     assert found.gap == pytest.approx(expected, abs=1e-4)
     assert f"{expected:.2f} less likely" in str(found)
+    assert "2.00 more likely here" in str(replace(found, gap=-2.0))
     assert "rounding decides" in str(replace(found, gap=0.001))
 
 
@@ -100,13 +103,39 @@ def test_what_cannot_be_tried_is_said_and_the_rest_is_done(backend):
     for change, told in (
         ({"sampling": Sample()}, "without a seed"),
         ({"adapter": "poet"}, "The adapter 'poet' is not loaded"),
-        ({"model": replace(last.generated[0].model, name="4b-it")}, "4b-it wrote it"),
+        (
+            {"model": replace(last.generated[0].model, name="4b-it", revision="other")},
+            "4b-it wrote",
+        ),
     ):
         changed = replace(last, generated=(replace(last.generated[0], **change),))
         result = replay(replace(transcript, turns=(*transcript.turns[:-1], changed)), backend)
         assert told in str(result.answers[-1])
         assert not result.same
         assert all(answer.same for answer in result.answers[:-1])
+
+
+def test_a_model_that_was_moved_is_the_same_model(backend, tiny, tmp_path):
+    transcript = recorded(backend).transcript
+    with load(shutil.copytree(tiny, tmp_path / "moved"), weights="fp32") as moved:
+        assert moved.capabilities.model == "moved"
+        result = replay(transcript, moved)
+    assert result.same
+    assert result.differences == ()
+
+
+def test_prompts_after_a_stop_string_and_a_resumed_answer_hold_their_very_tokens(backend, tmp_path):
+    chat = Chat(backend, sampling=Sample(temperature=5.0), session="stopped")
+    answer = chat.ask("Hi", max_new_tokens=30)
+    stop = answer.tokens[9].text.strip() or answer.tokens[10].text.strip() or "e"
+    chat.undo()
+    chat.ask("Hi", sampling=chat.transcript.turns[1].generated[0].sampling, stop=[stop])
+    assert chat.resume(max_new_tokens=9).answer.text
+    live = backend._prepare(chat.conversation.user("More?"), "stopped").ids.tolist()
+    opened = Chat.open(chat.save(tmp_path / "x"), backend, session="opened")
+    opened.ask("More?", max_new_tokens=1)
+    before = replace(opened.conversation, messages=opened.conversation.messages[:3])
+    assert backend._prepare(before, "opened").ids.tolist() == live
 
 
 def test_a_request_that_is_refused_now_is_told():

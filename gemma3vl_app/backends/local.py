@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -204,16 +205,17 @@ class LocalBackend:
     ) -> None:
         """Take token ids generated earlier for answers; see `Backend.remember`."""
         scope = (self._adapter_key(adapter), session)
-        recorded = [
-            (message.text, answers.get(index, ()))
-            for index, message in enumerate(conversation.messages)
-            if message.role == "assistant"
-        ]
+        turns = groupby(enumerate(conversation.messages), key=lambda each: each[1].role)
+        recorded = iter(
+            # Messages in a row are told as one answer, whose tokens nobody has.
+            [answers.get(index, ()) for index, _ in turn]
+            for role, turn in turns
+            if role == "assistant"
+        )
 
         def recall(so_far: PreparedPrompt, text: str) -> tuple[int, ...] | None:
-            while recorded and recorded[0][0] != text:  # several messages told as one answer
-                recorded.pop(0)
-            ids = self._tokenizer.ids_of(recorded.pop(0)[1], text) if recorded else None
+            said = next(recorded)
+            ids = self._tokenizer.ids_of(said[0], text) if len(said) == 1 else None
             if ids:
                 self.engine.answers.remember(scope, so_far, text, ids)
             return ids or self.engine.answers.recall(scope, so_far, text)

@@ -94,11 +94,12 @@ def _who_wrote(transcript: Transcript, file: str) -> ModelIdentity:
 
 def _source_of(wrote: ModelIdentity) -> str:
     """Return what to load for a recorded model, which may have been a folder somewhere."""
-    if wrote.name in catalog.MODELS or catalog.HUB_ID.fullmatch(wrote.name):
+    if catalog.find(wrote.name) is not None:
         return wrote.name
+    # Another repository is not downloaded because a file says so.
     raise ConversationError(
-        f"The chat was written by {wrote.name!r}, a folder or a file. "
-        "Say where it is now: --model PATH."
+        f"The chat was written by {wrote.name!r}, which is none of the models known by name. "
+        "Say where it is: --model PATH, or --model OWNER/NAME."
     )
 
 

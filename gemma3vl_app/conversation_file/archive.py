@@ -34,7 +34,7 @@ class ArchiveLimits:
     """Sizes in bytes that a conversation file may have; held when writing as well as reading."""
 
     max_file_bytes: int = 1 << 30
-    max_document_bytes: int = 32 * MIB
+    max_document_bytes: int = 16 * MIB
     max_picture_bytes: int = 64 * MIB
     max_entries: int = 4_000
     max_directory_bytes: int = 4 * MIB
@@ -98,6 +98,10 @@ class Archive:
         for entry in self._zip.infolist():
             self._check_entry(entry)
             self._entries[entry.filename] = entry
+        if len(self._zip.infolist()) > limits.max_entries:  # whatever its end says
+            raise self.damaged(f"it lists more than {limits.max_entries:,} entries")
+        if sum(entry.file_size for entry in self._entries.values()) > limits.max_file_bytes:
+            raise self.damaged(f"it unpacks to more than {limits.max_file_bytes / MIB:,.0f} MiB")
         if DOCUMENT not in self._entries:
             raise self.damaged(f"it holds no {DOCUMENT}")
 
@@ -169,9 +173,9 @@ class Archive:
             )
         try:
             with self._zip.open(entry) as stream:
-                data = stream.read(limit + 1)  # what is said above may be a lie
+                data = stream.read(entry.file_size + 1)  # which may be a lie
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as bad:
             raise self.damaged(f"{name} cannot be unpacked") from bad
-        if len(data) > limit:
-            raise self.damaged(f"{name} is larger than it says")
+        if len(data) != entry.file_size:
+            raise self.damaged(f"{name} is not as large as it says")
         return data

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from gemma3vl_app.generation import FinishReason, Greedy, Sample, Sampling, Timing, Usage
 from gemma3vl_app.messages import Message, Part, Text
@@ -22,6 +22,8 @@ VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Item = TypeVar("Item")
+Many = Annotated[list[Item], FailFast()]  # one wrong item is enough to know
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -48,8 +50,9 @@ class PicturePart(Strict):
 
 
 class PictureFile(Strict):
-    """A stored picture: the SHA-256 of its upright sRGB pixels, and its size in pixels."""
+    """A stored picture: the SHA-256 of its bytes and of its upright sRGB pixels; its size."""
 
+    file: Sha256
     pixels_sha256: Sha256
     width: Annotated[int, Field(gt=0)]
     height: Annotated[int, Field(gt=0)]
@@ -108,13 +111,14 @@ class GeneratedPiece(Strict):
     """One call that wrote an answer or went on with it; `model` is an index into `models`."""
 
     model: Count
-    ids: list[Count]
+    ids: Many[Count]
+    said_tokens: Count
     text: str
     finish_reason: FinishReason
     system: str | None
     sampling: Rule
     max_new_tokens: Annotated[int, Field(gt=0, lt=1 << 63)]
-    stop: list[str]
+    stop: Many[str]
     answer_schema: dict[str, Any] | None
     adapter: str | None
     usage: UsageCounts
@@ -126,8 +130,8 @@ class TurnEntry(Strict):
 
     parent: Annotated[int, Field(ge=-1)]
     role: Literal["user", "assistant"]
-    parts: list[Annotated[TextPart | PicturePart, Field(discriminator="type")]]
-    generated: list[GeneratedPiece]
+    parts: Many[Annotated[TextPart | PicturePart, Field(discriminator="type")]]
+    generated: Many[GeneratedPiece]
 
 
 class Document(Strict):
@@ -139,9 +143,9 @@ class Document(Strict):
     software: dict[str, str]
     system: str | None
     sampling: Rule | None
-    models: list[Model]
-    pictures: dict[Sha256, PictureFile]
-    turns: list[TurnEntry]
+    models: Many[Model]
+    pictures: Many[PictureFile]
+    turns: Many[TurnEntry]
     head: Annotated[int, Field(ge=-1)]
 
 
@@ -156,7 +160,8 @@ def to_document(
     software: Mapping[str, str],
 ) -> Document:
     """Return the document of a transcript; `files` are the SHA-256 of the pictures' bytes."""
-    models = list(dict.fromkeys(g.model for turn in transcript.turns for g in turn.generated))
+    found = dict.fromkeys(g.model for turn in transcript.turns for g in turn.generated)
+    models = {model: number for number, model in enumerate(found)}
     return Document(
         format=FORMAT,
         version=VERSION,
@@ -165,10 +170,10 @@ def to_document(
         system=transcript.system,
         sampling=None if transcript.sampling is None else _rule(transcript.sampling),
         models=[Model(**asdict(model)) for model in models],
-        pictures={
-            file: PictureFile(pixels_sha256=p.sha256, width=p.width, height=p.height)
-            for p, file in files.items()
-        },
+        pictures=[
+            PictureFile(file=file, pixels_sha256=p.sha256, width=p.width, height=p.height)
+            for file, p in {file: picture for picture, file in files.items()}.items()
+        ],
         turns=[
             TurnEntry(
                 parent=turn.parent,
@@ -194,16 +199,17 @@ def _rule(sampling: Sampling) -> GreedyRule | SampleRule:
     return SampleRule(
         kind="sample",
         temperature=float(sampling.temperature),
-        top_k=sampling.top_k,
+        top_k=int(sampling.top_k),  # numpy's numbers are accepted where it is made
         top_p=float(sampling.top_p),
-        seed=sampling.seed,
+        seed=None if sampling.seed is None else int(sampling.seed),
     )
 
 
-def _piece(generated: Generated, models: list[ModelIdentity]) -> GeneratedPiece:
+def _piece(generated: Generated, models: Mapping[ModelIdentity, int]) -> GeneratedPiece:
     return GeneratedPiece(
-        model=models.index(generated.model),
+        model=models[generated.model],
         ids=list(generated.ids),
+        said_tokens=generated.said_tokens,
         text=generated.text,
         finish_reason=generated.finish_reason,
         system=generated.system,
@@ -257,6 +263,7 @@ def _sampling(rule: GreedyRule | SampleRule) -> Sampling:
 def _generated(piece: GeneratedPiece, models: list[ModelIdentity]) -> Generated:
     return Generated(
         ids=tuple(piece.ids),
+        said_tokens=piece.said_tokens,
         text=piece.text,
         finish_reason=piece.finish_reason,
         model=models[piece.model],

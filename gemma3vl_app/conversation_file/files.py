@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import stat
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from gemma3vl_app import __version__
 from gemma3vl_app.atomic_file import atomic_file
@@ -34,6 +37,7 @@ from gemma3vl_app.transcript import Transcript
 SUFFIX = ".chat.zip"  # by custom; any name will do
 LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")  # those that decide an answer's bits
 _PILLOW_PIXELS = 89_478_485  # the most that PictureLimits allows
+MOST_KEYS = 64  # of one object; the largest of the format has 14
 MAX_PIXELS = 1 << 33  # of all pictures together: a few minutes of decoding
 
 
@@ -58,23 +62,16 @@ def write_chat(path: str | Path, transcript: Transcript, *, overwrite: bool = Tr
     false.
     """
     target = Path(path).expanduser()
-    files: dict[Picture, str] = {}  # by pixels: the same picture is stored once
-    data: dict[str, bytes] = {}
-    by_pixels: dict[str, str] = {}
-    for turn in transcript.turns:
-        for picture in turn.message.pictures:
-            if picture.sha256 not in by_pixels:
-                digest = hashlib.sha256(picture.data).hexdigest()
-                by_pixels[picture.sha256], data[digest] = digest, picture.data
-            files[picture] = by_pixels[picture.sha256]
+    files, data = _stored_pictures(transcript)
     try:
         document = to_document(transcript, files, saved=_now(), software=software_here())
         text = json.dumps(
-            document.model_dump(mode="json"), ensure_ascii=False, allow_nan=False, indent=1
+            document.model_dump(mode="json"), ensure_ascii=False, allow_nan=False
         ).encode()
+        Document.model_validate(checked_json(text))  # as it will be read
     except (ValidationError, ValueError) as error:  # half characters, infinite numbers
         raise ConversationError(
-            "The chat cannot be saved: it holds text or numbers that no JSON file can."
+            "The chat cannot be saved: it holds text or numbers that its file cannot hold."
         ) from error
     try:
         with atomic_file(target, overwrite=overwrite) as file:
@@ -89,6 +86,26 @@ def write_chat(path: str | Path, transcript: Transcript, *, overwrite: bool = Tr
             "Choose another folder, or free some space."
         ) from error
     return target
+
+
+def _stored_pictures(transcript: Transcript) -> tuple[dict[Picture, str], dict[str, bytes]]:
+    """Return the SHA-256 of each picture's bytes, and the bytes by it; equal pixels only once."""
+    files: dict[Picture, str] = {}
+    data: dict[str, bytes] = {}
+    by_pixels: dict[str, str] = {}
+    pixels = 0
+    for picture in (each for turn in transcript.turns for each in turn.message.pictures):
+        if picture.sha256 not in by_pixels:
+            digest = hashlib.sha256(picture.data).hexdigest()
+            by_pixels[picture.sha256], data[digest] = digest, picture.data
+            pixels += picture.width * picture.height
+        files[picture] = by_pixels[picture.sha256]
+    if pixels > MAX_PIXELS:
+        raise ConversationError(
+            f"The chat's pictures have {pixels / 1e9:.1f} billion pixels; a file holds "
+            f"{MAX_PIXELS / 1e9:.1f}. Start a new chat for the rest."
+        )
+    return files, data
 
 
 def read_chat(path: str | Path) -> Transcript:
@@ -143,20 +160,45 @@ def software_here() -> dict[str, str]:
 def _parse(archive: Archive) -> Document:
     data = archive.document()
     try:
-        return Document.model_validate_json(data)
+        found = checked_json(data)
+    except ValueError as error:
+        raise archive.damaged(f"conversation.json: {str(error)[:120]}") from error
+    try:
+        return Document.model_validate(found)
     except ValidationError as error:
-        _check_version(archive, data)
+        _check_version(archive, found)
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"]) or "conversation.json"
         raise archive.damaged(f"{where[:80]}: {first['msg'][:120]}") from error
 
 
-def _check_version(archive: Archive, data: bytes) -> None:
+def checked_json(data: bytes) -> Any:
+    """Return parsed JSON without infinite numbers or endless tables; raises `ValueError`.
+
+    An object of this format has few keys. One with a million would cost gigabytes to find fault
+    with, each key with its own error.
+    """
+    parsed = from_json(data, allow_inf_nan=False)
+    waiting, in_schema = [parsed], False
+    schemas: list[Any] = []
+    while waiting or schemas:
+        in_schema = not waiting
+        value = schemas.pop() if in_schema else waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("a number is infinite")
+        if isinstance(value, dict):
+            if len(value) > MOST_KEYS and not in_schema:
+                raise ValueError(f"an object has {len(value):,} keys")
+            for key, inner in value.items():
+                (schemas if in_schema or key == "answer_schema" else waiting).append(inner)
+        elif isinstance(value, list):
+            target = schemas if in_schema else waiting
+            target += [each for each in value if isinstance(each, dict | list | float)]
+    return parsed
+
+
+def _check_version(archive: Archive, found: Any) -> None:
     """Say so where the file is of a later version, or of another program."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise archive.damaged(f"its format is not {FORMAT!r}")
     version = found.get("version")
@@ -170,14 +212,16 @@ def _check_version(archive: Archive, data: bytes) -> None:
 def _pictures(archive: Archive, document: Document) -> tuple[dict[str, Picture], tuple[str, ...]]:
     """Return the pictures by the hash of their bytes, and the names of those that look changed."""
     used = picture_files(document.turns)
-    if used != document.pictures.keys() or used != archive.pictures:
+    listed = [each.file for each in document.pictures]
+    if used != set(listed) or used != archive.pictures or len(used) != len(listed):
         raise archive.damaged("its pictures are not those that it names")
-    if sum(each.width * each.height for each in document.pictures.values()) > MAX_PIXELS:
+    if sum(each.width * each.height for each in document.pictures) > MAX_PIXELS:
         raise archive.damaged("its pictures are too large together")
     found: dict[str, Picture] = {}
     changed = []
     names = {p.file: p.name for t in document.turns for p in t.parts if p.type == "picture"}
-    for sha256, said in document.pictures.items():
+    for said in document.pictures:
+        sha256 = said.file
         data = archive.picture(sha256)
         if hashlib.sha256(data).hexdigest() != sha256:
             raise archive.damaged("a picture's bytes are not those that it was named after")

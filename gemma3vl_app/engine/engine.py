@@ -296,8 +296,8 @@ class Engine:
     def _prefill_unit(self) -> None:
         """Run prefilling sequences in turn, so that a short one is not stuck behind a long one.
 
-        After the first unit, goes on while another one as long as the longest so far ends within
-        `unit_sec`. Each decode step in between then has more answers to advance: short prompts are
+        After the first unit, goes on while the next one ends within `unit_sec`, as far as can be
+        told. Each decode step in between then has more answers to advance: short prompts are
         made of many small units, and one a step would leave most rows of the batch empty.
         """
         began, longest = time.perf_counter(), 0.0
@@ -311,7 +311,10 @@ class Engine:
                 next(sequence.work, None)
             now = time.perf_counter()
             longest = max(longest, now - unit_began)
-            if now - began + longest > self.limits.unit_sec:
+            if not self._prefilling:
+                return
+            expected = max(longest, self._prefill.next_chunk_sec(self._prefilling[0]))
+            if now - began + expected > self.limits.unit_sec:
                 return
 
     def _work(self, sequence: Sequence, kv: SequenceKV) -> Generator[None]:
@@ -363,9 +366,9 @@ class Engine:
     def _decode_rows(self, rows: list[Sequence]) -> None:
         self.adapters.use(rows[0].request.adapter)
         logits = self._next_logits(rows)  # (B, V)
-        for sequence in rows:
-            sequence.prompt_end = None
         peaks, likeliest = (each.tolist() for each in logits.max(-1))  # all rows in one pass
+        for sequence in rows:
+            sequence.prompt_end = None  # not before: until here a failed step can be repeated
         for sequence, row, peak, best_id in zip(rows, logits, peaks, likeliest, strict=True):
             with self._failing_alone(sequence):
                 self._take_token(sequence, row, peak, best_id)

@@ -89,6 +89,13 @@ class Prefill:
             self._tokens_per_sec = (self._tokens_per_sec + (stop - start) / elapsed) / 2
         return hidden
 
+    def next_chunk_sec(self, sequence: Sequence) -> float:
+        """Return about how long the sequence's next chunk of tokens takes, pictures aside."""
+        prompt, done = sequence.request.prompt, 0 if sequence.kv is None else sequence.kv.length
+        if done == len(prompt.ids):
+            return 0.0
+        return (self._chunk_end(prompt, done) - done) / self._tokens_per_sec
+
     def _chunk_end(self, prompt: PreparedPrompt, start: int) -> int:
         """Return where the next chunk ends: about one unit of work, never inside a picture."""
         fits = int(self._tokens_per_sec * self._unit_sec)

@@ -48,6 +48,7 @@ class Journal:
         self._settings_file = path.with_name(f"{path.name}.settings.json")
         self._file: int | None = None
         self._lock = _lock(path)
+        self.is_ours = False  # whether a run of this batch began here, answers or not
         try:
             self.found_settings = self._read_settings()
         except BaseException:
@@ -148,6 +149,7 @@ class Journal:
                 f"'{self._settings_file.name}' is not from an earlier run of this batch, so it is "
                 "left alone. Choose another output, or move that file away."
             )
+        self.is_ours = True
         return None if is_empty else found
 
     def _other_settings(self, found: Mapping[str, Any]) -> str:

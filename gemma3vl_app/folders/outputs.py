@@ -177,7 +177,7 @@ class Table(Lines):
 
     def _check(self) -> None:
         assert self.path is not None
-        if not self._journal.exists and self.path.exists() and self.path.stat().st_size:
+        if not self._journal.is_ours and self.path.exists() and self.path.stat().st_size:
             raise ConversationError(
                 f"'{self.path.name}' exists and is not from an earlier run of this batch, so it "
                 "is left alone. Choose another output, or move that file away."

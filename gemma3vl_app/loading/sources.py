@@ -23,7 +23,8 @@ from gemma3vl_app.loading.demo import DATA, open_demo
 from gemma3vl_app.loading.gguf_folder import gguf_folder, gguf_notes, is_gguf
 from gemma3vl_app.loading.hub import hub_folder, hub_revision
 
-SAMPLE_BYTES = 1 << 20
+SAMPLE_BYTES, SAMPLE_STEP_BYTES = 4 << 10, 4 << 20
+SAMPLES = 256  # at least, of a file that is not tiny
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +103,18 @@ def _file_stamps(files: list[Path]) -> str:
 
 
 def _samples(files: list[Path]) -> str:
-    """Return a digest of the beginning, middle and end of each file, whatever its name and time.
+    """Return a digest of places all over each file, whatever its name and time.
 
     Unlike time stamps it is the same on another machine; unlike a full hash it takes milliseconds.
-    Training changes all of a model's numbers, so that samples tell one from another.
+    The places are close enough for several of them to lie in each matrix of a large model.
     """
     digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
         digest.update(size.to_bytes(8, "big"))
+        step = max(SAMPLE_BYTES, min(size // SAMPLES, SAMPLE_STEP_BYTES))
         with file.open("rb") as stream:
-            for start in (0, max(0, size // 2), max(0, size - SAMPLE_BYTES)):
+            for start in (*range(0, size, step), max(0, size - SAMPLE_BYTES)):
                 stream.seek(start)
                 digest.update(stream.read(SAMPLE_BYTES))
     return f"files:{digest.hexdigest()[:16]}"

@@ -144,11 +144,11 @@ class TextTokenizer:
         Also None where one of them is a control token or no token at all: `ids` may come from a
         stranger's file, and must not say anything that `text` does not.
         """
-        decoder, said = self.new_decode_stream(), ""
+        decoder, said, beyond = self.new_decode_stream(), "", self.vocab_size
         for count, id in enumerate(ids):
             if said == text:
                 return tuple(ids[:count])
-            if id in self._control or self._raw.id_to_token(id) is None:
+            if not 0 <= id < beyond or id in self._control or self._raw.id_to_token(id) is None:
                 return None
             said += decoder.step(id)
             if not text.startswith(said):

@@ -78,7 +78,16 @@ def test_a_chat_of_a_folder_asks_where_it_is_now(loaded, run, tmp_path):
     file = saved(tmp_path, "one", capabilities=replace(DEMO, model="my-model"))
     code, out, err = run("replay", file)
     assert (code, out) == (1, "")
-    assert "'my-model', a folder or a file. Say where it is now: --model PATH." in err
+    assert "'my-model', which is none of the models known by name" in err
+    assert "--model PATH" in err
+
+
+def test_another_repository_is_not_downloaded_because_a_file_says_so(loaded, run, tmp_path):
+    file = saved(tmp_path, "one", capabilities=replace(HUB, model="mallory/gemma-3-4b-it"))
+    code, _, err = run("replay", file)
+    assert code == 1
+    assert "--model OWNER/NAME" in err
+    assert "model" not in loaded
 
 
 def test_a_chat_without_answers_and_a_bad_file_are_one_line(loaded, run, tmp_path):

@@ -21,7 +21,8 @@ def drawn(shade: int, name: str = "a.png") -> Picture:
 def generated(text: str = "Red.", **fields) -> Generated:
     return Generated(
         **{
-            "ids": (3, 4),
+            "ids": (3, 4, 5),
+            "said_tokens": 2,
             "text": text,
             "finish_reason": "stop",
             "model": MODEL,

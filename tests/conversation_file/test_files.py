@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import struct
+import tracemalloc
 import zipfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,6 +84,7 @@ pieces = st.builds(
     generated,
     text=texts,
     ids=st.lists(counts, max_size=5).map(tuple),
+    said_tokens=counts,
     finish_reason=st.sampled_from(["stop", "length", "cancelled"]),
     model=st.builds(
         ModelIdentity,
@@ -253,7 +257,85 @@ def test_a_zip_bomb_that_lies_about_its_size_is_not_unpacked_either(tmp_path):
     packed(tmp_path / "x", {"conversation.json": data})
     lying = (tmp_path / "x").read_bytes().replace(struct.pack("<L", len(data)), b"\x10\0\0\0")
     (tmp_path / "x").write_bytes(lying)
-    refused(tmp_path / "x")
+    tracemalloc.start()
+    try:
+        refused(tmp_path / "x")
+        assert tracemalloc.get_traced_memory()[1] < len(data) / 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_pictures_that_unpack_to_more_than_a_file_may_hold_are_not_unpacked(tmp_path, monkeypatch):
+    small = replace(archive.LIMITS, max_file_bytes=10**6)
+    monkeypatch.setattr(archive.Archive.__init__, "__defaults__", (small,))
+    padded = drawn(1).data + bytes(10**5)
+    names = {f"pictures/{number:064x}": padded for number in range(11)}
+    packed(tmp_path / "x", {"conversation.json": b"{}", **names})
+    assert (tmp_path / "x").stat().st_size < 10**5
+    assert "unpacks to more than" in refused(tmp_path / "x")
+
+
+def test_entries_that_its_end_does_not_count_are_refused(tmp_path):
+    packed(tmp_path / "x", {f"{n:064x}": b"" for n in range(archive.LIMITS.max_entries + 1)})
+    whole = bytearray((tmp_path / "x").read_bytes())
+    end = whole.rindex(b"PK\x05\x06")
+    whole[end + 8 : end + 12] = b"\1\0\1\0"
+    (tmp_path / "x").write_bytes(whole)
+    assert re.search("entries|does not belong", refused(tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"turns": [' + b"1," * 10**6 + b"1]}",
+        b'{"pictures": [' + b"{}," * 10**6 + b"1]}",
+        b'{"software": {' + b",".join(b'"%d":1' % n for n in range(10**6)) + b"}}",
+        b"{" + b",".join(b'"%d":1' % n for n in range(10**6)) + b"}",
+    ],
+    ids=["turns", "pictures", "software", "keys"],
+)
+def test_a_million_faults_are_found_out_cheaply(tmp_path, text):
+    packed(tmp_path / "x", {"conversation.json": text})
+    tracemalloc.start()
+    try:
+        refused(tmp_path / "x")
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"1e999", b"-Infinity"])
+def test_infinite_numbers_are_refused_wherever_they_stand(saved, number):
+    def put(document):
+        document["turns"][1]["generated"][0]["answer_schema"] = {"maximum": "HERE"}
+
+    repacked(saved, put)
+    with zipfile.ZipFile(saved) as opened:
+        entries = {name: opened.read(name) for name in opened.namelist()}
+    entries["conversation.json"] = entries["conversation.json"].replace(b'"HERE"', number)
+    assert "damaged" in refused(packed(saved, entries))
+
+
+def test_a_schema_that_could_not_be_read_again_is_not_saved(tmp_path):
+    deep: dict = {}
+    for _ in range(230):
+        deep = {"not": deep}
+    turns = (*chat().turns[:1], replace(chat().turns[1], generated=(generated(schema=deep),)))
+    with pytest.raises(ConversationError, match="cannot be saved"):
+        write_chat(tmp_path / "x", Transcript(turns))
+    assert not (tmp_path / "x").exists()
+
+
+def test_too_many_pixels_are_not_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_PIXELS", 40)
+    with pytest.raises(ConversationError, match="billion pixels"):
+        write_chat(tmp_path / "x", chat())
+
+
+def test_numpy_s_numbers_are_saved_as_numbers(tmp_path):
+    sampling = Sample(seed=np.int64(3), top_k=np.int64(5))
+    found = read_chat(write_chat(tmp_path / "x", replace(chat(), sampling=sampling)))
+    assert found.sampling == Sample(seed=3, top_k=5)
 
 
 def test_a_file_with_endless_entries_is_refused_before_they_are_listed(tmp_path, monkeypatch):
@@ -290,8 +372,9 @@ def test_a_large_table_of_contents_and_a_zip64_one_are_refused(tmp_path):
         (lambda d: d["turns"][1]["generated"][0].update(ids=[10**30]), "ids"),
         (lambda d: d["turns"][0]["parts"].pop(2) and None, "pictures are not those"),
         (lambda d: d["turns"][0]["parts"][0].update(file="f" * 64), "pictures are not those"),
-        (lambda d: next(iter(d["pictures"].values())).update(width=10**6), "another size"),
-        (lambda d: next(iter(d["pictures"].values())).update(width=5), "another size"),
+        (lambda d: d["pictures"][0].update(width=10**6), "another size"),
+        (lambda d: d["pictures"][0].update(width=5), "another size"),
+        (lambda d: d["pictures"].append(d["pictures"][0]), "pictures are not those"),
         (lambda d: [1, 2], "format is not"),
     ],
 )
@@ -320,7 +403,7 @@ def test_bytes_under_another_picture_s_name_are_refused(saved):
 
 def test_a_picture_that_another_decoder_reads_differently_is_named(saved):
     def forget(document):
-        for number, picture in enumerate(document["pictures"].values()):
+        for number, picture in enumerate(document["pictures"]):
             picture["pixels_sha256"] = f"{number:064x}"
 
     found = open_saved(repacked(saved, forget))

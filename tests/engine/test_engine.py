@@ -276,6 +276,23 @@ def test_a_request_that_fails_while_decoding_together_fails_alone(make_backend):
     assert [token.id for token in good.answer.tokens] == [token.id for token in alone.tokens]
 
 
+def test_a_first_step_that_fails_before_its_tokens_are_known_is_repeated(make_backend, monkeypatch):
+    backend = make_backend()
+    expected = greedy(backend, Conversation().user("Hi"), session="before")
+    text_model, failures = backend.engine._text_model, iter([True])
+    logits = text_model.logits
+
+    class Broken:  # as a GPU, which tells of a failure when its numbers are read
+        def max(self, _):
+            raise RuntimeError("the device failed")
+
+    monkeypatch.setattr(
+        text_model, "logits", lambda v: Broken() if next(failures, False) else logits(v)
+    )
+    got = greedy(backend, Conversation().user("Hi"), session="after")
+    assert [token.id for token in got.tokens] == [token.id for token in expected.tokens]
+
+
 @pytest.mark.parametrize("error", [ArithmeticError("boom"), MemoryError()])
 def test_a_shared_step_that_fails_after_storing_its_tokens_is_repeated_rightly(
     make_backend, error, monkeypatch

@@ -26,6 +26,7 @@ def assistant(text: str) -> Message:
 def generated(text: str, **changes) -> Generated:
     known = {
         "ids": (1, 2, 3),
+        "said_tokens": 3,
         "finish_reason": "stop",
         "model": DEMO,
         "usage": Usage(300, 200, 64, 3),

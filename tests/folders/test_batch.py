@@ -303,3 +303,22 @@ def test_pictures_are_opened_just_before_they_are_sent(folder, monkeypatch):
     backend.open.set()
     done.join(20)
     assert opened == NAMES
+
+
+def test_a_table_that_was_interrupted_before_its_first_line_is_gone_on_with(folder, tmp_path):
+    out = tmp_path / "o.csv"
+
+    class Interrupted(NamingBackend):
+        def stream(self, *_, **__):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gv.batch(Interrupted(), folder, prompt="?", out=out)
+    gv.batch(NamingBackend(), folder, prompt="?", out=out)
+    whole = out.read_bytes()
+    assert whole.count(b"\n") == len(NAMES) + 1
+    with pytest.raises(KeyboardInterrupt):
+        gv.batch(Interrupted(), folder, prompt="?", out=out, restart=True)
+    out.write_bytes(whole)  # as a kill would have left it
+    gv.batch(NamingBackend(), folder, prompt="?", out=out)
+    assert out.read_bytes() == whole
