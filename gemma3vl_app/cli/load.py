@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status as Spinner
 
 from gemma3vl_app import catalog
@@ -122,14 +123,14 @@ def load_backend(model: str, wishes: Wishes) -> Backend:
             context_tokens=wishes.context_tokens,
             revision=wishes.revision,
             adapters=wishes.adapters,
-            progress=lambda step: status.update(describe(step)),
+            progress=lambda step: status.update(escape(describe(step))),
         )
 
 
 @contextmanager
 def spinner(text: str) -> Iterator[Spinner]:
     """Show that something is going on: on a terminal only, so that logs stay clean."""
-    with stderr.status(text) as status:
+    with stderr.status(escape(text)) as status:  # a name may hold square brackets
         yield status
 
 
