@@ -24,7 +24,7 @@ from gemma3vl_app.loading.gguf_folder import gguf_folder, gguf_notes, is_gguf
 from gemma3vl_app.loading.hub import hub_folder, hub_revision
 
 SAMPLE_BYTES, SAMPLE_STEP_BYTES = 4 << 10, 4 << 20
-SAMPLES = 256  # at least, of a file that is not tiny
+SAMPLES = 200  # at least, of a file that is not tiny
 
 
 @dataclass(frozen=True, kw_only=True)
