@@ -225,7 +225,7 @@ def _read(source: object, name: str, limits: PictureLimits) -> bytes:
 
 
 def _read_file(path: str | Path, name: str, limits: PictureLimits) -> bytes:
-    with open(path, "rb", opener=_open_without_waiting) as file:
+    with open(path, "rb", opener=open_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise PictureError(
@@ -237,7 +237,8 @@ def _read_file(path: str | Path, name: str, limits: PictureLimits) -> bytes:
     return data
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
+def open_without_waiting(path: str, flags: int) -> int:
+    """Open a path for `open(opener=...)`, without waiting for the writer of a named pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
 
 

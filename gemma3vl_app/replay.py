@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from gemma3vl_app.backends.protocol import Backend, StreamOptions
 from gemma3vl_app.errors import Gemma3VLError
 from gemma3vl_app.generation import Answer, Sample, Token
 from gemma3vl_app.messages import Conversation, Message, Text
 from gemma3vl_app.transcript import Generated, ModelIdentity, Transcript, recorded_ids
+from gemma3vl_app.wording import counted
 
 ALTERNATIVES = 5  # asked for with each token, to say how close a different choice was
 CLOSE = 0.01  # natural-log units; rounding alone moves log-probabilities by far less in fp32
@@ -21,7 +22,9 @@ CLOSE = 0.01  # natural-log units; rounding alone moves log-probabilities by far
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """One answer written again; `turn` is its index in the transcript.
+    """One answer written again.
+
+    `turn` is its index in the transcript, `message` its number in its branch, counted from 1.
 
     `now` is the new text. Where it differs: `first_difference` is the index of the first token that
     is another, and `gap` how much likelier the new token was there than the recorded one, in
@@ -29,6 +32,7 @@ class Replayed:
     """
 
     turn: int
+    message: int
     recorded: str
     now: str = ""
     same: bool = False
@@ -39,11 +43,11 @@ class Replayed:
 
     def __str__(self) -> str:
         if self.skipped:
-            return f"message {self.turn}: not replayed. {self.skipped}"
+            return f"message {self.message}: not replayed. {self.skipped}"
         if self.same:
-            return f"message {self.turn}: the same ({self.tokens} tokens)"
+            return f"message {self.message}: the same ({counted(self.tokens, 'token')})"
         where = "" if self.first_difference is None else f" from token {self.first_difference} on"
-        return f"message {self.turn}: different{where}{self._how_close()}"
+        return f"message {self.message}: different{where}{self._how_close()}"
 
     def _how_close(self) -> str:
         if self.gap is None:
@@ -138,22 +142,21 @@ def _replayed(
     """Write one piece of one answer again, unless there is a reason not to."""
     turn = transcript.turns[index]
     recorded = turn.generated[piece]
-    result = Replayed(turn=index, recorded=recorded.text, tokens=len(recorded.ids))
+    result = Replayed(
+        turn=index,
+        message=len(transcript.path(index)),
+        recorded=recorded.text,
+        tokens=len(recorded.ids),
+    )
     if why_not:
-        return _with(result, skipped=why_not)
+        return replace(result, skipped=why_not)
     conversation = _before(transcript, index, piece)
     try:
         _recall(transcript, index, piece, conversation, backend, session)
         answer = backend.stream(conversation, **_options(recorded, backend, session)).answer
     except Gemma3VLError as error:
-        return _with(result, skipped=str(error))
+        return replace(result, skipped=str(error))
     return _compared(result, recorded, answer, backend)
-
-
-def _with(result: Replayed, *, skipped: str) -> Replayed:
-    return Replayed(
-        turn=result.turn, recorded=result.recorded, tokens=result.tokens, skipped=skipped
-    )
 
 
 def _hindrance(recorded: Generated, backend: Backend) -> str:
@@ -222,15 +225,7 @@ def _compared(result: Replayed, recorded: Generated, answer: Answer, backend: Ba
             gap = _gap(recorded.ids[first : first + 1], answer.tokens[first : first + 1])
     else:
         same = answer.text == recorded.text
-    return Replayed(
-        turn=result.turn,
-        recorded=recorded.text,
-        now=answer.text,
-        same=same,
-        tokens=len(recorded.ids),
-        first_difference=first,
-        gap=gap,
-    )
+    return replace(result, now=answer.text, same=same, first_difference=first, gap=gap)
 
 
 def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:

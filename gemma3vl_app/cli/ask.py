@@ -81,11 +81,12 @@ def ask(
         )
         with stream:
             one_shot.follow(stream, silent=as_json)
+    answer = stream.answer
     if as_json:
-        answer = stream.answer
         one_shot.write_json(one_shot.summary(backend, answer.text, [answer], logprobs=logprobs))
     else:
         typer.echo()
+        one_shot.note_cut(answer)
 
 
 def _check_sampling(draw: dict[str, Any], *, greedy: bool) -> None:

@@ -14,11 +14,11 @@ from typing import get_args
 from urllib.parse import unquote
 
 from gemma3vl_app.chat import Chat
-from gemma3vl_app.cli.chat_screen import summary
 from gemma3vl_app.cli.chat_talk import Talk, open_pictures
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.messages import Message
 from gemma3vl_app.pictures import Crops
+from gemma3vl_app.wording import summary
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".pdf")
 SHORT = 60  # characters of a message in a list

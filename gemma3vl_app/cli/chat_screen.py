@@ -16,16 +16,12 @@ from rich.text import Text
 from gemma3vl_app.cli import load
 from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.cli.terminal_pictures import NO_PICTURES, Terminal, caption, draw, find_out
-from gemma3vl_app.generation import Answer, Status
+from gemma3vl_app.generation import Answer
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.stream import Stream
+from gemma3vl_app.wording import describe
 
 DRAWN_AT_ONCE = 4  # of many pictures, such as a document's pages, the others are only named
-ENDED = {
-    "stop": (),
-    "length": ("cut at the limit, /resume goes on",),
-    "cancelled": ("stopped",),
-}
 
 
 class Screen:
@@ -95,30 +91,3 @@ class Screen:
             self._terminal = find_out(self.console)
             self._typed += self._terminal.typed
         return self._terminal
-
-
-def describe(status: Status) -> str:
-    """Say in a few words where a request stands."""
-    match status.stage:
-        case "queued":
-            return f"waiting, {status.done} ahead" if status.done else "waiting"
-        case "vision":
-            return f"looking at picture {status.done} of {status.total}"
-        case "prefill":
-            return f"reading {status.done:,} of {status.total:,} tokens"
-        case "decoding":
-            return "writing"
-
-
-def summary(answer: Answer) -> str:
-    """Say in one line how an answer ended and what it cost."""
-    usage, timing = answer.usage, answer.timing
-    return " · ".join(
-        (
-            *ENDED[answer.finish_reason],
-            f"{usage.completion_tokens:,} tokens",
-            f"{usage.prompt_tokens:,} in the prompt, {usage.cached_tokens:,} of them cached",
-            f"first word after {timing.ttft_sec:.2f} s",
-            f"{timing.tokens_per_sec:.0f} tokens/s",
-        )
-    )

@@ -15,12 +15,13 @@ from types import FrameType
 
 from gemma3vl_app.backends.protocol import Backend, StreamOptions
 from gemma3vl_app.chat import Chat
-from gemma3vl_app.cli.chat_screen import Screen, summary
+from gemma3vl_app.cli.chat_screen import Screen
 from gemma3vl_app.cli.exit_codes import INTERRUPTED
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.generation import Answer, Greedy, Sampling
 from gemma3vl_app.pictures import Crops, Picture
 from gemma3vl_app.stream import Stream
+from gemma3vl_app.wording import summary
 
 PATIENCE = 3  # so many Ctrl-C, and the program ends though the answer has not
 
@@ -135,7 +136,8 @@ class Talk:
     def _tell(self, answer: Answer) -> None:
         if answer.text.strip():
             if self.screen.interactive:
-                self.screen.note(f"{summary(answer)}\n")
+                hint = " · /resume goes on" if answer.finish_reason == "length" else ""
+                self.screen.note(f"{summary(answer)}{hint}\n")
         elif answer.finish_reason == "cancelled":
             self.screen.note("stopped before the first word; the chat is as it was")
         else:

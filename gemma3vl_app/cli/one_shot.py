@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.text import Text
 
 from gemma3vl_app import catalog
 from gemma3vl_app.cli import load
 from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.errors import ConversationError, PictureError
 from gemma3vl_app.generation import Answer, Chunk, Sample, Timing, Usage
+from gemma3vl_app.wording import counted
 
 if TYPE_CHECKING:
     from gemma3vl_app.backends.protocol import Backend
@@ -97,6 +99,7 @@ class Shot:
             self.tell_json(backend, stream.answer.text.strip(), [stream.answer])
         else:
             typer.echo()
+            note_cut(stream.answer)
 
     def tell_json(
         self, backend: Backend, text: str, answers: Sequence[Answer], **more: object
@@ -262,6 +265,14 @@ def summary(
     if logprobs is not None:
         told["tokens"] = [dataclasses.asdict(token) for each in answers for token in each.tokens]
     return told
+
+
+def note_cut(answer: Answer, name: str = "") -> None:
+    """Say on stderr that an answer, the one about `name`, was cut: it may look finished."""
+    if answer.finish_reason == "length":
+        where = f"{name}: cut" if name else "Cut"
+        text = f"{where} after {counted(answer.usage.completion_tokens, 'token')}. "
+        load.stderr.print(Text(plain(f"{text}Raise --max-new-tokens for more.")), soft_wrap=True)
 
 
 def note_demo(backend: Backend) -> None:

@@ -16,6 +16,7 @@ from gemma3vl_app.cli.completion import complete_model
 from gemma3vl_app.cli.exit_codes import INCOMPLETE
 from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.wording import counted
 
 if TYPE_CHECKING:
     from gemma3vl_app.replay import Replay, Replayed
@@ -118,7 +119,7 @@ def _print_end(result: Replay) -> None:
     same = sum(answer.same for answer in result.answers)
     total = len(result.answers)
     if result.same:
-        typer.echo(f"All {total} answers came out as recorded.")
+        typer.echo(f"{counted(total, 'answer')}, all as recorded.")
     else:
         typer.echo(f"{same} of {total} answers came out as recorded.")
     if result.differences:

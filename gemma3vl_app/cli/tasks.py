@@ -195,6 +195,7 @@ def _caption_each(
         else:
             one_shot.write(f"{name}: {words}\n")
             sys.stdout.flush()
+            one_shot.note_cut(stream.answer, name)
 
 
 def _tell_reading_as_json(shot: one_shot.Shot, backend: Backend, reading: Reading) -> None:

@@ -31,7 +31,7 @@ from gemma3vl_app.conversation_file.document import (
 )
 from gemma3vl_app.errors import ConversationError, PictureError
 from gemma3vl_app.pictures import DEFAULT_LIMITS as USUAL
-from gemma3vl_app.pictures import Picture, PictureLimits
+from gemma3vl_app.pictures import Picture, PictureLimits, open_without_waiting
 from gemma3vl_app.transcript import Transcript
 
 SUFFIX = ".chat.zip"  # by custom; any name will do
@@ -121,7 +121,7 @@ def open_saved(path: str | Path) -> SavedChat:
     """
     source = Path(path).expanduser()
     try:
-        with open(source, "rb", opener=_open_without_waiting) as file:
+        with open(source, "rb", opener=open_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConversationError(f"{source.name!r} is no file. Give a conversation file.")
             archive = Archive(file, source.name)
@@ -246,7 +246,3 @@ def _pictures(archive: Archive, document: Document) -> tuple[dict[str, Picture],
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer

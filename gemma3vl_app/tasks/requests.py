@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from gemma3vl_app.backends.protocol import Backend, Schema, StreamOptions
 from gemma3vl_app.errors import BusyError, ConversationError, Gemma3VLError
@@ -114,8 +114,9 @@ def open_pictures(
 
 def listed(sources: PictureSource | Iterable[PictureSource]) -> list[PictureSource]:
     """Return a list of sources where one may stand alone; PIL images and arrays iterate, too."""
-    several = isinstance(sources, list | tuple | Iterator)
-    return list(sources) if several else [sources]  # type: ignore[arg-type,list-item]
+    if isinstance(sources, list | tuple | Iterator):
+        return list(sources)
+    return [cast("PictureSource", sources)]
 
 
 def is_pdf(source: PictureSource) -> bool:
@@ -127,6 +128,6 @@ def is_pdf(source: PictureSource) -> bool:
 
 def _opened(source: PictureSource, crops: Crops) -> tuple[Picture, ...]:
     if is_pdf(source):
-        pdf = source if isinstance(source, str | Path) else bytes(source)  # type: ignore[arg-type]
+        pdf = source if isinstance(source, str | Path) else bytes(cast(bytes, source))
         return Picture.pages(pdf, crops=crops)
     return (Picture.open(source, crops=crops),)

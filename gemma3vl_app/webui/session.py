@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,10 +18,10 @@ from typing import Literal
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.chat import Chat
 from gemma3vl_app.errors import Gemma3VLError
-from gemma3vl_app.generation import Answer, Status
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.stream import Stream
+from gemma3vl_app.wording import describe, sentence, summary
 
 SECONDS_BETWEEN_VIEWS = 0.05  # twenty a second read as flowing text and keep a slow network calm
 _log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class Session:
             yield self._view(line, draft=draft)
             return
         self._shown = (*shown, Shown("assistant", answer.text))
-        yield self._view(summary(answer))
+        yield self._view(sentence(summary(answer)))
 
 
 class _Turn:
@@ -206,38 +206,8 @@ def _paced(stream: Stream) -> Iterator[tuple[str, str]]:
     line, shown_at = "", 0.0
     for chunk in stream:
         pieces.append(chunk.text)
-        was, line = line, describe(chunk.status)
+        was, line = line, sentence(describe(chunk.status))
         now = time.monotonic()
         if line != was or now - shown_at >= SECONDS_BETWEEN_VIEWS:
             shown_at = now
             yield "".join(pieces), line
-
-
-def describe(status: Status) -> str:
-    """Say in a few words where a request stands."""
-    match status.stage:
-        case "queued":
-            return f"Waiting, {status.done} ahead" if status.done else "Waiting"
-        case "vision":
-            return f"Looking at picture {status.done} of {status.total}"
-        case "prefill":
-            return f"Reading, {status.done} of {status.total} tokens"
-        case "decoding":
-            return "Writing"
-
-
-def summary(answer: Answer) -> str:
-    """Say in one line how an answer ended and what it cost."""
-    usage, timing = answer.usage, answer.timing
-    ended: Sequence[str] = {"stop": (), "length": ("Cut at the limit",), "cancelled": ("Stopped",)}[
-        answer.finish_reason
-    ]
-    return " · ".join(
-        (
-            *ended,
-            f"{usage.completion_tokens} tokens",
-            f"{usage.prompt_tokens} in the prompt, {usage.cached_tokens} of them cached",
-            f"first word after {timing.ttft_sec:.2f} s",
-            f"{timing.tokens_per_sec:.0f} tokens/s",
-        )
-    )

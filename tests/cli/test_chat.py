@@ -23,11 +23,12 @@ from gemma3vl_app.chat import Chat
 from gemma3vl_app.cli import chat_talk, exit_codes
 from gemma3vl_app.cli.chat_commands import COMMANDS, handle, paths_in
 from gemma3vl_app.cli.chat_input import ChatCompleter, Prompt, line_history
-from gemma3vl_app.cli.chat_screen import Screen, describe
+from gemma3vl_app.cli.chat_screen import Screen
 from gemma3vl_app.cli.chat_talk import Talk
 from gemma3vl_app.errors import ConversationError, EngineError
 from gemma3vl_app.generation import Greedy, Sample, Status
 from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES, ScriptedBackend
+from gemma3vl_app.wording import describe
 from tests.cli.pty_process import PtyProcess
 
 SLOWLY = """
@@ -356,7 +357,7 @@ def test_edit_rephrases_the_last_message_and_keeps_its_pictures(say, talk):
 
 def test_resume_goes_on_with_an_answer_that_was_cut(say, talk, capsys):
     talk.options = {"max_new_tokens": 2}
-    assert "cut at the limit, /resume goes on" in say("one two three four")
+    assert "/resume goes on" in say("one two three four")
     talk.backend.says("three ", "four")
     handle(talk, "/resume")
     assert capsys.readouterr().out == "three four\n"
@@ -435,7 +436,7 @@ def test_stats_tell_what_was_used_and_reused(say):
     assert re.search(r"turns +2", told)
     assert re.search(r"pictures +1, 1 more attached", told)
     assert re.search(r"tokens +72 computed, 66 reused", told)  # 66 + 2 said, 3 new + 1 said
-    assert re.search(r"last answer +1 tokens · 69 in the prompt, 66 of them cached", told)
+    assert re.search(r"last answer +1 token · 69 in the prompt, 66 of them cached", told)
 
 
 def test_quit_ends_the_chat(say, talk):

@@ -433,7 +433,9 @@ def test_every_command_runs_as_a_process(folder, tiny):
     for name, each in done.items():
         cut = name == "ocr"
         assert each.returncode == (3 if cut else 0), (name, each.stderr[-500:])
-        assert bool(each.stderr) == cut
+        told = each.stderr.decode().splitlines()
+        assert all("ut " in line and "Raise --max-new-tokens" in line for line in told), told
+        assert told or not cut
     told = {
         name: [json.loads(line) for line in each.stdout.splitlines()] for name, each in done.items()
     }
@@ -453,3 +455,12 @@ def test_help_imports_nothing_heavy():
     assert "Example: gemma3vl ocr" in done.stdout
     heavy = {"torch", "transformers", "numpy", "PIL", "pypdfium2"}
     assert not heavy & set(done.stderr.split())
+
+
+def test_an_answer_that_was_cut_is_told_apart_from_a_finished_one(backend, run, folder):
+    for command in (("ask", "demo", "?"), ("caption",), ("compare", "b.png")):
+        image = ("--image", "a.png") if command[0] == "ask" else ("a.png",)
+        code, _, err = run(*command, *image, "--max-new-tokens", "1")
+        assert code == 0
+        assert "Cut after 1 token. Raise --max-new-tokens for more." in err
+    assert "Cut" not in run("ask", "demo", "Hi")[2]

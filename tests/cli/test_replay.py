@@ -41,7 +41,7 @@ def saved(folder, *questions: str, capabilities=DEMO) -> str:
 def test_answers_that_come_out_the_same_are_good_news(loaded, run, tmp_path):
     code, out, err = run("replay", saved(tmp_path, "one", "two"))
     assert (code, err) == (0, "")
-    assert "All 2 answers came out as recorded." in out
+    assert "2 answers, all as recorded." in out
     assert (loaded["model"], loaded["weights"], loaded["revision"]) == ("demo", "fp32", None)
 
 
@@ -61,7 +61,7 @@ def test_a_difference_is_shown_and_is_exit_code_3(loaded, run, tmp_path):
     loaded.update({"says": ["A \x1b[31mlie"], "is": replace(DEMO, weights="nf4")})
     code, out, _ = run("replay", saved(tmp_path, "one"))
     assert code == 3
-    assert "message 1: different" in out
+    assert "message 2: different" in out
     assert "then: one" in out
     assert "\x1b" not in out
     assert "0 of 1 answers came out as recorded." in out
@@ -116,4 +116,4 @@ def test_a_real_process_replays_a_real_chat_bit_for_bit(tiny, tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "All 2 answers came out as recorded." in done.stdout
+    assert "2 answers, all as recorded." in done.stdout

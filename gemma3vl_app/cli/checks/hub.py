@@ -14,6 +14,7 @@ import httpx2
 from huggingface_hub import constants
 
 # Public there, but not re-exported in a way that mypy follows
+# Public there, but not re-exported in a way that mypy follows
 from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
 from gemma3vl_app.cli.checks.check import Check, shown_path
