@@ -1,0 +1,1 @@
+"""Fine-tuning: recipes, their data, the training itself; and the demo model they train."""

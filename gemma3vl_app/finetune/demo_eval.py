@@ -1,0 +1,165 @@
+"""How much the demo gets right: fresh items of each kind, answered greedily, judged exactly.
+
+`make demo-eval` writes docs/demo-eval.json and the table of docs/demo-model.md. No picture was
+trained on, and half of them show a pair of colour and shape that never was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gemma3vl_app.backends.local import load
+from gemma3vl_app.backends.protocol import Backend
+from gemma3vl_app.finetune import scene_questions
+from gemma3vl_app.finetune.demo import DATA, read_state
+from gemma3vl_app.finetune.scene_drawing import draw
+from gemma3vl_app.finetune.scenes import COLOURS, SHAPES, Scene, random_scene
+from gemma3vl_app.messages import Conversation
+from gemma3vl_app.pictures import Picture
+from gemma3vl_app.tasks.requests import TaskRequest, streams_in_order
+
+logger = logging.getLogger(__name__)
+
+TARGETS = {
+    "colour": 0.95,
+    "shape": 0.95,
+    "count": 0.95,
+    "where": 0.92,
+    "relation": 0.90,
+    "is_there": 0.95,
+    "compare": 0.88,
+    "describe": 0.85,
+}
+ITEMS = 500
+TOLERANCE = 0.02  # a target is met when the lower bound is that near
+RESULTS, PAGE = Path("docs/demo-eval.json"), Path("docs/demo-model.md")
+TABLE = re.compile(r"(<!-- demo-eval: begin[^\n]*-->\n).*(<!-- demo-eval: end -->)", re.DOTALL)
+
+_SEED = "held out"
+_AT_ONCE = 50  # items whose pictures are in memory
+_THING = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question about scenes, their pictures, and the answer that is right."""
+
+    scenes: tuple[Scene, ...]
+    pictures: tuple[Picture, ...]
+    turn: scene_questions.Turn
+
+    def right(self, answer: str) -> bool:
+        """Whether `answer` is right: for descriptions, whether it names each thing and no other."""
+        if self.turn.kind == "describe":
+            named = Counter(_THING.findall(answer.lower()))
+            return named == Counter(thing.pair for thing in self.scenes[0].things)
+        return answer.strip().rstrip(".").lower() == self.turn.answer.rstrip(".").lower()
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many answers of one kind were right, and what is wanted; `lower` is a 95 % bound."""
+
+    kind: str
+    right: int
+    items: int
+    lower: float
+    target: float
+    met: bool
+
+
+def items(kind: str, count: int) -> Iterator[Item]:
+    """Make items of a kind; the same ones every time."""
+    rng = random.Random(f"{_SEED} {kind}")
+    made = 0
+    while made < count:
+        number = rng.choice((2, 2, 3)) if kind == "compare" else 1
+        scenes = tuple(random_scene(rng, held_out=made % 2 == 0) for _ in range(number))
+        if kind == "compare":
+            turn = scene_questions.about_several(scenes, rng)
+        else:
+            turn = scene_questions.ABOUT_ONE[kind](scenes[0], rng)
+        if turn is None or turn.kind != kind:
+            continue
+        made += 1
+        yield Item(scenes, tuple(Picture.open(draw(scene, rng)) for scene in scenes), turn)
+
+
+def evaluate(backend: Backend, kind: str, count: int = ITEMS) -> tuple[Score, list[str]]:
+    """Return the score of one kind, and the first mistakes as lines to read."""
+    right, wrong, asked = 0, [], items(kind, count)
+    for _ in range(0, count, _AT_ONCE):
+        part = [item for item, _ in zip(asked, range(_AT_ONCE), strict=False)]
+        requests = [
+            TaskRequest(Conversation().user(*item.pictures, item.turn.question)) for item in part
+        ]
+        for item, stream in zip(
+            part, streams_in_order(backend, requests, in_flight=32), strict=True
+        ):
+            answer = stream.answer.text
+            if item.right(answer):
+                right += 1
+            else:
+                wrong.append(f"{item.turn.question} {item.turn.answer} | {answer}")
+    lower = lower_bound(right, count)
+    target = TARGETS[kind]
+    return Score(kind, right, count, round(lower, 4), target, lower >= target - TOLERANCE), wrong
+
+
+def lower_bound(right: int, total: int, z: float = 1.96) -> float:
+    """Return Wilson's lower bound of a share (Wilson 1927), at 95 % for z = 1.96."""
+    share = right / total
+    middle = share + z * z / (2 * total)
+    reach = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return (middle - reach) / (1 + z * z / total)
+
+
+def table(scores: list[Score]) -> str:
+    """Return the scores as a Markdown table."""
+    lines = ["| kind | right | 95 % lower bound | target | |", "|---|---|---|---|---|"]
+    for each in scores:
+        share = f"{each.right / each.items:.1%} of {each.items}"
+        met = "met" if each.met else "missed"
+        lines.append(f"| {each.kind} | {share} | {each.lower:.1%} | {each.target:.0%} | {met} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Evaluate the shipped demo and write down what came out, misses included."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=ITEMS, help="of each kind")
+    parser.add_argument("--kind", choices=sorted(TARGETS), action="append", help="this kind only")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    scores = []
+    with load("demo") as backend:
+        for kind in options.kind or TARGETS:
+            score, wrong = evaluate(backend, kind, options.items)
+            logger.info("%s", score)
+            for line in wrong[:8]:
+                logger.info("  %s", line)
+            scores.append(score)
+    if options.kind or options.items != ITEMS:
+        return  # a look, not the result
+    state = read_state(DATA)
+    report = {
+        "weights": state["sha256"],
+        "step": state["step"],
+        "scores": list(map(asdict, scores)),
+    }
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(TABLE.sub(lambda m: m[1] + table(scores) + m[2], page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
