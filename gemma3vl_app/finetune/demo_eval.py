@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 from gemma3vl_app.backends.local import load
@@ -98,7 +99,7 @@ def evaluate(backend: Backend, kind: str, count: int = ITEMS) -> tuple[Score, li
     """Return the score of one kind, and the first mistakes as lines to read."""
     right, wrong, asked = 0, [], items(kind, count)
     for _ in range(0, count, _AT_ONCE):
-        part = [item for item, _ in zip(asked, range(_AT_ONCE), strict=False)]
+        part = list(islice(asked, _AT_ONCE))
         requests = [
             TaskRequest(Conversation().user(*item.pictures, item.turn.question)) for item in part
         ]

@@ -135,20 +135,19 @@ def relation(scene: Scene, rng: random.Random) -> Turn | None:
 
 
 def is_there(scene: Scene, rng: random.Random) -> Turn:
-    """Ask whether something is there; half of the answers are no, most of them nearly yes."""
-    thing = rng.choice(scene.things)
-    pairs = {each.pair for each in scene.things}
-    draw = rng.random()
-    if draw < 0.5:
-        what = f"{thing.colour} {thing.shape}" if rng.random() < 0.7 else thing.shape
-    elif draw < 0.85:
-        other = (rng.choice(COLOURS), thing.shape)
-        if rng.random() < 0.5:
-            other = (thing.colour, rng.choice(SHAPES))
-        what = " ".join(other)
-    else:
-        what = rng.choice(SHAPES)
-    there = any(what in (f"{c} {s}", s) for c, s in pairs)
+    """Ask whether something is there: half of the answers are no, most of those nearly yes."""
+    there = rng.random() < 0.5
+    while True:
+        near = rng.choice(scene.things)
+        if there or rng.random() < 0.3:
+            colour, shape = near.pair if there else (rng.choice(COLOURS), rng.choice(SHAPES))
+        elif rng.random() < 0.5:
+            colour, shape = rng.choice(COLOURS), near.shape
+        else:
+            colour, shape = near.colour, rng.choice(SHAPES)
+        what = f"{colour} {shape}" if rng.random() < 0.7 else shape
+        if there == any(what in (" ".join(each.pair), each.shape) for each in scene.things):
+            break
     question = rng.choice((f"Is there {_article(what)}?", f"Do you see {_article(what)}?"))
     return Turn("is_there", question, "Yes." if there else "No.")
 
@@ -223,17 +222,17 @@ def follow_up(scene: Scene, turn: Turn, rng: random.Random) -> list[Turn]:
     if len(meant) != 1:
         return []
     thing = meant[0]
-    if turn.kind == "shape" and "shape is at" not in turn.question:
+    if turn.kind == "shape" and thing.place not in turn.question:
         return [Turn("follow_up", "Where is it?", f"{thing.place.capitalize()}.")]
-    if turn.kind == "shape":
+    if turn.kind == "shape" and thing.colour not in turn.question:
         return [Turn("follow_up", "What color is it?", f"{thing.colour.capitalize()}.")]
     return [Turn("follow_up", "How large is it?", f"{thing.size.capitalize()}.")]
 
 
 def _means(turn: Turn, thing: Thing) -> bool:
     if turn.kind == "shape":
-        named = thing.colour in turn.question.split() or f"is {thing.colour}?" in turn.question
-        named = named or turn.question == f"Which shape is {thing.place}?"
+        words = turn.question.rstrip("?").split()
+        named = thing.colour in words or turn.question == f"Which shape is {thing.place}?"
         return named and thing.shape in turn.answer
     return turn.question.endswith(f"{thing.shape}?") and turn.answer.lower().startswith(thing.place)
 

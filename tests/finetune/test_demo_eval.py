@@ -1,0 +1,56 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from gemma3vl_app.finetune import demo_eval
+from gemma3vl_app.finetune.scenes import HELD_OUT_PAIRS
+from gemma3vl_app.testing import ScriptedBackend
+
+
+def test_items_are_the_same_every_time_and_half_of_them_show_an_unseen_pair():
+    first, second = (list(demo_eval.items("colour", 20)) for _ in range(2))
+    assert [item.turn for item in first] == [item.turn for item in second]
+    assert [item.pictures for item in first] == [item.pictures for item in second]
+    unseen = [any(t.pair in HELD_OUT_PAIRS for t in item.scenes[0].things) for item in first]
+    assert 5 <= sum(unseen) <= 15
+
+
+@pytest.mark.parametrize("kind", demo_eval.TARGETS)
+def test_every_kind_has_items_and_the_right_answer_counts(kind: str):
+    for item in demo_eval.items(kind, 5):
+        assert item.turn.kind == kind
+        assert item.right(item.turn.answer)
+        assert item.right(item.turn.answer.upper().rstrip("."))
+        assert not item.right("Something else.")
+
+
+def test_a_description_is_right_when_it_names_each_thing_and_no_other():
+    item = next(demo_eval.items("describe", 1))
+    pairs = [" ".join(thing.pair) for thing in item.scenes[0].things]
+    assert item.right("I see a " + " and a ".join(pairs))
+    assert not item.right(" and ".join([*pairs, "red heart"]))
+    assert not item.right(" and ".join(pairs[1:]))
+
+
+def test_the_lower_bound_is_that_of_wilson():
+    assert demo_eval.lower_bound(475, 500) == pytest.approx(0.9272, abs=1e-4)
+    assert demo_eval.lower_bound(0, 500) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_evaluation_asks_each_item_and_counts_what_is_right():
+    twos = sum(item.turn.answer == "Two." for item in demo_eval.items("count", 60))
+    assert 0 < twos < 60
+    with ScriptedBackend(["Two."]) as backend:
+        score, wrong = demo_eval.evaluate(backend, "count", 60)
+        assert len(backend.requests) == 60
+    assert (score.right, score.items, score.met) == (twos, 60, False)
+    assert len(wrong) == 60 - twos
+
+
+def test_the_table_tells_misses():
+    score = demo_eval.Score("count", 475, 500, 0.927, 0.95, met=False)
+    text = demo_eval.table([score, replace(score, kind="shape", met=True)])
+    assert "| count | 95.0% of 500 | 92.7% | 95% | missed |" in text
+    assert "| shape | 95.0% of 500 | 92.7% | 95% | met |" in text
+    assert json.dumps(text)
