@@ -89,8 +89,7 @@ def make_pool(tower: TowerWithHeads, count: int, seed: int, *, held_out: bool = 
     with torch.no_grad():
         for _, pixels in done:
             for first in range(0, len(pixels), 50):
-                batch = torch.from_numpy(pixels[first : first + 50]).permute(0, 3, 1, 2)
-                seen.append(tower.cells(batch.float() / 127.5 - 1))
+                seen.append(tower.look(pixels[first : first + 50]))
     return Pool(scenes, torch.cat(seen))
 
 

@@ -2,7 +2,8 @@
 
 A soft token of the demo stands for one cell of the picture. While the tower is trained, small
 heads on the very vectors that the projector is going to see say for each cell whether a thing has
-its centre there and what it is. Shapes: B pictures, S cells per side (C = S * S cells), D width.
+its centre there and what it is. Others say for each patch inside a thing what it is a part of,
+which helps it find out sooner. Shapes: B pictures, C cells, P patches, D width.
 """
 
 from __future__ import annotations
@@ -39,11 +40,27 @@ HEADS = {
     "outlined": 2,
     "place": len(PLACES),
 }
+_CENTRE_WEIGHT = 3.0  # few cells hold a centre
+_INSIDE = 0.8  # of a thing's radius: patches so near its centre are taken for a part of it
+_TEST_PICTURES, _TEST_SEEDS = 512, 1_000_000
+_SAVE_EVERY = 100  # steps
 _PART = 1_000  # pictures that one process draws at a time
 NOTHING = -1  # the label of a cell in which no thing has its centre
 
 Pixels = npt.NDArray[np.uint8]  # (N, side, side, 3)
-Labels = npt.NDArray[np.int8]  # (N, C, heads)
+Labels = npt.NDArray[np.int8]  # (N, C, heads) of cells, (N, P, 2) of patches: shape and colour
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures, and what their cells and patches are to say."""
+
+    pixels: Pixels
+    cells: Labels
+    patches: Labels
+
+    def __getitem__(self, chosen: npt.NDArray[np.int64] | slice) -> Drawn:
+        return Drawn(self.pixels[chosen], self.cells[chosen], self.patches[chosen])
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,7 @@ class Stage:
 # Whole scenes from the start stay at chance for shapes for a long time: single ones come first.
 STAGES = (
     Stage(
-        *("single", 64, True, 60_000, 128, 1_400, 1e-3),
+        *("single", 64, True, 60_000, 64, 2_400, 1e-3),
         seed=1,
         heads=("shape", "colour", "outlined"),  # sizes and places make sense in scenes only
     ),
@@ -84,14 +101,17 @@ class TowerWithHeads(nn.Module):
             {name: nn.Linear(vision.hidden_size, count) for name, count in HEADS.items()}
         )
         self.centre = nn.Linear(vision.hidden_size, 1)
+        self.part_of = nn.ModuleDict(
+            {name: nn.Linear(vision.hidden_size, HEADS[name]) for name in ("shape", "colour")}
+        )
         self.patch: int = vision.patch_size  # pixels a side
         self.patches: int = vision.image_size // self.patch  # a side
         self.pooled = self.patches // math.isqrt(
             config.mm_tokens_per_image or 0
         )  # patches a cell side
 
-    def cells(self, pixels: torch.Tensor, corner: tuple[int, int] = (0, 0)) -> torch.Tensor:
-        """Return what the projector sees of each cell, (B, C, D), for pixels (B, 3, side, side).
+    def patch_vectors(self, pixels: torch.Tensor, corner: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        """Return the tower's output, (B, P, D), for pixels (B, 3, side, side).
 
         Smaller pictures lie at `corner`, in patches, of the picture that the tower is made for.
         """
@@ -101,33 +121,48 @@ class TowerWithHeads(nn.Module):
         row, column = corner
         table = embeddings.position_embedding.weight.view(self.patches, self.patches, -1)
         positions = table[row : row + side, column : column + side].reshape(side * side, -1)
-        hidden = patches.flatten(2).transpose(1, 2) + positions  # (B, n * n, D)
+        hidden = patches.flatten(2).transpose(1, 2) + positions  # (B, P, D)
         hidden = self.tower.encoder(inputs_embeds=hidden).last_hidden_state
-        hidden = self.tower.post_layernorm(hidden)
-        grid = hidden.transpose(1, 2).unflatten(2, (side, side))
+        normed: torch.Tensor = self.tower.post_layernorm(hidden)
+        return normed
+
+    def cells(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return what the projector sees of each cell, (B, C, D), from patches (B, P, D)."""
+        side = math.isqrt(patches.shape[1])
+        grid = patches.transpose(1, 2).reshape(len(patches), -1, side, side)  # (B, D, n, n)
         pooled = nn.functional.avg_pool2d(grid, self.pooled).flatten(2).transpose(1, 2)
         normed: torch.Tensor = self.projector.mm_soft_emb_norm(pooled)
         return normed
 
+    def look(self, pixels: Pixels) -> torch.Tensor:
+        """Return what the projector sees of whole pictures, (B, C, D)."""
+        return self.cells(self.patch_vectors(_scaled(pixels)))
+
     def loss(
-        self, cells: torch.Tensor, labels: torch.Tensor, heads: Collection[str]
+        self, drawn: Drawn, heads: Collection[str], corner: tuple[int, int] = (0, 0)
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss and the share of right answers of some heads; labels (B, C, heads)."""
+        """Return the loss on pictures, and the share of right answers of some heads."""
+        patches = self.patch_vectors(_scaled(drawn.pixels), corner)
+        cells = self.cells(patches)
+        labels = torch.from_numpy(drawn.cells).long()
         there = labels[..., 0] != NOTHING  # (B, C)
         centre = self.centre(cells)[..., 0]  # (B, C)
-        weight = torch.tensor(3.0)  # few cells hold a centre
         total = nn.functional.binary_cross_entropy_with_logits(
-            centre, there.float(), pos_weight=weight
+            centre, there.float(), pos_weight=torch.tensor(_CENTRE_WEIGHT)
         )
         right = {"centre": ((centre > 0) == there).all(1).float().mean()}  # whole pictures
         found = cells[there]  # (things, D)
         for number, (name, head) in enumerate(self.heads.items()):
-            if name not in heads:
-                continue
-            wanted = labels[..., number][there].long()
-            scores = head(found)
-            total = total + nn.functional.cross_entropy(scores, wanted)
-            right[name] = (scores.argmax(-1) == wanted).float().mean()
+            if name in heads:
+                wanted = labels[..., number][there]
+                scores = head(found)
+                total = total + nn.functional.cross_entropy(scores, wanted)
+                right[name] = (scores.argmax(-1) == wanted).float().mean()
+        parts = torch.from_numpy(drawn.patches).long()  # (B, P, 2)
+        inside = parts[..., 0] != NOTHING
+        for number, head in enumerate(self.part_of.values()):
+            scores = head(patches[inside])
+            total = total + nn.functional.cross_entropy(scores, parts[..., number][inside])
         return total, right
 
 
@@ -146,19 +181,37 @@ def labels_of(scene: Scene, cells_a_side: int) -> npt.NDArray[np.int8]:
     return labels.reshape(-1, len(HEADS))
 
 
-def drawn(stage: Stage, count: int, seed: int, cell: int) -> tuple[Pixels, Labels]:
-    """Draw pictures for a stage, and label their cells of `cell` pixels a side."""
-    parts = [(stage, min(_PART, count - at), f"{seed}/{at}", cell) for at in range(0, count, _PART)]
+def parts_of(scene: Scene, patches_a_side: int) -> npt.NDArray[np.int8]:
+    """Return shape and colour of what each patch lies well inside of; (P, 2)."""
+    labels = np.full((patches_a_side, patches_a_side, 2), NOTHING, dtype=np.int8)
+    middles = (np.arange(patches_a_side) + 0.5) / patches_a_side
+    for thing in scene.things:
+        across = (middles[None, :] - thing.x) * max(1.0, scene.aspect)
+        down = (middles[:, None] - thing.y) / min(1.0, scene.aspect)
+        inside = across**2 + down**2 < (_INSIDE * thing.radius) ** 2
+        labels[inside] = SHAPES.index(thing.shape), COLOURS.index(thing.colour)
+    return labels.reshape(-1, 2)
+
+
+def draw_stage(stage: Stage, count: int, seed: int, model: TowerWithHeads) -> Drawn:
+    """Draw pictures for a stage, several at once."""
+    sizes = stage.side // model.patch, stage.side // (model.patch * model.pooled)
+    parts = [
+        (stage, min(_PART, count - at), f"{seed}/{at}", *sizes) for at in range(0, count, _PART)
+    ]
+    if len(parts) == 1:
+        return Drawn(*_drawn_part(parts[0]))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         done = list(pool.map(_drawn_part, parts))
-    return np.concatenate([each[0] for each in done]), np.concatenate([each[1] for each in done])
+    pixels, cells, patches = (np.concatenate(each) for each in zip(*done, strict=True))
+    return Drawn(pixels, cells, patches)
 
 
-def _drawn_part(part: tuple[Stage, int, str, int]) -> tuple[Pixels, Labels]:
-    stage, count, seed, cell = part
+def _drawn_part(part: tuple[Stage, int, str, int, int]) -> tuple[Pixels, Labels, Labels]:
+    stage, count, seed, patches_a_side, cells_a_side = part
     rng = random.Random(seed)
     pixels = np.empty((count, stage.side, stage.side, 3), dtype=np.uint8)
-    labels = []
+    cells, patches = [], []
     for number in range(count):
         if stage.single:
             scene = random_scene(rng, count=1, scale=1.9)
@@ -168,8 +221,9 @@ def _drawn_part(part: tuple[Stage, int, str, int]) -> tuple[Pixels, Labels]:
             picture = draw(scene, rng)
         small = picture.resize((stage.side, stage.side), Image.Resampling.BILINEAR)
         pixels[number] = np.asarray(small)
-        labels.append(labels_of(scene, stage.side // cell))
-    return pixels, np.stack(labels)
+        cells.append(labels_of(scene, cells_a_side))
+        patches.append(parts_of(scene, patches_a_side))
+    return pixels, np.stack(cells), np.stack(patches)
 
 
 def whitened_patches(pixels: Pixels, model: TowerWithHeads) -> None:
@@ -196,20 +250,18 @@ def whitened_patches(pixels: Pixels, model: TowerWithHeads) -> None:
         convolution.bias.copy_(-filters @ mean)
 
 
-def train_stage(
-    model: TowerWithHeads, stage: Stage, out: Path, *, first: bool, minutes: float | None = None
-) -> dict[str, float]:
-    """Train one stage, going on from `out` if it was ended before; returns the last figures.
+def train_stage(model: TowerWithHeads, stage: Stage, out: Path, *, first: bool) -> None:
+    """Train one stage, going on from `out` if it was ended before.
 
-    Writes a checkpoint every 100 steps. `minutes` ends it earlier.
+    Writes a checkpoint now and then. The first stage begins with `whitened_patches`.
     """
-    cell = model.pooled * model.patch
+    out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    pixels, labels = drawn(stage, stage.pictures, stage.seed, cell)
-    test_pixels, test_labels = drawn(stage, 512, stage.seed + 1_000_000, cell)
-    logger.info("%s: %d pictures, %.0f s", stage.name, len(pixels), time.perf_counter() - began)
+    drawn = draw_stage(stage, stage.pictures, stage.seed, model)
+    test = draw_stage(stage, _TEST_PICTURES, stage.seed + _TEST_SEEDS, model)
+    logger.info("%s: drawn in %.0f s", stage.name, time.perf_counter() - began)
     if first:
-        whitened_patches(pixels, model)
+        whitened_patches(drawn.pixels, model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.03
     )
@@ -219,18 +271,15 @@ def train_stage(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    figures: dict[str, float] = {}
     began = time.perf_counter()
     while step < stage.steps:
         rng = np.random.default_rng((stage.seed, step))
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * _rate(step, stage.steps)
-        chosen = rng.integers(0, len(pixels), stage.batch)
-        batch, wanted = _flipped(pixels[chosen], labels[chosen], rng)
-        places = model.patches - stage.side // model.patch + 1
-        row, column = (int(at) // 2 * 2 for at in rng.integers(0, places, 2))
-        cells = model.cells(_scaled(batch), (row, column))
-        loss, right = model.loss(cells, torch.from_numpy(wanted), stage.heads)
+        batch = _flipped(drawn[rng.integers(0, stage.pictures, stage.batch)], rng)
+        room = model.patches - stage.side // model.patch + 1
+        row, column = (int(at) // model.pooled * model.pooled for at in rng.integers(0, room, 2))
+        loss, right = model.loss(batch, stage.heads, (row, column))
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -240,28 +289,21 @@ def train_stage(
             line = " ".join(f"{name} {value.item():.2f}" for name, value in right.items())
             seconds = time.perf_counter() - began
             logger.info("%s %d loss %.3f %s (%.0f s)", stage.name, step, loss, line, seconds)
-        spent = minutes is not None and time.perf_counter() - began > 60 * minutes
-        if step % 100 == 0 or step == stage.steps or spent:
-            figures = measured(model, test_pixels, test_labels, stage.heads)
+        if step % _SAVE_EVERY == 0 or step == stage.steps:
+            figures = measured(model, test, stage.heads)
             logger.info("%s %d TEST %s", stage.name, step, json.dumps(figures))
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
             torch.save(state, state_file.with_suffix(".new"))
             state_file.with_suffix(".new").replace(state_file)
-        if spent:
-            break
-    return figures
 
 
 @torch.no_grad()
-def measured(
-    model: TowerWithHeads, pixels: Pixels, labels: Labels, heads: Collection[str]
-) -> dict[str, float]:
+def measured(model: TowerWithHeads, drawn: Drawn, heads: Collection[str]) -> dict[str, float]:
     """Return the share of right answers by head on pictures not trained on."""
     sums: dict[str, float] = {}
-    batches = [slice(first, first + 64) for first in range(0, len(pixels), 64)]
+    batches = [slice(first, first + 64) for first in range(0, len(drawn.pixels), 64)]
     for rows in batches:
-        cells = model.cells(_scaled(pixels[rows]))
-        _, right = model.loss(cells, torch.from_numpy(labels[rows]), heads)
+        _, right = model.loss(drawn[rows], heads)
         for name, value in right.items():
             sums[name] = sums.get(name, 0.0) + value.item()
     return {name: round(value / len(batches), 3) for name, value in sums.items()}
@@ -278,14 +320,19 @@ def _scaled(pixels: Pixels) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _flipped(pixels: Pixels, labels: Labels, rng: np.random.Generator) -> tuple[Pixels, Labels]:
+def _flipped(drawn: Drawn, rng: np.random.Generator) -> Drawn:
     """Mirror half of the pictures from left to right, and what is said about them."""
-    side = math.isqrt(labels.shape[1])
-    pixels, labels = pixels.copy(), labels.copy()
-    mirrored = rng.random(len(pixels)) < 0.5
+    mirrored = rng.random(len(drawn.pixels)) < 0.5
+    pixels, cells, patches = drawn.pixels.copy(), drawn.cells.copy(), drawn.patches.copy()
     pixels[mirrored] = pixels[mirrored, :, ::-1]
-    grid = labels[mirrored].reshape(-1, side, side, labels.shape[-1])[:, :, ::-1].copy()
-    place = grid[..., -1]
-    grid[..., -1] = np.where(place == NOTHING, NOTHING, place // 3 * 3 + 2 - place % 3)
-    labels[mirrored] = grid.reshape(-1, side * side, labels.shape[-1])
-    return pixels, labels
+    patches[mirrored] = _mirrored(patches[mirrored])
+    cells[mirrored] = _mirrored(cells[mirrored])
+    place = cells[mirrored, :, -1]
+    cells[mirrored, :, -1] = np.where(place == NOTHING, NOTHING, place // 3 * 3 + 2 - place % 3)
+    return Drawn(pixels, cells, patches)
+
+
+def _mirrored(labels: Labels) -> Labels:
+    side = math.isqrt(labels.shape[1])
+    grid = labels.reshape(-1, side, side, labels.shape[-1])
+    return grid[:, :, ::-1].reshape(labels.shape)
