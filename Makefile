@@ -12,13 +12,15 @@ FITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON = $(shell for p in $(PYTHONS); do if $$p -c "$(FITS)" >/dev/null 2>&1; then echo $$p; break; fi; done)
 NEEDED = gemma3vl_app needs Python 3.11, 3.12 or 3.13, and none is on PATH: install one and run make again
 
-.PHONY: help app test test-web lint format bench bench-small clean
+.PHONY: help app test test-web lint format bench bench-small demo-model demo-eval clean
 help:
 	@echo "make app        open the chat page with the demo model (MODEL=folder for a checkpoint of yours)"
 	@echo "make test       run the tests, without a browser"
 	@echo "make test-web   run the tests that drive the page in chromium"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      measure speed and write docs/bench.json (about ten minutes)"
+	@echo "make demo-model train the demo model from nothing (hours; goes on where it was ended)"
+	@echo "make demo-eval  see what the demo model gets right and write docs/demo-eval.json"
 	@echo "make bench-small  the measurements that fit into CI, at 70 % of their targets"
 
 app: $(VENV)/ready-app
@@ -44,6 +46,12 @@ bench: $(VENV)/ready-dev
 
 bench-small: $(VENV)/ready-dev
 	$(BIN)/python -m gemma3vl_app.benchmark --small
+
+demo-model: $(VENV)/ready-dev
+	$(BIN)/python -m gemma3vl_app.finetune.demo
+
+demo-eval: $(VENV)/ready-dev
+	$(BIN)/python -m gemma3vl_app.finetune.demo_eval
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,8 +2,8 @@
 
 A soft token of the demo stands for one cell of the picture. While the tower is trained, small
 heads on the very vectors that the projector is going to see say for each cell whether a thing has
-its centre there and what it is. Others say for each patch inside a thing what it is a part of,
-which helps it find out sooner. Shapes: B pictures, C cells, P patches, D width.
+its centre there and what it is. Others say for each patch which parts of it are within a thing,
+and of what: shapes are found out much sooner so. Shapes: B pictures, C cells, P patches, D width.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import nn
 from transformers import Gemma3Config, SiglipVisionModel
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
-from gemma3vl_app.finetune.scene_drawing import draw
+from gemma3vl_app.finetune.scene_drawing import draw_with_mask
 from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, random_scene
 
 logger = logging.getLogger(__name__)
@@ -43,12 +43,14 @@ HEADS = {
 _CENTRE_WEIGHT = 3.0  # few cells hold a centre
 _INSIDE = 0.8  # of a thing's radius: patches so near its centre are taken for a part of it
 _TEST_PICTURES, _TEST_SEEDS = 512, 1_000_000
+_FINE = 4  # parts a side of a patch
 _SAVE_EVERY = 100  # steps
 _PART = 1_000  # pictures that one process draws at a time
 NOTHING = -1  # the label of a cell in which no thing has its centre
 
 Pixels = npt.NDArray[np.uint8]  # (N, side, side, 3)
 Labels = npt.NDArray[np.int8]  # (N, C, heads) of cells, (N, P, 2) of patches: shape and colour
+Masks = npt.NDArray[np.uint8]  # (N, P, fine * fine): how much of each part of a patch is a thing's
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,12 @@ class Drawn:
     pixels: Pixels
     cells: Labels
     patches: Labels
+    masks: Masks
 
     def __getitem__(self, chosen: npt.NDArray[np.int64] | slice) -> Drawn:
-        return Drawn(self.pixels[chosen], self.cells[chosen], self.patches[chosen])
+        return Drawn(
+            self.pixels[chosen], self.cells[chosen], self.patches[chosen], self.masks[chosen]
+        )
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,17 @@ class Stage:
     learning_rate: float
     seed: int
     heads: tuple[str, ...] = tuple(HEADS)
+    black: bool = False  # on white: shapes alone
 
 
 # Whole scenes from the start stay at chance for shapes for a long time: single ones come first.
 STAGES = (
+    Stage(
+        *("black", 64, True, 20_000, 64, 600, 1e-3),
+        seed=3,
+        heads=("shape",),
+        black=True,
+    ),
     Stage(
         *("single", 64, True, 60_000, 64, 2_400, 1e-3),
         seed=1,
@@ -105,6 +117,7 @@ class TowerWithHeads(nn.Module):
             {name: nn.Linear(vision.hidden_size, HEADS[name]) for name in ("shape", "colour")}
         )
         self.patch: int = vision.patch_size  # pixels a side
+        self.inside = nn.Linear(vision.hidden_size, _FINE * _FINE)
         self.patches: int = vision.image_size // self.patch  # a side
         self.pooled = self.patches // math.isqrt(
             config.mm_tokens_per_image or 0
@@ -163,7 +176,10 @@ class TowerWithHeads(nn.Module):
         for number, head in enumerate(self.part_of.values()):
             scores = head(patches[inside])
             total = total + nn.functional.cross_entropy(scores, parts[..., number][inside])
-        return total, right
+        masks = torch.from_numpy(drawn.masks).float() / 255  # (B, P, fine * fine)
+        return total + nn.functional.binary_cross_entropy_with_logits(
+            self.inside(patches), masks
+        ), right
 
 
 def labels_of(scene: Scene, cells_a_side: int) -> npt.NDArray[np.int8]:
@@ -200,30 +216,43 @@ def draw_stage(stage: Stage, count: int, seed: int, model: TowerWithHeads) -> Dr
         (stage, min(_PART, count - at), f"{seed}/{at}", *sizes) for at in range(0, count, _PART)
     ]
     if len(parts) == 1:
-        return Drawn(*_drawn_part(parts[0]))
+        return _drawn_part(parts[0])
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         done = list(pool.map(_drawn_part, parts))
-    pixels, cells, patches = (np.concatenate(each) for each in zip(*done, strict=True))
-    return Drawn(pixels, cells, patches)
+    return Drawn(
+        np.concatenate([each.pixels for each in done]),
+        np.concatenate([each.cells for each in done]),
+        np.concatenate([each.patches for each in done]),
+        np.concatenate([each.masks for each in done]),
+    )
 
 
-def _drawn_part(part: tuple[Stage, int, str, int, int]) -> tuple[Pixels, Labels, Labels]:
+def _drawn_part(part: tuple[Stage, int, str, int, int]) -> Drawn:
     stage, count, seed, patches_a_side, cells_a_side = part
     rng = random.Random(seed)
     pixels = np.empty((count, stage.side, stage.side, 3), dtype=np.uint8)
-    cells, patches = [], []
+    cells, patches, masks = [], [], []
     for number in range(count):
         if stage.single:
-            scene = random_scene(rng, count=1, scale=1.9)
-            picture = draw(scene, rng, side=stage.side)
+            scene = random_scene(rng, count=1, scale=1.9, black=stage.black)
+            picture, mask = draw_with_mask(scene, rng, side=stage.side)
         else:
             scene = random_scene(rng)
-            picture = draw(scene, rng)
+            picture, mask = draw_with_mask(scene, rng)
         small = picture.resize((stage.side, stage.side), Image.Resampling.BILINEAR)
         pixels[number] = np.asarray(small)
         cells.append(labels_of(scene, cells_a_side))
         patches.append(parts_of(scene, patches_a_side))
-    return pixels, np.stack(cells), np.stack(patches)
+        masks.append(_fine(mask, patches_a_side))
+    return Drawn(pixels, np.stack(cells), np.stack(patches), np.stack(masks))
+
+
+def _fine(mask: Image.Image, patches_a_side: int) -> Masks:
+    """Return how much of each part of each patch is covered, 0 to 255; (P, fine * fine)."""
+    side = patches_a_side * _FINE
+    parts = np.asarray(mask.resize((side, side), Image.Resampling.BOX))
+    grid = parts.reshape(patches_a_side, _FINE, patches_a_side, _FINE).transpose(0, 2, 1, 3)
+    return grid.reshape(-1, _FINE * _FINE)
 
 
 def whitened_patches(pixels: Pixels, model: TowerWithHeads) -> None:
@@ -324,15 +353,18 @@ def _flipped(drawn: Drawn, rng: np.random.Generator) -> Drawn:
     """Mirror half of the pictures from left to right, and what is said about them."""
     mirrored = rng.random(len(drawn.pixels)) < 0.5
     pixels, cells, patches = drawn.pixels.copy(), drawn.cells.copy(), drawn.patches.copy()
+    masks = drawn.masks.copy()
     pixels[mirrored] = pixels[mirrored, :, ::-1]
     patches[mirrored] = _mirrored(patches[mirrored])
     cells[mirrored] = _mirrored(cells[mirrored])
+    fine = _mirrored(masks[mirrored])
+    masks[mirrored] = fine.reshape(*fine.shape[:2], _FINE, _FINE)[..., ::-1].reshape(fine.shape)
     place = cells[mirrored, :, -1]
     cells[mirrored, :, -1] = np.where(place == NOTHING, NOTHING, place // 3 * 3 + 2 - place % 3)
-    return Drawn(pixels, cells, patches)
+    return Drawn(pixels, cells, patches, masks)
 
 
-def _mirrored(labels: Labels) -> Labels:
+def _mirrored(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     side = math.isqrt(labels.shape[1])
     grid = labels.reshape(-1, side, side, labels.shape[-1])
     return grid[:, :, ::-1].reshape(labels.shape)

@@ -43,16 +43,25 @@ def draw(scene: Scene, rng: random.Random, *, side: int | None = None) -> Image.
 
     The same scene and state of `rng` give the same picture.
     """
+    return draw_with_mask(scene, rng, side=side)[0]
+
+
+def draw_with_mask(
+    scene: Scene, rng: random.Random, *, side: int | None = None
+) -> tuple[Image.Image, Image.Image]:
+    """Draw a scene, and where its things are: a mask of mode L, 255 within their outlines."""
     short = side or rng.randint(160, 320)
     width, height = _long(short, scene.aspect), _long(short, 1 / scene.aspect)
     factor = 2 if scene.style == "smooth" else 1
     picture = _background(scene, rng, width, height).resize((width * factor, height * factor))
-    pen = ImageDraw.Draw(picture)
+    mask = Image.new("L", picture.size)
     for thing in scene.things:
-        _draw_thing(picture, pen, thing, scene, rng)
+        points, line = _around(thing, scene, rng, picture.size)
+        _draw_thing(picture, points, line, thing, scene, rng)
+        ImageDraw.Draw(mask).polygon(points, fill=255)
     if factor > 1:
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    return _compressed(picture, rng) if rng.random() < 0.3 else picture
+    return _compressed(picture, rng) if rng.random() < 0.3 else picture, mask
 
 
 def _long(short: int, ratio: float) -> int:
@@ -134,18 +143,29 @@ _OUTLINES: dict[str, Callable[[], list[tuple[float, float]]]] = {
 # --- one thing ------------------------------------------------------------------------------------
 
 
-def _draw_thing(
-    picture: Image.Image, pen: ImageDraw.ImageDraw, thing: Thing, scene: Scene, rng: random.Random
-) -> None:
-    width, height = picture.size
-    radius = thing.radius * min(width, height)
+def _around(
+    thing: Thing, scene: Scene, rng: random.Random, size: tuple[int, int]
+) -> tuple[list[tuple[float, float]], int]:
+    """Return a thing's outline in pixels, and how thick a line around it is."""
+    radius = thing.radius * min(size)
     corners = _turned(outline(thing.shape), thing.angle)
     if scene.style == "sketch":
         corners = _wobbly(corners, rng, closed=len(corners) < _ROUND)
-    around = corners * radius + (thing.x * width, thing.y * height)
-    points = [(float(x), float(y)) for x, y in around]
-    rgb = tone(thing.colour, rng)
+    around = corners * radius + (thing.x * size[0], thing.y * size[1])
     line = max(2, round(radius * rng.uniform(0.14, 0.24)))
+    return [(float(x), float(y)) for x, y in around], line
+
+
+def _draw_thing(
+    picture: Image.Image,
+    points: list[tuple[float, float]],
+    line: int,
+    thing: Thing,
+    scene: Scene,
+    rng: random.Random,
+) -> None:
+    pen = ImageDraw.Draw(picture)
+    rgb = tone(thing.colour, rng)
     if thing.outlined:
         pen.polygon(points, fill=None, outline=rgb, width=line)
     elif scene.style == "bordered" and thing.colour != "black":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 SHAPES = (
@@ -89,11 +89,12 @@ def random_scene(
     count: int | None = None,
     held_out: bool = False,
     scale: float = 1.0,
+    black: bool = False,
 ) -> Scene:
     """Return a scene of `count` things, or of one to six.
 
     `held_out` puts in at least one of `HELD_OUT_PAIRS`, otherwise there are none. `scale` makes
-    every thing larger, for pictures of one.
+    every thing larger, for pictures of one. `black` draws them black and filled on plain white.
     """
     wanted = rng.choices(range(1, MOST_THINGS + 1), weights=(4, 5, 5, 4, 3, 2))[0]
     wanted = count or wanted
@@ -108,6 +109,9 @@ def random_scene(
         else:
             things.append(thing)
     fill: Fill = rng.choices(("plain", "graded", "noisy"), weights=(6, 2, 2))[0]
+    if black:
+        things = [replace(each, colour="black", outlined=False) for each in things]
+        return Scene(tuple(things), "white", "plain", "plain", aspect)
     ordered = sorted(things, key=lambda each: (_third(each.y), _third(each.x), each.x))
     return Scene(tuple(ordered), background, fill, rng.choice(STYLES), aspect)
 

@@ -4,14 +4,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from transformers import Gemma3Config, SiglipVisionConfig
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 
 from gemma3vl_app.finetune.demo_tower import (
     HEADS,
     NOTHING,
+    Drawn,
     Stage,
     TowerWithHeads,
+    _fine,
+    _flipped,
     draw_stage,
     labels_of,
     measured,
@@ -72,12 +76,12 @@ def test_patches_inside_a_thing_are_a_part_of_it():
 
 
 def test_mirrored_pictures_are_labelled_as_if_drawn_so():
-    from gemma3vl_app.finetune.demo_tower import Drawn, _flipped
-
     scene = random_scene(random.Random(4), count=3)
     turned = replace(scene, things=tuple(replace(t, x=1 - t.x) for t in scene.things))
     pixels = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
-    drawn = Drawn(pixels, labels_of(scene, 4)[None], parts_of(scene, 8)[None])
+    mask = Image.fromarray(pixels[0, :, :, 0])
+    fine = [_fine(each, 8) for each in (mask, ImageOps.mirror(mask))]
+    drawn = Drawn(pixels, labels_of(scene, 4)[None], parts_of(scene, 8)[None], fine[0][None])
     found = [_flipped(drawn, np.random.default_rng(seed)) for seed in range(8)]
     mirrored = [each for each in found if (each.pixels != pixels).any()]
     assert 0 < len(mirrored) < 8
@@ -85,6 +89,7 @@ def test_mirrored_pictures_are_labelled_as_if_drawn_so():
         assert (each.pixels == pixels[:, :, ::-1]).all()
         assert (each.cells == labels_of(turned, 4)).all()
         assert (each.patches == parts_of(turned, 8)).all()
+        assert (each.masks == fine[1]).all()
 
 
 def test_whitened_patches_come_out_about_equally_strong(model):
