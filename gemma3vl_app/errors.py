@@ -31,3 +31,15 @@ class MemoryLimitError(Gemma3VLError):
 
 class EngineError(Gemma3VLError):
     """One request failed inside the engine, or the engine is closed."""
+
+
+class RecipeError(Gemma3VLError):
+    """A fine-tuning recipe cannot be read, or states what makes no sense; names the field."""
+
+
+class TrainingError(Gemma3VLError):
+    """A training cannot start, go on or end as its recipe asks."""
+
+
+class TrainingDataError(TrainingError):
+    """Training data cannot be used; the message counts and names the first items of each kind."""

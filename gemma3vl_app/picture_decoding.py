@@ -80,7 +80,7 @@ _ACCEPTED_STARTS = (
     ("BMP", re.compile(rb"BM")),
 )
 _REFUSED_STARTS = (
-    ("a PDF", "open it with Picture.pages()", re.compile(rb".{0,1019}%PDF-", re.DOTALL)),
+    ("a PDF", "open its pages instead", re.compile(rb".{0,1019}%PDF-", re.DOTALL)),
     ("an SVG drawing", "export it as PNG", re.compile(rb".{0,1019}<svg[\s>:]", re.DOTALL | re.I)),
     ("a HEIC photo", "save it as JPEG", re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL)),
     ("an AVIF picture", "save it as PNG or JPEG", re.compile(rb"....ftypavi", re.DOTALL)),

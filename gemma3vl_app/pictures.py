@@ -282,7 +282,7 @@ def _render_pages(data: bytes, name: str, limits: PictureLimits) -> Iterator[Ima
 
 def _open_pdf(data: bytes, name: str) -> pdfium.PdfDocument:
     if b"%PDF-" not in data[: 1 << 10]:  # readers accept that much before it
-        raise PictureError(f"'{name}' is not a PDF. Open pictures with Picture.open().")
+        raise PictureError(f"'{name}' is not a PDF. Save it as one, or open it as a picture.")
     with _pdfium_lock:
         try:
             document = pdfium.PdfDocument(data)

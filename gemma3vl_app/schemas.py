@@ -51,20 +51,47 @@ def as_json_schema(schema: Any) -> dict[str, Any]:
     raise ConversationError("schema must be a JSON schema (a dict) or a pydantic model.")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return parsed JSON; raises `ValueError` with the reason where it is none.
+
+    An object that names a key twice is refused: readers disagree about which of the values counts.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("it is no text in UTF-8") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{where}: {error.msg[:1].lower()}{error.msg[1:]}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object in it has the key {twice[:40]!r} twice")
+    return found
+
+
 def read_schema(path: str | Path) -> dict[str, Any]:
     """Return the JSON schema of a file; raises `ConversationError` where it is none."""
     file = Path(path)
     try:
         with file.open("rb") as stream:
             data = stream.read(LARGEST_SCHEMA_BYTES + 1)
-        schema = json.loads(data) if len(data) <= LARGEST_SCHEMA_BYTES else None
+        schema = parse_json(data) if len(data) <= LARGEST_SCHEMA_BYTES else None
     except OSError as error:
         raise ConversationError(
             f"The schema {file.name!r} cannot be read ({error.strerror or 'no such file'}). "
             "Give a JSON file."
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise ConversationError(f"The schema {file.name!r} is not valid JSON.") from error
+    except ValueError as error:
+        raise ConversationError(
+            f"The schema {file.name!r} is not valid JSON ({error}). Correct the file and try again."
+        ) from error
     if not isinstance(schema, dict):
         raise ConversationError(
             f"The schema {file.name!r} is no JSON schema: a JSON object of at most 1 MiB is needed."

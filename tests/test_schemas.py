@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gemma3vl_app.errors import ConversationError
-from gemma3vl_app.schemas import LARGEST_SCHEMA_BYTES, closed, read_schema
+from gemma3vl_app.schemas import LARGEST_SCHEMA_BYTES, closed, parse_json, read_schema
 
 
 def test_objects_are_closed_at_every_depth():
@@ -51,14 +51,16 @@ def test_a_schema_is_read_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"{", "not valid JSON"),
+        (b"{", r"not valid JSON \(line 1, column 2: .*\)\. Correct the file"),
+        (b'{"type": "object", "type": "array"}', "the key 'type' twice"),
+        (b'{"properties": {"a": {}, "b": {}, "a": {"type": "string"}}}', "the key 'a' twice"),
         (b"\xff\xfe\x00\xd8", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b"[1]", "no JSON schema"),
         (b"true", "no JSON schema"),
         (b'"' + b" " * LARGEST_SCHEMA_BYTES + b'"', "at most 1 MiB"),
     ],
-    ids=["cut", "bytes", "deep", "list", "boolean", "huge"],
+    ids=["cut", "twice", "twice inside", "bytes", "deep", "list", "boolean", "huge"],
 )
 def test_what_is_no_schema_is_told_with_its_name(tmp_path, content, told):
     file = tmp_path / "s.json"
@@ -74,3 +76,18 @@ def test_a_missing_file_and_a_folder_are_told(tmp_path):
         with pytest.raises(ConversationError, match="cannot be read") as raised:
             read_schema(path)
         assert str(tmp_path.parent) not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a": 1, "b": [{"c": 1, "c": 1}]}', "the key 'c' twice"),
+        ('{"a": 1,}', "line 1, column "),
+        (b'{"a": "\xff"}', "UTF-8"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_json_that_readers_would_disagree_about_is_none(text, told):
+    with pytest.raises(ValueError, match=told):
+        parse_json(text)
+    assert parse_json('{"a": {"a": [1, null]}}') == {"a": {"a": [1, None]}}

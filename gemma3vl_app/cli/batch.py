@@ -14,9 +14,12 @@ from rich.text import Text
 from gemma3vl_app import catalog
 from gemma3vl_app.cli import load, one_shot
 from gemma3vl_app.cli.exit_codes import INCOMPLETE
+from gemma3vl_app.cli.messages import in_options
 from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.generation import Greedy
 from gemma3vl_app.schemas import read_schema
+from gemma3vl_app.wording import counted
 
 if TYPE_CHECKING:
     from gemma3vl_app.folders.items import BatchReport
@@ -35,7 +38,7 @@ def batch(
         str,
         typer.Option(
             help="A file that ends in .jsonl or .csv, or `sidecars`: a file beside each picture.",
-            metavar="OUT",
+            metavar="FILE",
         ),
     ],
     prompt: Annotated[
@@ -59,9 +62,7 @@ def batch(
         bool, typer.Option("--restart", help="Forget what earlier runs wrote, and begin anew.")
     ] = False,
     model: load.ModelOption = "demo",
-    system: Annotated[
-        str | None, typer.Option(help="How the model should behave.", metavar="TEXT")
-    ] = None,
+    system: one_shot.System = None,
     max_new_tokens: one_shot.MaxNewTokens = None,
     seed: one_shot.Seed = None,
     crops: one_shot.Crops = "auto",
@@ -72,7 +73,7 @@ def batch(
     revision: load.Revision = None,
     adapter: load.Adapters = None,
 ) -> None:
-    """Ask one thing about every picture of a folder, and write the answers to OUT.
+    """Ask one thing about every picture of a folder, and write the answers to a file.
 
     The same command goes on where it was ended, by Ctrl-C or a power cut. Pictures that fail are
     told at the end, and the exit code is 3 then; the others are done.
@@ -86,12 +87,24 @@ def batch(
     json_schema = None if schema is None else read_schema(schema)
     with load.spinner("Looking for pictures"):
         from gemma3vl_app.folders.batch import batch as ask_about_each
-        from gemma3vl_app.folders.find import find_pictures
-        from gemma3vl_app.folders.outputs import check_output
+        from gemma3vl_app.folders.batch import check_batch
 
-        check_output(out)  # what is wrong with these, before a model is loaded for nothing
-        find_pictures(pictures, recursive=recursive)
         question = _question(prompt, json_schema, detailed=detailed)
+        known: dict[str, Any] = {"schema": json_schema, "system": system, "crops": crops}
+        if seed is None:
+            known["sampling"] = Greedy()
+        if max_new_tokens is not None:
+            known["max_new_tokens"] = max_new_tokens
+        check_batch(  # before a model is loaded for nothing
+            pictures,
+            prompt=question,
+            out=out,
+            recursive=recursive,
+            restart=restart,
+            adapter=one_shot.only_adapter(wishes),
+            model=_known_of(model, wishes),
+            **known,
+        )
     with load.load_backend(model, wishes) as backend, _followed() as follow:
         report = ask_about_each(
             backend,
@@ -112,6 +125,13 @@ def batch(
     _tell_end(report, out)
     if report.failed:
         raise typer.Exit(INCOMPLETE)
+
+
+def _known_of(model: str, wishes: load.Wishes) -> dict[str, str]:
+    """Return what is known of a model's identity before it is loaded."""
+    entry = catalog.find(model)
+    known = {} if entry is None else {"name": entry.name}
+    return known if wishes.weights == "auto" else {**known, "weights": wishes.weights}
 
 
 def _question(prompt: str | None, schema: dict[str, Any] | None, *, detailed: bool) -> str:
@@ -204,15 +224,18 @@ def _tell_end(report: BatchReport, out: str) -> None:
     counts = [f"{report.done:,} done"]
     if report.failed:
         counts.append(f"{len(report.failed):,} failed")
-    if report.earlier:
-        counts.append(f"{report.earlier:,} of them by earlier runs")
     if report.skipped:
-        counts.append(f"{report.skipped:,} other files left out")
-    _note(f"{len(report.items):,} pictures: {', '.join(counts)}, {report.seconds:,.0f} s; {out}")
+        counts.append(f"{counted(report.skipped, 'other file')} left out")
+    if report.earlier:
+        counts.append(f"{len(report.items) - report.earlier:,} asked about in this run")
+    total = counted(len(report.items), "picture")
+    _note(f"{total}: {', '.join(counts)}, {report.seconds:,.0f} s; {out}")
     for item in report.failed[:FAILURES_SHOWN]:
-        _note(f"  {item.file}: {item.error}")
+        _note(f"  {item.file}: {in_options(item.error or '')}")
     if len(report.failed) > FAILURES_SHOWN:
         _note(f"  and {len(report.failed) - FAILURES_SHOWN:,} more, with their reasons in {out}")
+    if report.failed:
+        _note("The same command with --retry-failed asks about those again.")
 
 
 def _note(line: str) -> None:

@@ -10,8 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gemma3vl_app.errors import LoadError
-
 app = typer.Typer(help="Show or clean what this program keeps on disk.", no_args_is_help=True)
 
 
@@ -50,7 +48,9 @@ def list_(
 
 @app.command()
 def clean(
-    name: Annotated[str | None, typer.Argument(help="A name that `cache list` shows.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A name that `cache list` shows.", metavar="NAME")
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Delete all that was converted here.")
     ] = False,
@@ -62,7 +62,7 @@ def clean(
     from gemma3vl_app.loading.cache import cached_folders, remove_cached
 
     if (name is None) != everything:
-        raise LoadError("Say which: a name that `gemma3vl cache list` shows, or --all.")
+        raise typer.BadParameter("Say which: a name that `gemma3vl cache list` shows, or --all.")
     names = [each.name for each in cached_folders()] if everything else [str(name)]
     freed = sum(remove_cached(each) for each in names)
     typer.echo(f"Deleted {len(names)}, {freed / 2**30:.2f} GiB.")

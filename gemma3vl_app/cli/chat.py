@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gemma3vl_app import catalog
-from gemma3vl_app.cli import exit_codes, load
+from gemma3vl_app.cli import exit_codes, load, one_shot
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.generation import Greedy, Sample, Sampling
 
@@ -28,30 +28,21 @@ def chat(
     model: load.ModelArgument = "demo",
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", help="A picture for your first message; repeat it for more."),
+        typer.Option(
+            "--image", help="A picture for your first message; repeat it for more.", metavar="FILE"
+        ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="How the model should behave.")] = None,
+    system: one_shot.System = None,
     open_file: Annotated[
-        Path | None, typer.Option("--open", help="Go on with a chat that /save saved.")
+        Path | None,
+        typer.Option("--open", help="Go on with a chat that /save saved.", metavar="FILE"),
     ] = None,
-    greedy: Annotated[
-        bool, typer.Option("--greedy", help="Always take the most likely word.")
-    ] = False,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Draw answers at random, always the same way.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Above 1 for more variety, below for less.")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(min=0, help="Draw from so many likeliest words; 0 from all.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest words that make up this part.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Stop an answer after so many tokens.")
-    ] = None,
+    greedy: one_shot.GreedyFlag = False,
+    seed: one_shot.Seed = None,
+    temperature: one_shot.Temperature = None,
+    top_k: one_shot.TopK = None,
+    top_p: one_shot.TopP = None,
+    max_new_tokens: one_shot.MaxNewTokens = None,
     no_pictures: Annotated[
         bool, typer.Option("--no-pictures", help="Show pictures by name and size only.")
     ] = False,
@@ -67,24 +58,24 @@ def chat(
     /help lists the commands of a chat. Without a terminal, each line of stdin is a message or a
     command, and stdout gets the answers only. With one --adapter, the answers are that adapter's.
 
-    Example: gemma3vl chat demo --image circle.png
+    Example: gemma3vl chat demo --image docs/circle.png
     """
     wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
     given = {"seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     drawing: dict[str, Any] = {name: wish for name, wish in given.items() if wish is not None}
-    if greedy and drawing:
-        raise typer.BadParameter("--greedy draws nothing; leave the options of drawing away.")
-    replace(Sample(), **drawing)  # raises what is wrong with them before anything is loaded
+    one_shot.check_sampling(drawing, greedy=greedy)
     if open_file is not None and not open_file.is_file():
         raise ConversationError(f"There is no file {open_file.name!r} to open. Check its path.")
     catalog.check_source(model)
     with load.spinner("Starting"):
         from gemma3vl_app.chat import Chat
-        from gemma3vl_app.cli.chat_commands import open_chat
+        from gemma3vl_app.cli.chat_commands import go_on_with
         from gemma3vl_app.cli.chat_screen import Screen
         from gemma3vl_app.cli.chat_talk import Talk, open_pictures
+        from gemma3vl_app.conversation_file import read_chat
 
         pictures = open_pictures(image or ())
+        opened = None if open_file is None else read_chat(open_file)  # before a model is loaded
     screen = Screen(interactive=_is_interactive(), pictures=not no_pictures)
     with load.load_backend(model, wishes) as backend:
         names = list(wishes.adapters or ())
@@ -95,8 +86,8 @@ def chat(
         talk = Talk(backend, Chat(backend), screen, options)
         if screen.interactive:
             _greet(talk)
-        if open_file is not None:
-            open_chat(talk, open_file)
+        if open_file is not None and opened is not None:
+            go_on_with(talk, opened, open_file)
         if system is not None:
             talk.chat.system = system
         talk.chat.sampling = _sampling(greedy, drawing, talk.sampling) or talk.chat.sampling

@@ -15,9 +15,11 @@ from urllib.parse import unquote
 
 from gemma3vl_app.chat import Chat
 from gemma3vl_app.cli.chat_talk import Talk, open_pictures
+from gemma3vl_app.conversation_file import read_chat
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.messages import Message
 from gemma3vl_app.pictures import Crops
+from gemma3vl_app.transcript import Transcript
 from gemma3vl_app.wording import summary
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".pdf")
@@ -263,16 +265,16 @@ def _open(talk: Talk, text: str, *, over: bool = False) -> None:
             "This chat is not saved and would be lost. /save it, or go on without it: "
             f"/open! {text}"
         )
-    open_chat(talk, path)
+    go_on_with(talk, read_chat(path), path)
 
 
 def _open_over(talk: Talk, text: str) -> None:
     _open(talk, text, over=True)
 
 
-def open_chat(talk: Talk, path: Path) -> None:
-    """Go on with the chat that is saved in a file, and show where it stands."""
-    talk.take(Chat.open(path, talk.backend, session=talk.chat.session), path)
+def go_on_with(talk: Talk, saved: Transcript, path: Path) -> None:
+    """Go on with the chat that was read from the file `path`, and show where it stands."""
+    talk.take(Chat.from_transcript(saved, talk.backend, session=talk.chat.session), path)
     _show_place(talk)
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gemma3vl_app.cli import load
+from gemma3vl_app.cli.messages import in_options
 from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.cli.terminal_pictures import NO_PICTURES, Terminal, caption, draw, find_out
 from gemma3vl_app.generation import Answer
@@ -43,13 +44,20 @@ class Screen:
 
     def error(self, text: str) -> None:
         """Tell in one line what went wrong."""
-        self.note(" ".join(text.splitlines()), style="red")
+        self.note(in_options(" ".join(text.splitlines())), style="red")
 
     def table(self, rows: Iterable[Iterable[str]]) -> None:
-        """Show rows in aligned columns."""
+        """Show rows in aligned columns: wrapped on a terminal, whole and unpadded elsewhere."""
+        cells = [[plain(cell) for cell in row] for row in rows]
+        if not self.console.is_terminal:
+            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            for row in cells:
+                padded = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+                self.note("  ".join(padded).rstrip())
+            return
         grid = Table.grid(padding=(0, 2))
-        for row in rows:
-            grid.add_row(*(Text(plain(cell)) for cell in row))
+        for row in cells:
+            grid.add_row(*map(Text, row))
         self.console.print(grid)
 
     def show(self, pictures: Iterable[Picture]) -> None:

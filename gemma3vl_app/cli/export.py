@@ -12,12 +12,13 @@ from gemma3vl_app.cli.plain import plain
 
 
 def export(
-    file: Annotated[Path, typer.Argument(help="A saved chat.")],
+    file: Annotated[Path, typer.Argument(help="A saved chat.", metavar="FILE")],
     to: Annotated[
         Path,
         typer.Option(
             help="The file to write, by its ending: .html (one page, pictures inside), .md, .ipynb "
-            "(asks it all again) or .jsonl (training data)."
+            "(asks it all again) or .jsonl (training data).",
+            metavar="FILE",
         ),
     ],
     branches: Annotated[

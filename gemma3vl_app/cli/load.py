@@ -15,9 +15,10 @@ from rich.status import Status as Spinner
 
 from gemma3vl_app import catalog
 from gemma3vl_app.cli.completion import complete_model
-from gemma3vl_app.errors import LoadError
+from gemma3vl_app.cli.messages import in_options
+from gemma3vl_app.errors import Gemma3VLError
 from gemma3vl_app.generation import Progress
-from gemma3vl_app.planning.wishes import check_weights, parse_max_memory
+from gemma3vl_app.planning.wishes import check_device, check_weights, parse_max_memory
 
 if TYPE_CHECKING:
     from gemma3vl_app.backends.protocol import Backend
@@ -25,18 +26,26 @@ if TYPE_CHECKING:
 MIB, GIB = 1 << 20, 1 << 30
 MODEL = "A name that `gemma3vl models` shows, a hub id, a folder or a GGUF file."
 
-ModelArgument = Annotated[str, typer.Argument(help=MODEL, autocompletion=complete_model)]
-ModelOption = Annotated[str, typer.Option("--model", help=MODEL, autocompletion=complete_model)]
-Weights = Annotated[str, typer.Option(help="auto, bf16, fp32, nf4 or int8.")]
+ModelArgument = Annotated[
+    str, typer.Argument(help=MODEL, autocompletion=complete_model, metavar="MODEL")
+]
+ModelOption = Annotated[
+    str, typer.Option("--model", help=MODEL, autocompletion=complete_model, metavar="MODEL")
+]
+Weights = Annotated[str, typer.Option(help="auto, bf16, fp32, nf4 or int8.", metavar="KIND")]
 DeviceMap = Annotated[
-    str, typer.Option(help='auto, a device such as cuda:0, or JSON: {"model.norm": "cpu", ...}.')
+    str,
+    typer.Option(
+        help='auto, a device such as cuda:0, or JSON: {"model.norm": "cpu", ...}.', metavar="DEVICE"
+    ),
 ]
 MaxMemory = Annotated[
     str | None,
     typer.Option(help="Use these devices only, so far: cuda:0=24GiB,cpu=64GiB.", metavar="SIZES"),
 ]
 ContextTokens = Annotated[
-    int | None, typer.Option(min=1, help="Make room for so long a conversation (or 8,192).")
+    int | None,
+    typer.Option(min=1, help="Make room for so long a conversation (or 8,192).", metavar="NUMBER"),
 ]
 Revision = Annotated[
     str | None, typer.Option(help="A branch, tag or commit on the hub.", metavar="NAME")
@@ -61,6 +70,15 @@ class Wishes:
     adapters: Mapping[str, str] | None = None
 
 
+@contextmanager
+def mistakes() -> Iterator[None]:
+    """Turn errors about what the options say into those of a wrong command line (exit code 2)."""
+    try:
+        yield
+    except Gemma3VLError as error:
+        raise typer.BadParameter(in_options(str(error))) from error
+
+
 def read_wishes(
     weights: str,
     device_map: str,
@@ -69,32 +87,33 @@ def read_wishes(
     revision: str | None,
     adapters: Sequence[str] | None,
 ) -> Wishes:
-    """Return checked wishes; raises `LoadError` for what can be seen to be wrong at once."""
-    check_weights(weights)
-    return Wishes(
-        weights=weights,
-        device_map=parse_device_map(device_map),
-        max_memory=None if max_memory is None else parse_max_memory(max_memory),
-        context_tokens=context_tokens,
-        revision=revision,
-        adapters=_parse_adapters(adapters or ()) or None,
-    )
+    """Return wishes; raises `typer.BadParameter` for those that make no sense on any machine."""
+    with mistakes():
+        check_weights(weights)
+        return Wishes(
+            weights=weights,
+            device_map=parse_device_map(device_map),
+            max_memory=None if max_memory is None else parse_max_memory(max_memory),
+            context_tokens=context_tokens,
+            revision=revision,
+            adapters=_parse_adapters(adapters or ()) or None,
+        )
 
 
 def parse_device_map(text: str) -> str | dict[str, str]:
     """Return "auto", a device, or the map of a JSON object."""
     if not text.lstrip().startswith("{"):
-        return text
+        return text if text == "auto" else check_device(text)
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
-        raise LoadError(
+        raise typer.BadParameter(
             "--device-map is no JSON object of parts and devices. "
             """Write it as '{"": "cuda:0"}'; see docs/memory.md."""
         )
-    return found
+    return {part: check_device(device) for part, device in found.items()}
 
 
 def _parse_adapters(texts: Sequence[str]) -> dict[str, str]:
@@ -102,9 +121,11 @@ def _parse_adapters(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         name, _, path = (part.strip() for part in text.partition("="))
         if not name or not path:
-            raise LoadError(f"--adapter {text!r} is no name and folder. Write it as NAME=PATH.")
+            raise typer.BadParameter(
+                f"--adapter {text!r} is no name and folder. Write it as NAME=PATH."
+            )
         if name in found:
-            raise LoadError(f"Two adapters are called {name!r}. Give each its own name.")
+            raise typer.BadParameter(f"Two adapters are called {name!r}. Give each its own name.")
         found[name] = path
     return found
 

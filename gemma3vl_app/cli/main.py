@@ -8,10 +8,12 @@ by the command that needs them.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -23,42 +25,58 @@ from gemma3vl_app.cli import (
     batch,
     cache,
     chat,
+    convert,
     doctor,
     exit_codes,
     export,
+    finetune,
     models,
     page,
     replay,
     tasks,
 )
 from gemma3vl_app.cli.load import stderr
+from gemma3vl_app.cli.messages import PROGRAM, in_options, usage_line
 from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.errors import Gemma3VLError
 
 TALK = "Talk"
 PICTURES = "Pictures and text"
 CONVERSATIONS = "Conversations"
+TRAINING = "Fine-tuning"
 MACHINE = "Models and this machine"
 
 app = typer.Typer(
-    name="gemma3vl",
+    name=PROGRAM,
     help="Use Gemma 3 vision-language models from a browser or a terminal.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("chat", rich_help_panel=TALK)(chat.chat)
-app.command("ask", rich_help_panel=TALK)(ask.ask)
-app.command("app", rich_help_panel=TALK)(page.open_app)
-app.command("caption", rich_help_panel=PICTURES)(tasks.caption)
-app.command("ocr", rich_help_panel=PICTURES)(tasks.ocr)
-app.command("compare", rich_help_panel=PICTURES)(tasks.compare)
-app.command("extract", rich_help_panel=PICTURES)(tasks.extract)
-app.command("batch", rich_help_panel=PICTURES)(batch.batch)
-app.command("replay", rich_help_panel=CONVERSATIONS)(replay.replay)
-app.command("export", rich_help_panel=CONVERSATIONS)(export.export)
-app.command("models", rich_help_panel=MACHINE)(models.models)
-app.command("plan", rich_help_panel=MACHINE)(models.plan)
-app.command("doctor", rich_help_panel=MACHINE)(doctor.doctor)
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    TALK: {"chat": chat.chat, "ask": ask.ask, "app": page.open_app},
+    PICTURES: {
+        "caption": tasks.caption,
+        "ocr": tasks.ocr,
+        "compare": tasks.compare,
+        "extract": tasks.extract,
+        "batch": batch.batch,
+    },
+    CONVERSATIONS: {"replay": replay.replay, "export": export.export},
+    TRAINING: {"finetune": finetune.finetune},
+    MACHINE: {"models": models.models, "plan": models.plan, "doctor": doctor.doctor},
+}
+
+
+def _unwrapped(text: str | None) -> str:
+    """Return a docstring with a line per paragraph: typer wraps them, and keeps other breaks."""
+    paragraphs = inspect.cleandoc(text or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+for _panel, _commands in COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, help=_unwrapped(_command.__doc__), rich_help_panel=_panel)(_command)
+app.add_typer(convert.app, name="convert", rich_help_panel=TRAINING)
 app.add_typer(cache.app, name="cache", rich_help_panel=MACHINE)
 _debug = False
 
@@ -68,7 +86,7 @@ def main() -> None:
     _never_stumble_over_a_character()
     try:
         try:
-            app()
+            code = app(prog_name=PROGRAM, standalone_mode=False)  # that of `typer.Exit`, or None
         finally:
             if sys.stdout is not None:  # closed from the start: `>&-`
                 sys.stdout.flush()  # here, not at the interpreter's end, where nobody could tell
@@ -81,10 +99,12 @@ def main() -> None:
         raise
     except KeyboardInterrupt:
         sys.exit(exit_codes.INTERRUPTED)
+    except typer.TyperException as error:
+        _fail(usage_line(error), exit_codes.USAGE)
     except Gemma3VLError as error:
         if _debug:
             raise
-        _fail(str(error))
+        _fail(in_options(str(error)))
     except Exception as error:
         if _debug:
             raise
@@ -94,17 +114,19 @@ def main() -> None:
             f"Something went wrong inside ({kind}). "
             "Run it again as `gemma3vl --debug ...` to see where."
         )
+    sys.exit(code or exit_codes.OK)
 
 
-def _fail(message: str) -> NoReturn:
-    line = " ".join(plain(message).split("\n"))
-    stderr.print(Text(line, style="red"), soft_wrap=True)
+def _fail(message: str, code: int = exit_codes.FAILED) -> NoReturn:
+    if message:
+        line = " ".join(plain(message).split("\n"))
+        stderr.print(Text(line, style="red"), soft_wrap=True)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:  # a full disk: that is what the message says
         _let_go_of_stdout()
-    sys.exit(exit_codes.FAILED)
+    sys.exit(code)
 
 
 def _never_stumble_over_a_character() -> None:
@@ -130,7 +152,7 @@ class _PlainFormatter(logging.Formatter):
     """Keeps file names and the like in a log from commanding the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return plain(super().format(record))
+        return plain(in_options(super().format(record)))
 
 
 def _set_up_logging(*, debug: bool) -> None:
@@ -161,7 +183,7 @@ def options(
 ) -> None:
     """Use Gemma 3 vision-language models from a browser or a terminal.
 
-    Example: gemma3vl ask demo "What color is the circle?" --image circle.png
+    Example: gemma3vl ask demo "What color is the circle?" --image docs/circle.png
     """
     global _debug
     _debug = debug

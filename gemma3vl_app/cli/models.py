@@ -19,10 +19,11 @@ from gemma3vl_app import catalog, hardware
 from gemma3vl_app.catalog import LICENCE, LICENCE_LINK, MODELS, Entry
 from gemma3vl_app.cli import exit_codes, load
 from gemma3vl_app.cli.completion import complete_model
+from gemma3vl_app.cli.messages import in_options
 from gemma3vl_app.planning import plan as make_plan
 from gemma3vl_app.planning.load_plan import DeviceBytes, LoadPlan, TrainingAdvice
 from gemma3vl_app.planning.plan import DEFAULT_CONTEXT_TOKENS
-from gemma3vl_app.planning.wishes import UNLIMITED_BYTES, gib, parse_max_memory
+from gemma3vl_app.planning.wishes import UNLIMITED_BYTES, gib
 
 PURPOSES = {
     "weights": "weights",
@@ -54,10 +55,10 @@ def models(as_json: AsJson = False) -> None:
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("model", no_wrap=True)
-    for heading in ("parameters", "context"):
-        table.add_column(heading, justify="right")
+    for heading in ("size", "context"):
+        table.add_column(heading, justify="right", min_width=len(heading))
     for heading in ("pictures", "licence", "here"):
-        table.add_column(heading)
+        table.add_column(heading, min_width=len(heading))
     for before, entry in zip([None, *MODELS.values()], MODELS.values(), strict=False):
         if before is not None and _release(before) != _release(entry):
             table.add_section()
@@ -86,18 +87,25 @@ def plan(
     model: Annotated[
         str,
         typer.Argument(
-            help="A name that `gemma3vl models` shows, or a folder.", autocompletion=complete_model
+            help="A name that `gemma3vl models` shows, or a folder.",
+            autocompletion=complete_model,
+            metavar="MODEL",
         ),
     ],
     weights: load.Weights = "auto",
     device_map: load.DeviceMap = "auto",
     max_memory: load.MaxMemory = None,
     gpu: Annotated[
-        str | None, typer.Option(help="Plan for such GPUs, not for this machine: 2xrtx-4090.")
+        str | None,
+        typer.Option(help="Plan for such GPUs, not for this machine: 2xrtx-4090.", metavar="NAME"),
     ] = None,
     context_tokens: load.ContextTokens = None,
-    images: Annotated[int, typer.Option(min=0, help="Pictures in each conversation.")] = 1,
-    sequences: Annotated[int, typer.Option(min=1, help="Conversations at once.")] = 1,
+    images: Annotated[
+        int, typer.Option(min=0, help="Pictures in each conversation.", metavar="NUMBER")
+    ] = 1,
+    sequences: Annotated[
+        int, typer.Option(min=1, help="Conversations at once.", metavar="NUMBER")
+    ] = 1,
     train: Annotated[
         bool, typer.Option("--train", help="Add the hardware recommended for fine-tuning.")
     ] = False,
@@ -109,16 +117,19 @@ def plan(
 
     Example: gemma3vl plan 27b-it --max-memory cuda:0=24GiB,cuda:1=24GiB,cpu=64GiB
     """
+    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, None, None)
+    with load.mistakes():
+        machine = None if gpu is None else hardware.known_machine(gpu)
     found = make_plan(
         model,
-        weights=weights,
-        device_map=load.parse_device_map(device_map),
-        max_memory=None if max_memory is None else parse_max_memory(max_memory),
-        context_tokens=context_tokens,
+        weights=wishes.weights,
+        device_map=wishes.device_map,
+        max_memory=wishes.max_memory,
+        context_tokens=wishes.context_tokens,
         images=images,
         sequences=sequences,
         train=train,
-        machine=None if gpu is None else hardware.known_machine(gpu),
+        machine=machine,
     )
     if as_json:
         typer.echo(json.dumps({"model": model, **_plain(found)}))
@@ -192,7 +203,7 @@ def _section(out: Console, title: str, lines: Iterable[str], *, indent: int = 2)
     out.print(title, style="bold")
     for line in lines:
         wrapped = textwrap.fill(
-            line,
+            in_options(line),
             width=out.width,
             initial_indent=" " * MARGIN,
             subsequent_indent=" " * (MARGIN + indent),

@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,10 +16,11 @@ from rich.text import Text
 
 from gemma3vl_app import catalog
 from gemma3vl_app.cli import load
+from gemma3vl_app.cli.messages import in_options
 from gemma3vl_app.cli.plain import plain
-from gemma3vl_app.errors import ConversationError, PictureError
+from gemma3vl_app.errors import ConversationError, Gemma3VLError, PictureError
 from gemma3vl_app.generation import Answer, Chunk, Sample, Timing, Usage
-from gemma3vl_app.wording import counted
+from gemma3vl_app.wording import counted, describe
 
 if TYPE_CHECKING:
     from gemma3vl_app.backends.protocol import Backend
@@ -36,9 +37,26 @@ Crops = Annotated[
     Literal["auto", "on", "off"],
     typer.Option(help="Show long pictures in crops, too: where it helps, always or never."),
 ]
-MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="Stop after so many tokens.")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Stop after so many tokens.", metavar="NUMBER")
+]
+System = Annotated[str | None, typer.Option(help="How the model should behave.", metavar="TEXT")]
+GreedyFlag = Annotated[bool, typer.Option("--greedy", help="Always take the most likely word.")]
 Seed = Annotated[
-    int | None, typer.Option(min=0, help="Draw the answer at random, always the same way.")
+    int | None,
+    typer.Option(min=0, help="Draw answers at random, always the same way.", metavar="NUMBER"),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="Above 1 for more variety, below for less.", metavar="NUMBER"),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(min=0, help="Draw from so many likeliest words; 0 from all.", metavar="NUMBER"),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Draw from the likeliest words that make up this part.", metavar="NUMBER"),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON line with everything, at the end.")
@@ -49,12 +67,21 @@ Logprobs = Annotated[
         min=0,
         max=MAX_ALTERNATIVES,
         help="With --json: each token's log-probability, and that many alternatives.",
+        metavar="NUMBER",
     ),
 ]
 Pictures = Annotated[
     list[Path] | None,
-    typer.Argument(help="Pictures or PDFs; - is stdin.", metavar="PICTURES", show_default=False),
+    typer.Argument(help="Pictures or PDFs; - is stdin.", metavar="FILES", show_default=False),
 ]
+
+
+def check_sampling(drawing: Mapping[str, Any], *, greedy: bool) -> None:
+    """Refuse options of drawing that make no sense, alone or together."""
+    if greedy and drawing:
+        raise typer.BadParameter("--greedy draws nothing; leave the options of drawing away.")
+    with load.mistakes():
+        Sample(**drawing)
 
 
 def check_logprobs(logprobs: int | None, *, as_json: bool) -> None:
@@ -133,29 +160,35 @@ class Piped:
 
 def open_pictures(paths: Sequence[Path], crops: Crops) -> list[tuple[str, Picture]]:
     """Open pictures and the pages of PDFs, each with the name to call it by; "-" is stdin."""
+    check_stdin_once(paths)
+    return [named for path in paths for named in open_named(path, crops)]
+
+
+def open_named(path: Path, crops: Crops) -> list[tuple[str, Picture]]:
+    """Open a picture or the pages of a PDF, each with the name to call it by; "-" is stdin."""
     from gemma3vl_app.tasks.requests import open_pictures
 
-    if paths.count(STDIN) > 1:
-        raise typer.BadParameter("- is there more than once, but stdin is read only once.")
-    found: list[tuple[str, Picture]] = []
-    for path in paths:
-        opened = piped_pictures(crops) if path == STDIN else open_pictures(path, crops)
-        of_pdf = len(opened) > 1
-        name = "stdin" if path == STDIN else str(path)
-        found += [
-            (f"{name}, page {number}" if of_pdf else name, picture)
-            for number, picture in enumerate(opened, start=1)
-        ]
-    return found
+    opened = piped_pictures(crops) if path == STDIN else open_pictures(path, crops)
+    name = "stdin" if path == STDIN else str(path)
+    if len(opened) == 1:
+        return [(name, opened[0])]
+    return [(f"{name}, page {number}", page) for number, page in enumerate(opened, start=1)]
 
 
 def picture_paths(paths: Sequence[Path] | None) -> Sequence[Path]:
     """Return the paths, or stdin where none is given and something is piped in."""
-    if paths:
-        return paths
-    if not is_piped():
-        raise typer.BadParameter("Give a picture or a PDF, or pipe one in.")
-    return [STDIN]
+    if not paths:
+        if not is_piped():
+            raise typer.BadParameter("Give a picture or a PDF, or pipe one in.")
+        return [STDIN]
+    check_stdin_once(paths)
+    return paths
+
+
+def check_stdin_once(paths: Sequence[Path]) -> None:
+    """Refuse to read stdin twice."""
+    if paths.count(STDIN) > 1:
+        raise typer.BadParameter("- is there more than once, but stdin is read only once.")
 
 
 def piped_pictures(crops: Crops) -> tuple[Picture, ...]:
@@ -230,14 +263,24 @@ def _as_text(data: bytes) -> str | None:
 
 
 def follow(chunks: Iterable[Chunk], *, silent: bool) -> None:
-    """Print text as it comes, unless `silent`; the stages before the first word go to stderr."""
-    with load.spinner("Waiting") as status:
-        for chunk in chunks:
-            status.update(str(chunk.status))
-            if chunk.text and not silent:
-                status.stop()  # it must not draw into the answer
-                write(chunk.text)
-                sys.stdout.flush()
+    """Print text as it comes, unless `silent`; the stages before the first word go to stderr.
+
+    Where it breaks off, by Ctrl-C or an error, the line is ended, so that what follows has its own.
+    """
+    said = ""
+    try:
+        with load.spinner("Waiting") as status:
+            for chunk in chunks:
+                status.update(describe(chunk.status))
+                if chunk.text and not silent:
+                    status.stop()  # it must not draw into the answer
+                    write(chunk.text)
+                    sys.stdout.flush()
+                    said = chunk.text
+    except (KeyboardInterrupt, Gemma3VLError):
+        if said and not said.endswith("\n"):
+            write("\n")
+        raise
 
 
 def write(text: str) -> None:
@@ -271,18 +314,24 @@ def note_cut(answer: Answer, name: str = "") -> None:
     """Say on stderr that an answer, the one about `name`, was cut: it may look finished."""
     if answer.finish_reason == "length":
         where = f"{name}: cut" if name else "Cut"
-        text = f"{where} after {counted(answer.usage.completion_tokens, 'token')}. "
-        load.stderr.print(Text(plain(f"{text}Raise --max-new-tokens for more.")), soft_wrap=True)
+        count = counted(answer.usage.completion_tokens, "token")
+        note(f"{where} after {count}. Raise --max-new-tokens for more.")
 
 
-def note_demo(backend: Backend) -> None:
-    """Say on stderr that the demo cannot do what was asked, so that nobody wonders."""
+def note_demo(backend: Backend, cannot: str) -> None:
+    """Say on stderr what the demo cannot do, so that nobody takes its answer for one."""
     if backend.capabilities.model == "demo":
-        load.stderr.print(
-            "The demo cannot read text and hardly compares pictures; "
-            "use a real model for this, such as --model 4b-it.",
-            soft_wrap=True,
-        )
+        note(f"The demo {cannot}; use a real model for this, such as --model 4b-it.")
+
+
+def note_error(error: Gemma3VLError) -> None:
+    """Say on stderr what failed, where the others go on."""
+    note(in_options(str(error)))
+
+
+def note(text: str) -> None:
+    """Say something on stderr, in one line."""
+    load.stderr.print(Text(plain(" ".join(text.splitlines()))), soft_wrap=True)
 
 
 def _added(kind: type[Usage] | type[Timing], values: Sequence[Usage | Timing]) -> dict[str, Any]:

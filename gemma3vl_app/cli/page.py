@@ -16,8 +16,12 @@ SIGNALLED = 128  # plus the signal, by which a shell sees what ended a program
 
 def open_app(
     model: load.ModelOption = "demo",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on.", metavar="ADDRESS")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port to listen on.", metavar="NUMBER")
+    ] = 7860,
     find_port: Annotated[
         bool, typer.Option("--find-port", help="When the port is taken, use the next free one.")
     ] = False,

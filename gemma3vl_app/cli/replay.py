@@ -14,6 +14,7 @@ from gemma3vl_app import catalog
 from gemma3vl_app.cli import load
 from gemma3vl_app.cli.completion import complete_model
 from gemma3vl_app.cli.exit_codes import INCOMPLETE
+from gemma3vl_app.cli.messages import in_options
 from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.wording import counted
@@ -32,11 +33,12 @@ def replay(
         typer.Option(
             help="Where the model is now; by default, what wrote the chat.",
             autocompletion=complete_model,
+            metavar="MODEL",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     weights: Annotated[
-        str | None, typer.Option(help="Another precision than the recorded one.")
+        str | None, typer.Option(help="Another precision than the recorded one.", metavar="KIND")
     ] = None,
     device_map: load.DeviceMap = "auto",
     max_memory: load.MaxMemory = None,
@@ -51,6 +53,9 @@ def replay(
 
     Example: gemma3vl replay clocks.chat.zip
     """
+    wishes = load.read_wishes(
+        weights or "auto", device_map, max_memory, context_tokens, revision, adapter
+    )
     with load.spinner("Opening the chat"):
         from gemma3vl_app.conversation_file import open_saved, software_here
         from gemma3vl_app.replay import replay as write_again
@@ -58,16 +63,10 @@ def replay(
         saved = open_saved(file)
     wrote = _who_wrote(saved.transcript, file.name)
     source = model or _source_of(wrote)
+    if weights is None and wrote.weights:
+        wishes = dataclasses.replace(wishes, weights=wrote.weights)
     if revision is None and source != model and COMMIT.fullmatch(wrote.revision):
-        revision = wrote.revision
-    wishes = load.read_wishes(
-        weights or wrote.weights or "auto",
-        device_map,
-        max_memory,
-        context_tokens,
-        revision,
-        adapter,
-    )
+        wishes = dataclasses.replace(wishes, revision=wrote.revision)
     with load.load_backend(source, wishes) as backend:
         result = write_again(
             saved.transcript,
@@ -105,7 +104,7 @@ def _source_of(wrote: ModelIdentity) -> str:
 
 
 def _print_answer(answer: Replayed) -> None:
-    typer.echo(plain(str(answer)))
+    typer.echo(plain(in_options(str(answer))))
     if not answer.same and not answer.skipped:
         typer.echo(f"  then: {_shortened(answer.recorded)}\n  now:  {_shortened(answer.now)}")
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from gemma3vl_app.cli import exit_codes, load, one_shot
-from gemma3vl_app.cli.plain import plain
+from gemma3vl_app.errors import Gemma3VLError, PictureError
 from gemma3vl_app.schemas import read_schema
 
 if TYPE_CHECKING:
     from gemma3vl_app.backends.protocol import Backend
+    from gemma3vl_app.pictures import Picture
     from gemma3vl_app.tasks import Reading, TaskRequest
     from gemma3vl_app.tasks.prompts import Detail, Layout
 
@@ -40,7 +40,9 @@ def caption(
 ) -> None:
     """Say what pictures show; several get a line each, with their name.
 
-    Example: gemma3vl caption circle.png
+    Of several, those that fail are named with the reason, and the exit code is 3 then.
+
+    Example: gemma3vl caption docs/circle.png
     """
     wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
     shot = one_shot.Shot(model, wishes, max_new_tokens, seed, as_json, logprobs)
@@ -48,14 +50,17 @@ def caption(
     with load.spinner("Reading the pictures"):
         from gemma3vl_app.tasks.ask import caption_request
 
-        named = one_shot.open_pictures(paths, crops)
+        named, failed = _open_each(paths, crops)
         detail: Detail = "detailed" if detailed else "short"
         requests = [(name, caption_request(picture, detail=detail)) for name, picture in named]
-    with shot.load() as backend:
-        if len(requests) == 1 and not as_json:
-            shot.tell(backend, requests[0][1])
-        else:
-            _caption_each(shot, backend, requests)
+    if requests:
+        with shot.load() as backend:
+            if len(requests) == 1 and not (failed or as_json):
+                shot.tell(backend, requests[0][1])
+            else:
+                failed += _caption_each(shot, backend, requests)
+    if failed:
+        raise typer.Exit(exit_codes.INCOMPLETE)
 
 
 def ocr(
@@ -90,7 +95,7 @@ def ocr(
 
         pictures = [picture for _, picture in one_shot.open_pictures(paths, crops)]
     with shot.load() as backend:
-        one_shot.note_demo(backend)
+        one_shot.note_demo(backend, "cannot read text")
         layout: Layout = "markdown" if markdown else "plain"
         reader = Reader(backend, pictures, layout=layout, **shot.options(backend))
         one_shot.follow(reader, silent=as_json)
@@ -104,7 +109,8 @@ def ocr(
 def compare(
     pictures: one_shot.Pictures = None,
     question: Annotated[
-        str | None, typer.Option(help='What to find out; it may speak of "picture 2".')
+        str | None,
+        typer.Option(help='What to find out; it may speak of "picture 2".', metavar="TEXT"),
     ] = None,
     model: load.ModelOption = "demo",
     max_new_tokens: one_shot.MaxNewTokens = None,
@@ -132,12 +138,14 @@ def compare(
         opened = [picture for _, picture in one_shot.open_pictures(paths, crops)]
         request = compare_request(opened, question)
     with shot.load() as backend:
-        one_shot.note_demo(backend)
+        one_shot.note_demo(backend, "hardly compares pictures")
         shot.tell(backend, request)
 
 
 def extract(
-    schema: Annotated[Path, typer.Option(help="A file with the JSON schema of the data.")],
+    schema: Annotated[
+        Path, typer.Option(help="A file with the JSON schema of the data.", metavar="FILE")
+    ],
     pictures: one_shot.Pictures = None,
     instructions: Annotated[
         str | None, typer.Option(help="More about what is wanted.", metavar="TEXT")
@@ -169,7 +177,7 @@ def extract(
         opened = [picture for _, picture in one_shot.open_pictures(paths, crops)]
         request = extract_request(opened, shape, instructions=instructions)
     with shot.load() as backend:
-        one_shot.note_demo(backend)
+        one_shot.note_demo(backend, "cannot read, and the data it gives are guesses")
         with request.stream(backend, shot.options(backend)) as stream:
             one_shot.follow(stream, silent=True)  # half a value is none
     value = read_value(stream.answer, shape)
@@ -179,16 +187,44 @@ def extract(
         one_shot.write_json(value)
 
 
+def _open_each(
+    paths: Sequence[Path], crops: one_shot.Crops
+) -> tuple[list[tuple[str, Picture]], int]:
+    """Open pictures by name, and tell which cannot be; returns their number, too.
+
+    One that is alone raises its `PictureError`: there is nothing else to do.
+    """
+    found: list[tuple[str, Picture]] = []
+    failed = 0
+    for path in paths:
+        try:
+            found += one_shot.open_named(path, crops)
+        except PictureError as error:
+            if len(paths) == 1:
+                raise
+            failed += 1
+            one_shot.note_error(error)
+    return found, failed
+
+
 def _caption_each(
     shot: one_shot.Shot, backend: Backend, requests: Sequence[tuple[str, TaskRequest]]
-) -> None:
-    """Caption several pictures side by side, and print a line for each in the order given."""
+) -> int:
+    """Caption pictures side by side, a line for each in the order given; return how many failed."""
     from gemma3vl_app.tasks.requests import naming, streams_in_order
 
     streams = streams_in_order(backend, [request for _, request in requests], shot.options(backend))
+    failed = 0
     for (name, _), stream in zip(requests, streams, strict=True):
-        with naming(name):
-            one_shot.follow(stream, silent=True)
+        try:
+            with naming(name):
+                one_shot.follow(stream, silent=True)
+        except Gemma3VLError as error:
+            if len(requests) == 1:
+                raise
+            failed += 1
+            one_shot.note_error(error)
+            continue
         words = " ".join(stream.answer.text.split())
         if shot.as_json:
             shot.tell_json(backend, words, [stream.answer], picture=name)
@@ -196,6 +232,7 @@ def _caption_each(
             one_shot.write(f"{name}: {words}\n")
             sys.stdout.flush()
             one_shot.note_cut(stream.answer, name)
+    return failed
 
 
 def _tell_reading_as_json(shot: one_shot.Shot, backend: Backend, reading: Reading) -> None:
@@ -210,8 +247,5 @@ def _tell_what_was_cut(reading: Reading) -> None:
     """Name the pages that have more text than was read; exit code 3 where there are any."""
     cut = [page.name for page in reading.pages if not page.complete]
     if cut:
-        load.stderr.print(
-            Text(plain(f"Cut before the end: {', '.join(cut)}. Raise --max-new-tokens.")),
-            soft_wrap=True,
-        )
+        one_shot.note(f"Cut before the end: {', '.join(cut)}. Raise --max-new-tokens.")
         raise typer.Exit(exit_codes.INCOMPLETE)

@@ -123,7 +123,7 @@ class Archive:
         """Return the error that says what is wrong with this file."""
         return ConversationError(
             f"{self._name!r} is damaged or no conversation file: {how}. "
-            "Open a file that Chat.save or /save wrote."
+            "Open a file that a chat was saved to."
         )
 
     def _check_directory(self, file: BinaryIO) -> None:

@@ -78,7 +78,8 @@ def write_chat(path: str | Path, transcript: Transcript, *, overwrite: bool = Tr
             write_archive(file, text, data)
     except FileExistsError as error:
         raise ConversationError(
-            f"{target.name!r} exists already. Choose another name, or say that it may be replaced."
+            f"{target.name!r} exists already. Choose another name, or have it replaced with "
+            "overwrite=True."
         ) from error
     except OSError as error:
         raise ConversationError(

@@ -39,7 +39,7 @@ def export(
     if transcript.head == ROOT and not branches:
         raise ConversationError(
             "The chat stands at its beginning, where there is nothing to export. "
-            "Export its branches (--branches), or step into one first."
+            "Export its branches, too, with branches=True, or step into one first."
         )
     document = kind(transcript, pictures_folder(target).name, branches)
     return write(target, document, overwrite=overwrite)

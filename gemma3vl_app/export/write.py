@@ -12,7 +12,7 @@ from pathlib import Path
 from gemma3vl_app.atomic_file import atomic_file
 from gemma3vl_app.errors import ConversationError
 
-_WHAT_NEXT = "Choose another name, or have it overwritten (--force, overwrite=True)."
+_WHAT_NEXT = "Choose another name, or have it replaced with overwrite=True."
 
 
 @dataclass(frozen=True)

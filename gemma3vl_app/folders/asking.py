@@ -6,7 +6,6 @@ next picture is always ready, and only those are in memory.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -25,7 +24,9 @@ from gemma3vl_app.folders.items import BatchItem
 from gemma3vl_app.folders.journal import LARGEST_GROUP
 from gemma3vl_app.generation import Answer, Usage
 from gemma3vl_app.messages import Conversation
+from gemma3vl_app.schemas import parse_json
 from gemma3vl_app.stream import Stream
+from gemma3vl_app.wording import counted
 
 IN_FLIGHT = 32  # not answered yet; the engine runs 16 at once
 UNWRITTEN = LARGEST_GROUP  # in flight, or answered before their turn: what a crash may cost
@@ -207,13 +208,13 @@ class Asking:
         """Return an answer as data, or what is wrong with it."""
         if answer.finish_reason == "length":
             return None, (
-                f"The answer was cut at {answer.usage.completion_tokens:,} tokens, before its JSON "
-                "was complete. Allow more (max_new_tokens)."
+                f"The answer was cut after {counted(answer.usage.completion_tokens, 'token')}, "
+                "before its JSON was complete. Allow longer answers."
             )
         try:
-            value = json.loads(answer.text)
-        except (ValueError, RecursionError):
-            return None, "The answer is not valid JSON."
+            value = parse_json(answer.text)
+        except ValueError as problem:
+            return None, f"The answer is not valid JSON ({problem})."
         try:
             if self._question.check is not None:
                 self._question.check(value)

@@ -16,7 +16,7 @@ from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.folders.asking import Asking, Check, Question
 from gemma3vl_app.folders.find import FoundPictures, PathOrPaths, find_pictures
 from gemma3vl_app.folders.items import BatchReport
-from gemma3vl_app.folders.outputs import Output, open_output
+from gemma3vl_app.folders.outputs import Output, check_earlier, open_output
 from gemma3vl_app.generation import Greedy, Progress, Sampling
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Crops, Picture
@@ -51,13 +51,14 @@ def batch(
     or an output that cannot be used, `EngineError` where the backend is closed.
     """
     began = time.perf_counter()
-    _check(backend, prompt, schema)
+    _check_prompt(prompt)
+    _check(backend, schema)
     found = find_pictures(pictures, recursive=recursive)
     json_schema = None if schema is None else closed(as_json_schema(schema))
     rule = sampling or Greedy()
     limit = backend.capabilities.answer_tokens if max_new_tokens is None else max_new_tokens
     settings = _settings(
-        backend,
+        model=_model(backend),
         prompt=prompt,
         system=system,
         schema=json_schema,
@@ -97,11 +98,33 @@ def batch(
     )
 
 
-def _check(backend: Backend, prompt: str, schema: Schema | None) -> None:
-    """Raise `ConversationError` for what would fail for each picture in the same way."""
-    able = backend.capabilities
+def check_batch(
+    pictures: PathOrPaths,
+    *,
+    prompt: str,
+    out: str | Path,
+    recursive: bool = False,
+    restart: bool = False,
+    **known: Any,
+) -> None:
+    """Raise what `batch` would raise, as far as that shows before a model is loaded.
+
+    `known` are other arguments of `batch` that answers depend on, without those that are left to
+    the model; `model` may have a part of its identity.
+    """
+    _check_prompt(prompt)
+    found = find_pictures(pictures, recursive=recursive)
+    check_earlier(out, found, _settings(prompt=prompt, **known), restart=restart)
+
+
+def _check_prompt(prompt: str) -> None:
     if not prompt.strip():
         raise ConversationError("The prompt is empty. Say what to ask about each picture.")
+
+
+def _check(backend: Backend, schema: Schema | None) -> None:
+    """Raise `ConversationError` for what would fail for each picture in the same way."""
+    able = backend.capabilities
     if not able.pictures:
         raise ConversationError(
             f"The model {able.model!r} takes no pictures. Choose one that does."
@@ -112,17 +135,19 @@ def _check(backend: Backend, prompt: str, schema: Schema | None) -> None:
         )
 
 
-def _settings(backend: Backend, **chosen: Any) -> dict[str, Any]:
-    """Return all that answers depend on, as JSON gives it back.
-
-    What computes is left out: the same model on another machine may go on.
-    """
+def _model(backend: Backend) -> dict[str, str]:
+    """Return which model answers, but not on which machine: the same one elsewhere may go on."""
     model = dataclasses.asdict(backend.capabilities.identity)
     del model["arithmetic"]
-    rule = chosen["sampling"]
-    chosen["sampling"] = {"kind": type(rule).__name__.lower(), **dataclasses.asdict(rule)}
+    return model
+
+
+def _settings(**chosen: Any) -> dict[str, Any]:
+    """Return what answers depend on, as JSON gives it back."""
+    if rule := chosen.get("sampling"):
+        chosen["sampling"] = {"kind": type(rule).__name__.lower(), **dataclasses.asdict(rule)}
     try:
-        plain: dict[str, Any] = json.loads(json.dumps({**chosen, "model": model}))
+        plain: dict[str, Any] = json.loads(json.dumps(chosen))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConversationError("The schema is not valid JSON; give a JSON schema.") from error
     return plain

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma3vl_app.errors import PictureError
+from gemma3vl_app.wording import counted
 
 READABLE = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"))
 # Pictures too, though of kinds that are not read: they are told as failures, not passed over.
@@ -47,14 +48,19 @@ def find_pictures(pictures: PathOrPaths, *, recursive: bool = False) -> FoundPic
     names = {Path(os.path.relpath(file, base)).as_posix() for file in files if _is_picture(file)}
     skipped = {file for file in files if not (_is_picture(file) or _is_sidecar(file))}
     if not names:
-        where = ", ".join(f"'{path.name}'" for path in given[:3]) + (", ..." if given[3:] else "")
-        others = f" among {len(skipped):,} files" if skipped else ""
-        raise PictureError(
-            f"There is no picture in {where}{others}. "
-            f"Pictures are files that end in {', '.join(sorted(READABLE))}"
-            f"{'' if recursive else '; folders inside it are only searched with recursive'}."
-        )
+        raise PictureError(_nothing_found(given, len(skipped), recursive=recursive))
     return FoundPictures(base, tuple(sorted(names, key=_natural)), len(skipped))
+
+
+def _nothing_found(given: list[Path], others: int, *, recursive: bool) -> str:
+    """Say that there are no pictures, and what is one."""
+    where = ", ".join(f"'{path.name}'" for path in given[:3]) + (", ..." if given[3:] else "")
+    endings = f"Pictures are files that end in {', '.join(sorted(READABLE))}."
+    if not any(path.is_dir() for path in given):
+        return f"{where} {'is no picture' if len(given) == 1 else 'are no pictures'}. {endings}"
+    other = f", but {counted(others, 'other file')}" if others else ""
+    inside = "" if recursive else " Folders inside it are searched, too, with recursive=True."
+    return f"There is no picture in {where}{other}. {endings}{inside}"
 
 
 def _absolute(given: list[str | Path]) -> list[Path]:

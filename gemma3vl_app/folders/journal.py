@@ -10,10 +10,10 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -52,7 +52,7 @@ class Journal:
         try:
             self.found_settings = self._read_settings()
         except BaseException:
-            self._lock.release()
+            _unlock(self._lock)
             raise
 
     @property
@@ -66,6 +66,16 @@ class Journal:
             self.path.unlink(missing_ok=True)
         self.found_settings = None
 
+    def check(self, known: Mapping[str, Any]) -> None:
+        """Raise `ConversationError` where earlier lines were asked for with other settings.
+
+        `known` are some of the settings; of those that are objects, some keys may be left out.
+        """
+        found = self.found_settings or known
+        different = {key for key, value in known.items() if not _agrees(found.get(key), value)}
+        if different:
+            self._refuse_other_settings(different)
+
     def begin(self) -> None:
         """Go on where earlier runs ended; `earlier` then names what they did."""
         delete_half_written(self.path)
@@ -75,7 +85,7 @@ class Journal:
                 with atomic_file(self._settings_file) as file:
                     file.write(json.dumps(self._settings, indent=2).encode() + b"\n")
             elif self.found_settings != self._settings:
-                raise ConversationError(self._other_settings(self.found_settings))
+                self._refuse_other_settings({**self.found_settings, **self._settings})
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             self._drop_torn_end(self._file)
 
@@ -117,7 +127,7 @@ class Journal:
     def close(self) -> None:
         """Let others write; safe to call twice."""
         self._let_go()
-        self._lock.release()
+        _unlock(self._lock)
 
     def _let_go(self) -> None:
         file, self._file = self._file, None
@@ -152,15 +162,16 @@ class Journal:
         self.is_ours = True
         return None if is_empty else found
 
-    def _other_settings(self, found: Mapping[str, Any]) -> str:
+    def _refuse_other_settings(self, keys: Iterable[str]) -> NoReturn:
+        found = self.found_settings or {}
         different = [
             _difference(key, found.get(key), self._settings.get(key))
             for key in {**self._settings, **found}
-            if found.get(key) != self._settings.get(key)
+            if key in keys and found.get(key) != self._settings.get(key)
         ]
-        return (
+        raise ConversationError(
             f"'{self.path.name}' was begun with other settings: {'; '.join(different)}. "
-            "Use the same, or choose another output, or begin anew (--restart)."
+            "Use the same, or choose another output, or begin anew with restart=True."
         )
 
     def _drop_torn_end(self, file: int) -> None:
@@ -179,7 +190,7 @@ class Journal:
         if lines - damaged >= LARGEST_GROUP:
             raise ConversationError(
                 f"Line {damaged} of '{self.path.name}' is damaged, and not by a crash. "
-                "Take it out, choose another output, or begin anew (--restart)."
+                "Take it out, choose another output, or begin anew with restart=True."
             )
         os.ftruncate(file, end)
         os.fsync(file)
@@ -205,6 +216,12 @@ def _write_all(file: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(file, left) :]
+
+
+def _agrees(found: Any, known: Any) -> bool:
+    if isinstance(found, dict) and isinstance(known, dict):
+        return all(_agrees(found.get(key), value) for key, value in known.items())
+    return bool(found == known)
 
 
 def _difference(key: str, before: Any, now: Any) -> str:
@@ -234,6 +251,18 @@ def _lock(path: Path) -> FileLock:
             "output."
         ) from error
     return lock
+
+
+def _unlock(lock: FileLock) -> None:
+    """Let others have it, and leave no file behind.
+
+    The file goes while the lock is held, so that it is no other process's; whoever has opened it
+    meanwhile sees that it is gone (filelock looks).
+    """
+    if lock.is_locked:
+        with suppress(OSError):  # Windows deletes no open file
+            os.unlink(lock.lock_file)
+    lock.release()
 
 
 @contextmanager

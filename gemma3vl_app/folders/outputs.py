@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SIDECARS = "sidecars"
 SIDECAR_JOURNAL = ".gemma3vl-batch.jsonl"
+_TABLE_JOURNAL = "{}.journal.jsonl"  # of the table's name
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # what spreadsheets may run
 
 
@@ -40,11 +42,27 @@ def check_output(out: str | Path) -> None:
         )
     if path.is_dir():
         raise ConversationError(f"The output '{path.name}' is a folder. Give a file's name in it.")
-    if not path.absolute().parent.is_dir():
+    if not path.absolute().parent.is_dir():  # named as it was given: that is what to look at
         raise ConversationError(
-            f"The folder '{path.absolute().parent.name}' for the output '{path.name}' does not "
-            "exist. Make it first."
+            f"The folder '{path.parent}' for the output '{path.name}' does not exist. "
+            "Make it first."
         )
+
+
+def check_earlier(
+    out: str | Path, found: FoundPictures, known: Mapping[str, Any], *, restart: bool = False
+) -> None:
+    """Raise `ConversationError` for what `open_output` is going to refuse; change nothing.
+
+    `known` are the settings that are known before there is a model.
+    """
+    check_output(out)
+    path, settings = _journal_path(out, found), _with_folder(out, found, known)
+    with closing(Journal(path, settings)) as journal:
+        if Path(out).suffix.lower() == ".csv":
+            _check_table(Path(out), journal)
+        if not restart:
+            journal.check(settings)
 
 
 def open_output(
@@ -61,12 +79,29 @@ def open_output(
     if out is None:
         return Output()
     check_output(out)
+    settings = _with_folder(out, found, settings)
     if str(out) == SIDECARS:
-        return Sidecars(found, {"folder": ".", **settings}, restart=restart)
+        return Sidecars(found, settings, restart=restart)
     path = Path(out).absolute()
-    settings = {"folder": _relative(found.base, path.parent), **settings}
     kind = Table if path.suffix.lower() == ".csv" else Lines
-    return kind(path, settings, restart=restart)
+    return kind(path, settings, restart=restart, journal_path=_journal_path(out, found))
+
+
+def _journal_path(out: str | Path, found: FoundPictures) -> Path:
+    if str(out) == SIDECARS:
+        return found.base / SIDECAR_JOURNAL
+    path = Path(out).absolute()
+    is_table = path.suffix.lower() == ".csv"
+    return path.with_name(_TABLE_JOURNAL.format(path.name)) if is_table else path
+
+
+def _with_folder(
+    out: str | Path, found: FoundPictures, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Add the pictures' folder, as it is seen from the output, which may move along with it."""
+    here = str(out) == SIDECARS
+    folder = "." if here else _relative(found.base, Path(out).absolute().parent)
+    return {"folder": folder, **settings}
 
 
 def _relative(folder: Path, start: Path) -> str:
@@ -126,12 +161,12 @@ class Lines(Output):
         settings: Mapping[str, Any],
         *,
         restart: bool,
-        journal_path: Path | None = None,
+        journal_path: Path,
     ) -> None:
         super().__init__()
         self.path = path
         self._with_schema = settings["schema"] is not None
-        self._journal = Journal(journal_path or path, settings)
+        self._journal = Journal(journal_path, settings)
         try:
             self._check()
             if restart:
@@ -169,19 +204,16 @@ class Lines(Output):
 class Table(Lines):
     """A CSV file, written whole from the journal beside it whenever a run ends."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, restart: bool) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], *, restart: bool, journal_path: Path
+    ) -> None:
         properties = (settings["schema"] or {}).get("properties")
         self._columns = list(properties) if isinstance(properties, dict) else []
-        journal = path.with_name(f"{path.name}.journal.jsonl")
-        super().__init__(path, settings, restart=restart, journal_path=journal)
+        super().__init__(path, settings, restart=restart, journal_path=journal_path)
 
     def _check(self) -> None:
         assert self.path is not None
-        if not self._journal.is_ours and self.path.exists() and self.path.stat().st_size:
-            raise ConversationError(
-                f"'{self.path.name}' exists and is not from an earlier run of this batch, so it "
-                "is left alone. Choose another output, or move that file away."
-            )
+        _check_table(self.path, self._journal)
 
     def __exit__(
         self,
@@ -226,6 +258,15 @@ class Table(Lines):
     @property
     def _one_column(self) -> str:
         return "value" if self._with_schema else "text"
+
+
+def _check_table(path: Path, journal: Journal) -> None:
+    """Raise `ConversationError` for a table that this batch did not write."""
+    if not journal.is_ours and path.exists() and path.stat().st_size:
+        raise ConversationError(
+            f"'{path.name}' exists and is not from an earlier run of this batch, so it is left "
+            "alone. Choose another output, or move that file away."
+        )
 
 
 class Sidecars(Lines):

@@ -110,15 +110,17 @@ def in_planned_form(
     name: str,
     fingerprint: str,
     report: Report,
+    may_pack: bool = True,
 ) -> dict[str, Stored]:
     """Return `tensors` with those replaced that `plan` wants in another form.
 
     `text_linears` are the matrices of the text layers, which may be quantised; `linears` all
-    matrices. `fingerprint` changes whenever the source's weights do.
+    matrices. `fingerprint` changes whenever the source's weights do. `may_pack` allows the order of
+    4-bit weights that the fused CPU kernel reads, which gives no gradients.
     """
     dtype: torch.dtype = getattr(torch, plan.dtype)
     # 1) Matrices in another form than planned
-    wanted: Form = _planned_form(plan, text_linears)
+    wanted: Form = _planned_form(plan, text_linears, may_pack)
     forms = {
         weight: form
         for weight, shape in linears.items()
@@ -146,13 +148,13 @@ def device_of(key: str, device_map: Mapping[str, str]) -> str:
     return device_map[prefix]
 
 
-def _planned_form(plan: LoadPlan, text_linears: Shapes) -> Form:
+def _planned_form(plan: LoadPlan, text_linears: Shapes, may_pack: bool) -> Form:
     if plan.weights == "int8":
         return "int8"
     if plan.weights != "nf4":
         return "plain"
     on_cpu = all(device_of(key, plan.device_map) in ("cpu", "disk") for key in text_linears)
-    return "nf4-packed" if on_cpu and nf4.packs_for_cpu() else "nf4"
+    return "nf4-packed" if may_pack and on_cpu and nf4.packs_for_cpu() else "nf4"
 
 
 def _new_form(

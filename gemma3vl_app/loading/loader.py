@@ -82,12 +82,13 @@ def load_model(
     context_tokens: int | None = None,
     revision: str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    for_training: bool = False,
 ) -> LoadedModel:
     """Load a model by catalog name or hub id, from a checkpoint folder or a GGUF file.
 
     `weights`, `device_map`, `max_memory` and `context_tokens` are wishes to the planner
-    (`planning.plan_for`). `progress` hears of the stages. Raises `LoadError` with what is wrong and
-    what to do.
+    (`planning.plan_for`). `progress` hears of the stages. `for_training` leaves 4-bit weights in an
+    order that gradients pass through. Raises `LoadError` with what is wrong and what to do.
     """
     check_weights(weights)
     report = progress or (lambda step: None)
@@ -122,6 +123,7 @@ def load_model(
         name=checkpoint.name,
         fingerprint=opened.fingerprint,
         report=report,
+        may_pack=not for_training,
     )
     # 4) The model, and a proof that it computes
     try:

@@ -45,7 +45,7 @@ def plan(
     for an unknown model or wish; a model that does not fit is no error: see `LoadPlan.fits` and
     `.ways`.
     """
-    name, config, size = _described(source)
+    name, config, size = described(source)
     if machine is None:
         machine = Machine() if max_memory is not None else hardware.detect_without_torch()
     if context_tokens == DEFAULT_CONTEXT_TOKENS:
@@ -74,8 +74,11 @@ def plan(
     return replace(found, training=_training(size, name)) if train else found
 
 
-def _described(source: str | Path) -> tuple[str, dict[str, Any], str]:
-    """Return a model's name, its config and (where it is Google's) its size."""
+def described(source: str | Path) -> tuple[str, dict[str, Any], str]:
+    """Return a model's name, its config and (where it is Google's) its size.
+
+    Raises `LoadError` where that is not known without a download, and for a GGUF file.
+    """
     catalog.check_source(source)
     if entry := catalog.find(str(source)):
         return entry.name, catalog.published_config(entry.size), entry.size

@@ -48,7 +48,10 @@ def parse_bytes(size: str | int | float) -> int:
 
 
 def parse_max_memory(text: str) -> dict[str, str | int]:
-    """Return the sizes by device of a line such as "cuda:0=24GiB,cpu=64GiB"."""
+    """Return the sizes by device of a line such as "cuda:0=24GiB,cpu=64GiB".
+
+    Raises `LoadError` for what makes sense on no machine.
+    """
     sizes: dict[str, str | int] = {}
     for part in text.split(","):
         device, equals, size = part.strip().rpartition("=")
@@ -57,7 +60,25 @@ def parse_max_memory(text: str) -> dict[str, str | int]:
                 f"{part.strip()!r} is no device and size. Write it as cuda:0=24GiB,cpu=64GiB."
             )
         sizes[device.strip()] = size.strip()
+    _checked_sizes(sizes)
     return sizes
+
+
+def check_device(device: str) -> str:
+    """Return a device's name; raises `LoadError` where no machine has such a device."""
+    if not isinstance(device, str) or not DEVICE.fullmatch(device):
+        raise LoadError(f"{device!r} is no device. Known are cuda:0, cuda:1, ..., mps, cpu, disk.")
+    return device
+
+
+def _checked_sizes(max_memory: Mapping[str, str | int]) -> dict[str, int]:
+    """Return the bytes by device."""
+    if not max_memory:
+        raise LoadError("max_memory names no device. Write it as {'cuda:0': '24GiB'}.")
+    limits = {check_device(device): parse_bytes(size) for device, size in max_memory.items()}
+    if [*limits] == ["disk"]:
+        raise LoadError("A disk alone computes nothing. Add cpu with a size.")
+    return limits
 
 
 def device_limits(
@@ -78,15 +99,13 @@ def device_limits(
         elif machine.memory_bytes or machine.available_bytes or not limits:
             limits |= {"cpu": machine.available_bytes, "disk": UNLIMITED_BYTES}
     else:
-        if not max_memory:
-            raise LoadError("max_memory names no device. Write it as {'cuda:0': '24GiB'}.")
-        limits = {_device(device): parse_bytes(size) for device, size in max_memory.items()}
+        limits = _checked_sizes(max_memory)
     if device_map != "auto":
         named = [device_map] if isinstance(device_map, str) else [*device_map.values()]
         if max_memory is None and "mps" in limits and {"cpu", "disk"} & {*named}:
             limits |= {"cpu": machine.available_bytes, "disk": UNLIMITED_BYTES}  # asked for by name
         for device in named:
-            if _device(device) in limits:
+            if check_device(device) in limits:
                 continue
             if max_memory is None:
                 raise LoadError(
@@ -94,8 +113,6 @@ def device_limits(
                     "Give max_memory to plan for another machine."
                 )
             limits[device] = 0
-    if [*limits] == ["disk"]:
-        raise LoadError("A disk alone computes nothing. Add cpu with a size.")
     return fastest_first(limits)
 
 
@@ -112,9 +129,3 @@ def fastest_first(limits: Mapping[str, int]) -> dict[str, int]:
 def gib(size: int) -> str:
     """Return a size for people: "8.6 GiB"."""
     return f"{size / (1 << 30):.1f} GiB"
-
-
-def _device(device: str) -> str:
-    if not isinstance(device, str) or not DEVICE.fullmatch(device):
-        raise LoadError(f"{device!r} is no device. Known are cuda:0, cuda:1, ..., mps, cpu, disk.")
-    return device

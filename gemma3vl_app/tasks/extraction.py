@@ -13,10 +13,11 @@ from gemma3vl_app.errors import ConversationError, EngineError
 from gemma3vl_app.generation import Answer
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Crops, Picture, PictureSource
-from gemma3vl_app.schemas import closed
+from gemma3vl_app.schemas import closed, parse_json
 from gemma3vl_app.tasks import prompts
 from gemma3vl_app.tasks.requests import TaskOptions, TaskRequest, open_pictures
 from gemma3vl_app.tasks.results import Extraction
+from gemma3vl_app.wording import counted
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -87,20 +88,20 @@ def read_value(answer: Answer, schema: type[BaseModel] | Mapping[str, Any]) -> A
     """Return the value of a finished answer; raises as `extract` does."""
     if answer.finish_reason == "length":
         raise ConversationError(
-            f"The answer was cut after {answer.usage.completion_tokens} tokens, in the middle of "
-            "its JSON. Raise max_new_tokens, or ask for less in the schema."
+            f"The answer was cut after {counted(answer.usage.completion_tokens, 'token')}, in the "
+            "middle of its JSON. Raise max_new_tokens, or ask for less in the schema."
         )
     if answer.finish_reason == "cancelled":
         raise EngineError("The answer was stopped in the middle of its JSON. Ask again.")
     try:
-        if isinstance(schema, type):
-            return schema.model_validate_json(answer.text)
-        return json.loads(answer.text)
+        parsed = parse_json(answer.text)
+        return schema.model_validate_json(answer.text) if isinstance(schema, type) else parsed
     except ValidationError as error:
         raise EngineError(_explain(error)) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise EngineError(
-            "The answer is not JSON, so this model does not keep to schemas. Use another one."
+            f"The answer is not valid JSON ({error}), so this model does not keep to schemas. "
+            "Use another one."
         ) from error
 
 

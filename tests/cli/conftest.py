@@ -1,5 +1,6 @@
 """Running the program as people do, in this process."""
 
+import logging
 import sys
 
 import pytest
@@ -15,6 +16,7 @@ def run(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["gemma3vl", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
+        logging.disable(logging.NOTSET)  # a command may have silenced it until the program's end
         out, err = capsys.readouterr()
         return ended.value.code or 0, out, err
 

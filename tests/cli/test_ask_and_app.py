@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 from PIL import Image
@@ -91,6 +93,12 @@ def test_a_single_adapter_answers(backend, run, adapters, answering):
     ("options", "told"),
     [
         (["--weights", "fp16"], "overflow float16"),
+        (["--weights", "q9"], "gemma3vl: --weights q9 is not known."),
+        (["--device-map", "gpu"], "'gpu' is no device"),
+        (["--device-map", '{"": "cuda"}'], "'cuda' is no device"),
+        (["--max-memory", "gpu=1GiB"], "'gpu' is no device"),
+        (["--max-memory", "cpu=lots"], "'lots' is no size"),
+        (["--max-memory", "disk=9GiB"], "A disk alone"),
         (["--device-map", "{1: 2}"], "--device-map is no JSON object"),
         (["--device-map", '{"model": 3}'], "--device-map is no JSON object"),
         (["--max-memory", "cuda:0"], "Write it as cuda:0=24GiB"),
@@ -101,7 +109,7 @@ def test_a_single_adapter_answers(backend, run, adapters, answering):
 def test_a_wrong_wish_is_told_before_anything_is_loaded(monkeypatch, run, options, told):
     monkeypatch.setattr(gemma3vl_app.backends.local, "load", lambda *_, **__: 1 / 0)
     code, out, err = run("ask", "demo", "What?", *options)
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert told in err
     assert len(err.strip().splitlines()) == 1
 
@@ -173,34 +181,70 @@ def test_an_unknown_model_or_an_empty_question_is_told_before_anything_is_loaded
     assert "question is empty" in err
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_however_the_app_is_ended_its_uploads_go_with_it(name, tmp_path):
-    # A real process, with the real server and page on the scripted backend.
-    code = (
-        "import sys, gemma3vl_app.backends.local as local\n"
-        "from gemma3vl_app.testing import ScriptedBackend\n"
-        "local.load = lambda *_, **__: ScriptedBackend()\n"
-        "from gemma3vl_app import cli\n"
-        "sys.argv = ['gemma3vl', 'app', '--port', '17860', '--find-port']\n"
-        "cli.main()\n"
-    )
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")
+SERVE_ON_EACH = """
+# The page's library is imported once; then a process serves for each signal.
+import os, sys, tempfile, types
+from pathlib import Path
+local = types.ModuleType("gemma3vl_app.backends.local")  # spares the import of torch
+sys.modules[local.__name__] = local
+from gemma3vl_app.testing import ScriptedBackend
+local.load = lambda *_, **__: ScriptedBackend()
+import gemma3vl_app.server
+import gemma3vl_app.webui.page
+from gemma3vl_app import cli
+sys.argv = ["gemma3vl", "app", "--port", "17860", "--find-port"]
+for name in NAMES:
+    if os.fork() == 0:
+        os.environ["TMPDIR"] = tempfile.tempdir = os.path.abspath(name)
+        os.dup2(os.open(f"{name}/out", os.O_WRONLY | os.O_CREAT), 1)
+        Path(f"{name}/pid").write_text(str(os.getpid()))
+        cli.main()
+for _ in NAMES:
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+def test_however_the_app_is_ended_its_uploads_go_with_it(tmp_path):
+    # Real processes, with the real server and page on the scripted backend.
+    for name in SIGNALS:
+        (tmp_path / name).mkdir()
+    environment = {**os.environ}
     environment.pop("GRADIO_TEMP_DIR", None)
-    with subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert "is ready" in process.stdout.readline()
-        (folder,) = tmp_path.glob("gemma3vl-*")
-        (folder / "upload.png").write_bytes(b"private")
-        time.sleep(1)  # the server comes up after it is announced
-        process.send_signal(getattr(signal, name))
-        process.wait(timeout=20)
-    assert not folder.exists()
+    code = f"NAMES = {SIGNALS}\n{SERVE_ON_EACH}"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) as process:
+        folders = [upload_and_end(tmp_path / name, name) for name in SIGNALS]
+        process.wait(timeout=60)
+    assert not any(folder.exists() for folder in folders)
+
+
+def upload_and_end(place, name):
+    """Wait for a server, leave a file where it keeps uploads, and send it a signal."""
+    address = poll(lambda: re.search(r"is ready: (\S+)", (place / "out").read_text()))[1]
+    (folder,) = place.glob("gemma3vl-*")
+    (folder / "upload.png").write_bytes(b"private")
+    poll(lambda: urllib.request.urlopen(address, timeout=20).status == 200)
+    os.kill(int((place / "pid").read_text()), getattr(signal, name))
+    return folder
+
+
+def poll(look, *, seconds=60):
+    """Return what `look` finds, as soon as it finds something."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if found := look():
+                return found
+        except OSError:
+            pass
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
 
 
 def test_a_failure_in_the_middle_is_told_after_the_text(backend, run):
     backend._chunks, backend._error = ["Well "], EngineError("The engine broke.")
-    assert run("ask", "demo", "What?") == (1, "Well ", "The engine broke.\n")
+    assert run("ask", "demo", "What?") == (1, "Well \n", "The engine broke.\n")
 
 
 def test_an_unexpected_error_leaks_nothing(monkeypatch, run):

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from gemma3vl_app.cli import load as load_module
 from gemma3vl_app.errors import EngineError
 from gemma3vl_app.generation import Greedy, Sample
 from gemma3vl_app.tasks import prompts
+from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES
 from tests.folders.naming_backend import NamingBackend, draw_pictures
 
-RUN_SEC = 300  # the first use of the demo on a machine converts it
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,7 +29,7 @@ def backend(monkeypatch, tmp_path):
     """A backend that names pictures in place of every model, and photos/ with three of them."""
     monkeypatch.chdir(tmp_path)
     draw_pictures(tmp_path / "photos", "1.png", "2.png", "3.png")
-    backend = NamingBackend()
+    backend = NamingBackend(capabilities=replace(DEFAULT_CAPABILITIES, model="demo"))
 
     def load(model, *, adapters, **wishes):
         backend._closed = False  # by an earlier run
@@ -97,10 +98,11 @@ def test_failures_are_listed_and_are_exit_code_3(backend, run, monkeypatch):
     Path("photos/notes.txt").touch()
     code, _, err = run("batch", "photos", "--out", "out.jsonl")
     assert code == 3
-    assert "5 pictures: 3 done, 2 failed, 1 other files left out, " in err
+    assert "5 pictures: 3 done, 2 failed, 1 other file left out, " in err
     assert "\x1b" not in err
     assert "2\ufffd[31m.png: " in err
     assert "and 1 more, with their reasons in out.jsonl" in err
+    assert err.endswith("The same command with --retry-failed asks about those again.\n")
 
 
 def test_a_second_run_says_what_earlier_ones_did_and_may_retry_or_restart(backend, run):
@@ -110,7 +112,7 @@ def test_a_second_run_says_what_earlier_ones_did_and_may_retry_or_restart(backen
     backend.asked.clear()
     code, _, err = run("batch", "photos", "--out", "out.jsonl")
     assert code == 3
-    assert "3 of them by earlier runs" in err
+    assert "3 pictures: 2 done, 1 failed, 0 asked about in this run, " in err
     assert backend.asked == []
     assert run("batch", "photos", "--out", "out.jsonl", "--retry-failed")[0] == 0
     assert backend.asked == ["2.png"]
@@ -122,18 +124,55 @@ def test_a_second_run_says_what_earlier_ones_did_and_may_retry_or_restart(backen
     ("arguments", "told"),
     [
         (("photos", "--out", "out.txt"), "ends in .jsonl or .csv"),
-        (("photos", "--out", "no/out.csv"), "Make it first"),
+        (("photos", "--out", "no/out.csv"), "The folder 'no' for the output 'out.csv'"),
+        (("photos", "--out", "/no-such/out.csv"), "The folder '/no-such' for the output"),
+        (("photos", "--out", "foreign.jsonl"), "is not from an earlier run"),
+        (("photos", "--out", "foreign.csv"), "is not from an earlier run"),
+        (("photos", "--out", "out.csv", "--prompt", " "), "The prompt is empty"),
         (("empty", "--out", "out.csv"), "'empty' was not found"),
+        (("foreign.csv", "--out", "out.csv"), "'foreign.csv' is no picture"),
+        (("folder", "--out", "out.csv"), "with --recursive"),
         (("photos", "--out", "out.csv", "--schema", "no.json"), "no.json"),
         (("photos", "--out", "out.csv", "--model", "4b-itt"), "Did you mean"),
     ],
 )
 def test_what_is_wrong_is_told_before_a_model_is_loaded(backend, run, monkeypatch, arguments, told):
+    for name in ("foreign.jsonl", "foreign.csv"):
+        Path(name).write_text("mine\n")
+    Path("folder").mkdir()
+    before = set(Path().iterdir())
     monkeypatch.setattr(gemma3vl_app.backends.local, "load", lambda *_, **__: 1 / 0)
     code, out, err = run("batch", *arguments)
     assert (code, out) == (1, "")
     assert told in err
+    assert set(Path().iterdir()) == before
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("out", ["out.jsonl", "out.csv", "sidecars"])
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--prompt", "Why?"), "prompt"),
+        (("--system", "Be brief."), "system"),
+        (("--crops", "off"), "crops"),
+        (("--max-new-tokens", "5"), "--max-new-tokens"),
+        (("--adapter", "a=x"), "adapter"),
+        (("--model", "4b-it"), "model"),
+    ],
+)
+def test_other_settings_than_before_are_told_before_a_model_is_loaded(
+    backend, run, monkeypatch, out, options, told
+):
+    assert run("batch", "photos", "--out", out)[0] == 0
+    load = gemma3vl_app.backends.local.load
+    monkeypatch.setattr(gemma3vl_app.backends.local, "load", lambda *_, **__: 1 / 0)
+    code, _, err = run("batch", "photos", "--out", out, *options)
+    assert code == 1
+    assert f"was begun with other settings: {told}" in err
+    assert "with --restart" in err
+    monkeypatch.setattr(gemma3vl_app.backends.local, "load", load)
+    assert run("batch", "photos", "--out", out, *options, "--restart")[0] == 0
 
 
 def test_where_to_write_has_to_be_said(run):
@@ -198,19 +237,14 @@ def test_ctrl_c_keeps_what_is_done_and_is_exit_code_130(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_program_really_captions_a_folder(tmp_path):
+def test_the_program_really_captions_a_folder(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     for colour in ("red", "blue"):
         picture = Image.new("RGB", (256, 256), "white")
         ImageDraw.Draw(picture).ellipse((64, 64, 192, 192), fill=colour)
         picture.save(tmp_path / "photos" / f"{colour}.png")
-    done = subprocess.run(
-        [sys.executable, "-m", "gemma3vl_app.cli", "batch", "photos", "--out", "sidecars"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SEC,
-    )
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr[-2000:]
+    code, out, err = run("batch", "photos", "--out", "sidecars")
+    assert (code, out) == (0, ""), err
     assert "red circle" in (tmp_path / "photos" / "red.png.txt").read_text()
     assert "blue circle" in (tmp_path / "photos" / "blue.png.txt").read_text()

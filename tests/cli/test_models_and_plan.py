@@ -55,6 +55,12 @@ def test_models_shows_every_name_and_no_line_is_too_long(run, columns):
     assert "https://huggingface.co/google/gemma-3-4b-it" in out
 
 
+def test_no_heading_of_the_models_is_cut_in_a_narrow_terminal(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    headings = run("models")[1].splitlines()[0].split()
+    assert headings == ["model", "size", "context", "pictures", "licence", "here"]
+
+
 def test_models_as_json_has_cards_and_what_fits(run):
     rows = {row["name"]: row for row in json.loads(run("models", "--json")[1])}
     assert set(rows) == set(catalog.MODELS)
@@ -148,10 +154,6 @@ def test_fine_tuning_shows_megatron_bridges_recommendation(run, model, hardware)
         (("demo", "--train"), "only for 4B, 12B and 27B"),
         (("1b-it", "--train"), "only for 4B, 12B and 27B"),
         (("27b-itt",), "Did you mean '27b-it'"),
-        (("4b-it", "--gpu", "gtx-1"), "Known are t4"),
-        (("4b-it", "--weights", "fp16"), "overflow float16"),
-        (("4b-it", "--device-map", "gpu"), "'gpu' is no device"),
-        (("4b-it", "--max-memory", "cuda:0=lots"), "'lots' is no size"),
         (("4b-it", "--context-tokens", "200000"), "131,072"),
         (("owner/unknown",), "never downloaded here"),
         (("owner/not--a-name",), "never downloaded here"),
@@ -167,6 +169,27 @@ def test_bad_wishes_are_one_plain_line(run, arguments, told):
     assert "inside" not in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("4b-it", "--gpu", "gtx-1"), "Known are t4"),
+        (("4b-it", "--weights", "fp16"), "overflow float16"),
+        (("4b-it", "--device-map", "gpu"), "'gpu' is no device"),
+        (("4b-it", "--max-memory", "cuda:0=lots"), "'lots' is no size"),
+    ],
+)
+def test_what_no_machine_can_do_is_a_wrong_command_line(run, arguments, told):
+    code, out, err = run("plan", *arguments)
+    assert (code, out) == (2, "")
+    assert told in err and len(err.splitlines()) == 1
+
+
+def test_a_plan_speaks_of_options(run):
+    out = run("plan", "27b-it", "--max-memory", "cuda:0=48GiB", "--weights", "fp32")[1]
+    assert "you asked for --weights fp32" in " ".join(out.split())
+    assert re.search(r"- --weights (int8|nf4)$", out, re.M) and "weights=" not in out
+
+
 def test_layers_are_shown_as_ranges():
     text = {f"model.language_model.layers.{n}": "cuda:0" for n in (0, 1, 2, 5)}
     shown = short_map({**text, "model.language_model.layers.3": "cpu", "lm_head": "cpu"})
@@ -180,7 +203,7 @@ def test_the_cache_can_be_listed_and_cleaned(run, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert run("cache", "list")[0] == 0
     code, _, err = run("cache", "clean")
-    assert code == 1 and "--all" in err
+    assert code == 2 and "--all" in err
     assert run("cache", "clean", "--all") == (0, "Deleted 0, 0.00 GiB.\n", "")
 
 

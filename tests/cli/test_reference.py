@@ -52,6 +52,28 @@ def test_the_help_says_all_that_was_written(path, command, run, monkeypatch):
     assert code == 0
 
 
+# What the value of an option is called: as few words as will do.
+KINDS = {"TEXT", "FILE", "NUMBER", "NAME", "MODEL", "KIND", "DEVICE", "SIZES", "ADDRESS"}
+KINDS |= {"FOLDER", "NAME=PATH"}
+
+
+@named
+def test_what_an_option_takes_is_said_in_few_words(path, command):
+    takes = {
+        parameter.opts[0]: parameter.metavar
+        for parameter in command.params
+        if parameter.param_type_name == "option"
+        and not (parameter.is_flag or parameter.type_descriptor.is_choice)
+    }
+    assert {name: kind for name, kind in takes.items() if kind not in KINDS} == {}
+
+
+def test_where_one_picture_is_enough_the_example_shows_one_that_is_there():
+    words = {word for _, command in COMMANDS for line in examples(command) for word in line.split()}
+    assert {word for word in words if "circle." in word} == {"docs/circle.png"}
+    assert (PAGE.parent / "circle.png").is_file()
+
+
 def test_every_option_is_explained():
     for path, command in COMMANDS:
         silent = [parameter.name for parameter in command.params if not parameter.help]

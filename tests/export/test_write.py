@@ -126,7 +126,7 @@ def test_an_empty_chat_is_refused(tmp_path):
     with pytest.raises(ConversationError, match="empty"):
         export(Transcript(), tmp_path / "a.html")
     undone = Transcript(EVERYDAY.turns, head=ROOT)
-    with pytest.raises(ConversationError, match="--branches"):
+    with pytest.raises(ConversationError, match="branches=True"):
         export(undone, tmp_path / "a.html")
     for suffix in ("html", "md", "ipynb", "jsonl"):
         export(undone, tmp_path / f"a.{suffix}", branches=True)

@@ -160,8 +160,9 @@ def test_a_pydantic_model_also_checks_what_a_schema_cannot_say(folder):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (Answer('{"na', "length", Usage(completion_tokens=2)), "cut at 2 tokens"),
+        (Answer('{"na', "length", Usage(completion_tokens=2)), "cut after 2 tokens"),
         (Answer("Well.", "stop"), "not valid JSON"),
+        (Answer('{"name": "a", "name": "b"}', "stop"), "the key 'name' twice"),
         (Answer('{"na', "cancelled"), "stopped"),
     ],
 )

@@ -72,7 +72,8 @@ def test_a_folder_and_all_its_files_have_the_same_names(tmp_path):
         ([], "No folder"),
         ("no-such", "'no-such' was not found"),
         ("empty", "no picture in 'empty'"),
-        ("texts", "among 1 files"),
+        ("texts", "no picture in 'texts', but 1 other file. Pictures are .* with recursive=True"),
+        ("texts/a.txt", r"^'a\.txt' is no picture\. Pictures are files that end in [^;]*png"),
     ],
 )
 def test_nothing_to_ask_about_is_an_error(tmp_path, given, told):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ import pytest
 import gemma3vl_app as gv
 from gemma3vl_app.errors import ConversationError, PictureError
 from gemma3vl_app.folders import journal
-from gemma3vl_app.generation import Answer, Sample, Usage
+from gemma3vl_app.folders.batch import check_batch
+from gemma3vl_app.generation import Answer, Greedy, Sample, Usage
 from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES, ScriptedBackend
 from tests.folders.naming_backend import NamingBackend, draw_pictures
 
@@ -232,6 +234,43 @@ def test_two_processes_do_not_write_the_same_output(folder, tmp_path):
             ask(folder, tmp_path / "a.jsonl")
         other.stdin.close()
     assert ask(folder, tmp_path / "a.jsonl")[0] == NAMES
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file is not deleted there")
+@pytest.mark.parametrize("out", ["a.jsonl", "a.csv", "sidecars"])
+def test_no_lock_stays_behind_however_a_run_ends(folder, tmp_path, out):
+    out = out if out == "sidecars" else tmp_path / out
+    ask(folder, out)
+    with pytest.raises(ConversationError):
+        ask(folder, out, prompt="Why?")
+    assert [path for path in tmp_path.rglob("*") if path.suffix == ".lock"] == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file is not deleted there")
+def test_a_lock_that_is_deleted_or_was_left_behind_keeps_its_meaning(tmp_path):
+    path, lock = tmp_path / "a.jsonl", tmp_path / ".a.jsonl.lock"
+    lock.touch()  # by a run that was killed
+    first = journal.Journal(path, {})
+    first.close()
+    second = journal.Journal(path, {})
+    first.close()  # again, and it is not its lock any more
+    assert lock.exists()
+    with pytest.raises(ConversationError, match="being written by another batch"):
+        journal.Journal(path, {})
+    second.close()
+    assert not lock.exists()
+
+
+def test_settings_that_are_known_early_are_compared_early(folder, tmp_path):
+    ask(folder, tmp_path / "a.jsonl")
+    known = {"prompt": "What?", "crops": "auto", "schema": None, "sampling": Greedy()}
+    early = partial(check_batch, folder, out=tmp_path / "a.jsonl", **known)
+    early()
+    early(model={"name": "scripted"})
+    for changed in ({"crops": "off"}, {"model": {"name": "other"}}, {"sampling": Sample(seed=1)}):
+        with pytest.raises(ConversationError, match="was begun with other settings"):
+            early(**changed)
+        early(**changed, restart=True)
 
 
 def test_a_full_disk_ends_the_run_and_leaves_no_half_line(folder, tmp_path, monkeypatch):

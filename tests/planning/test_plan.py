@@ -14,7 +14,7 @@ from gemma3vl_app.planning import plan, plan_for
 from gemma3vl_app.planning.architecture import architecture
 from gemma3vl_app.planning.placement import owner
 from gemma3vl_app.planning.plan import MOST_WAYS, with_more_gpus
-from gemma3vl_app.planning.wishes import UNLIMITED_BYTES, device_limits
+from gemma3vl_app.planning.wishes import UNLIMITED_BYTES, device_limits, parse_max_memory
 from tests.planning.machines import GIB, WITH_BF16, apple, gpus, processor
 
 SIZES = ("4b", "12b", "27b")
@@ -309,3 +309,19 @@ def test_a_config_that_makes_no_sense_is_told(change):
 def test_a_config_of_the_wrong_kind_is_told(text):
     with pytest.raises(LoadError, match="does not describe a Gemma 3"):
         plan_for({"text_config": text}, name="x", machine=processor(8))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("cpu", "is no device and size"),
+        ("gpu=1GiB", "'gpu' is no device"),
+        ("cpu=lots", "'lots' is no size"),
+        ("disk=1GiB", "A disk alone"),
+        ("", "is no device and size"),
+    ],
+)
+def test_a_line_of_sizes_that_makes_no_sense_anywhere_is_refused(line, told):
+    with pytest.raises(LoadError, match=told):
+        parse_max_memory(line)
+    assert parse_max_memory("cuda:0=1GiB, cpu=2") == {"cuda:0": "1GiB", "cpu": "2"}

@@ -72,7 +72,8 @@ def test_a_cut_answer_is_an_error_and_no_half_a_value(schema):
     [
         ('{"colour": "octarine", "count": 2}', "does not fit Shape: colour: .*no such colour"),
         ('{"colour": "red"}', "does not fit Shape: count"),
-        ("Sure! Here it is", "does not fit Shape: the value"),
+        ("Sure! Here it is", "not valid JSON"),
+        ('{"colour": "red", "colour": "green", "count": 1}', "the key 'colour' twice"),
     ],
 )
 def test_an_answer_that_does_not_fit_is_told_in_a_line(said, told):
@@ -82,7 +83,7 @@ def test_an_answer_that_does_not_fit_is_told_in_a_line(said, told):
 
 
 def test_an_answer_that_is_no_json_is_told():
-    with pytest.raises(EngineError, match="not JSON"):
+    with pytest.raises(EngineError, match="not valid JSON"):
         gv.extract(ScriptedBackend(["Sure!"]), PICTURE, SCHEMA)
 
 

@@ -1,0 +1,205 @@
+"""What a training leaves: an adapter as peft writes it, or a whole checkpoint in the hub's layout.
+
+Folders appear whole or not at all. Tensors are fetched, converted and written one after the other,
+so that memory holds one shard, however large the model, and however it was spread over processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from gemma3vl_app.errors import TrainingError
+from gemma3vl_app.generation import Sample, Sampling
+from gemma3vl_app.loading.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+
+SHARD_BYTES = 2 << 30
+# What other programs want to have beside tokenizer.json, where the source has it
+SMALL_FILES = (
+    *("tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.json", "chat_template.jinja", "processor_config.json"),
+)
+# Names of transformers 5 in memory, and the hub's
+HUB_PREFIXES = (
+    (re.compile(r"^model\.language_model\."), "language_model.model."),
+    (re.compile(r"^model\.vision_tower\."), "vision_tower.vision_model."),
+    (re.compile(r"^model\.multi_modal_projector\."), "multi_modal_projector."),
+)
+
+
+class CheckpointFacts(Protocol):
+    """What a checkpoint says beside its weights: a `LoadedModel` does, and a `Checkpoint`."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        ...
+
+    @property
+    def preprocessor(self) -> dict[str, Any] | None:
+        """Its preprocessor_config.json, if it takes pictures."""
+        ...
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """Its tokenizer.json, with other files of the tokenizer beside it."""
+        ...
+
+    @property
+    def sampling(self) -> Sampling:
+        """Its own default."""
+        ...
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end its answers."""
+        ...
+
+
+def hub_name(name: str) -> str:
+    """Return the hub's name of a tensor that transformers 5 calls `name` in memory."""
+    for pattern, prefix in HUB_PREFIXES:
+        if pattern.match(name):
+            return pattern.sub(prefix, name, count=1)
+    return name
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Make a folder that takes the place of `target` when the block ends, and not before.
+
+    Raises `TrainingError` where `target` is there already, or cannot be written.
+    """
+    if target.exists():
+        raise TrainingError(f"{target.name!r} is there already. Choose another folder, or move it.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            yield work
+            work.chmod(0o777 & ~_umask())  # mkdtemp's is for its owner only
+            work.rename(target)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise TrainingError(
+            f"{target.name!r} cannot be written: {error.strerror or type(error).__name__}. "
+            "Free some disk space, or choose another folder."
+        ) from error
+
+
+def write_checkpoint(
+    folder: Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    facts: CheckpointFacts,
+    dtype: torch.dtype,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a checkpoint in the hub's layout into the empty `folder`.
+
+    `tensors` come by their in-memory names, without a tied output matrix, most of them in `dtype`;
+    no more than `shard_bytes` and one tensor are held. `facts` are those of the model it came from.
+    """
+    shards: list[list[str]] = []
+    held: dict[str, torch.Tensor] = {}
+    size = total = parameters = 0
+
+    def write_shard() -> None:
+        save_file(held, folder / f"part-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(held))
+
+    for name, tensor in tensors:
+        if held and size + tensor.nbytes > shard_bytes:
+            write_shard()
+            held, size = {}, 0
+        held[hub_name(name)] = tensor.detach().cpu().contiguous()
+        size += tensor.nbytes
+        total += tensor.nbytes
+        parameters += tensor.numel()
+    write_shard()
+    files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    files = files if len(files) > 1 else ["model.safetensors"]
+    for number, file in enumerate(files):
+        (folder / f"part-{number}").rename(folder / file)
+    if len(files) > 1:
+        weight_map = {key: file for file, keys in zip(files, shards, strict=True) for key in keys}
+        metadata = {"total_size": total, "total_parameters": parameters}
+        index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(folder / "model.safetensors.index.json", index)
+    _write_small_files(folder, facts, dtype)
+
+
+def _write_small_files(folder: Path, facts: CheckpointFacts, dtype: torch.dtype) -> None:
+    stale = ("quantization_config", "dtype", "torch_dtype")
+    config = {key: value for key, value in facts.config.items() if key not in stale}
+    config["torch_dtype"] = str(dtype).removeprefix("torch.")
+    write_json(folder / "config.json", config)
+    generation: dict[str, Any] = {"eos_token_id": sorted(facts.stop_ids)}
+    if isinstance(facts.sampling, Sample):
+        generation |= {"do_sample": True, "temperature": facts.sampling.temperature}
+        generation |= {"top_k": facts.sampling.top_k, "top_p": facts.sampling.top_p}
+    write_json(folder / "generation_config.json", generation)
+    if facts.preprocessor is not None:
+        write_json(folder / "preprocessor_config.json", facts.preprocessor)
+    shutil.copyfile(facts.tokenizer_file, folder / "tokenizer.json")
+    for name in SMALL_FILES:
+        source = facts.tokenizer_file.with_name(name)
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+
+
+def write_adapter(folder: Path, model: Any, tensors: Mapping[str, torch.Tensor], base: str) -> None:
+    """Write the adapter of a `PeftModel` into the empty `folder`, as peft's save_pretrained does.
+
+    `tensors` are its trained parameters by name, gathered; `base` the model it was trained on.
+    """
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, state_dict=dict(tensors))
+    on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    save_file(on_cpu, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    described = {**config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
+    write_json(folder / CONFIG_FILE, described)
+
+
+def whole_tensors(model: nn.Module, *, only_trained: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parameters by name, each gathered from all processes where it is shared out.
+
+    All processes must take all of them: gathering is work of all. A tied output matrix is left out.
+    """
+    from torch.distributed.tensor import DTensor
+
+    for name, parameter in model.named_parameters():
+        if name == "lm_head.weight" or (only_trained and not parameter.requires_grad):
+            continue
+        tensor = parameter.detach()
+        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON; sets become lists, other objects their text."""
+
+    def plain(each: Any) -> Any:
+        return sorted(each) if isinstance(each, set | frozenset) else str(each)
+
+    path.write_text(json.dumps(value, indent=2, default=plain) + "\n", encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

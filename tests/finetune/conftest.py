@@ -1,0 +1,80 @@
+"""Small things to learn: eight plain pictures, and what is said about each."""
+
+import dataclasses
+import json
+
+import pytest
+from PIL import Image
+
+from gemma3vl_app.finetune.recipe import Recipe
+
+COLOURS = {
+    **{"red": (220, 30, 30), "green": (30, 160, 30), "blue": (30, 30, 220)},
+    **{"yellow": (230, 220, 40), "black": (0, 0, 0), "white": (255, 255, 255)},
+    **{"pink": (250, 150, 200), "grey": (128, 128, 128)},
+}
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of eight pictures, named by their colours, and `data.jsonl` with a question each."""
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = []
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (40, 40), colour).save(folder / f"{name}.png")
+        line = {"picture": f"{name}.png", "question": "What colour?", "answer": f"It is {name}."}
+        lines.append(json.dumps(line))
+    (folder / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny):
+    """The tiny checkpoint in fp32. Read only."""
+    from gemma3vl_app.loading import load_model
+
+    return load_model(tiny, weights="fp32")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(loaded):
+    from gemma3vl_app.prompting import TextTokenizer
+
+    return TextTokenizer.from_file(loaded.tokenizer_file)
+
+
+@pytest.fixture(scope="session")
+def format(loaded, tokenizer):
+    from gemma3vl_app.prompting import PromptFormat
+
+    return PromptFormat.from_config(loaded.config, loaded.preprocessor, tokenizer)
+
+
+@pytest.fixture
+def recipe(tiny, pictures, tmp_path):
+    """A recipe that trains the tiny checkpoint on eight pictures; change it with `but`."""
+    return recipe_for(tiny, pictures, tmp_path / "run")
+
+
+def recipe_for(tiny, pictures, out):
+    return Recipe(
+        model=str(tiny),
+        data=str(pictures / "data.jsonl"),
+        out=str(out),
+        eval_fraction=0.0,
+        global_batch=4,
+        micro_batch=4,
+        max_steps=4,
+        learning_rate=1e-2,
+        warmup_ratio=0.0,
+        schedule="constant",
+        precision="fp32",
+        gradient_checkpointing=False,
+        lora_rank=8,
+        save_every=100,
+    )
+
+
+def but(recipe, **changes):
+    """Return the recipe with some fields changed."""
+    return dataclasses.replace(recipe, **changes)

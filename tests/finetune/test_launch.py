@@ -1,0 +1,78 @@
+"""The launch files say what accelerate and torchrun understand, and what training itself does."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
+from torch.distributed.run import get_args_parser
+
+import gemma3vl_app.finetune
+from gemma3vl_app.finetune.recipe import read_recipe
+from gemma3vl_app.finetune.trainer import fsdp_settings
+
+LAUNCH = Path(gemma3vl_app.finetune.__file__).parent / "launch"
+FILES = sorted(LAUNCH.iterdir())
+CONFIGS = {path.stem: path for path in FILES if path.suffix == ".yaml"}
+KINDS = {
+    "1x8-ddp": (DistributedType.MULTI_GPU, 1, 8),
+    "1x8-fsdp": (DistributedType.FSDP, 1, 8),
+    "2x8-fsdp": (DistributedType.FSDP, 2, 16),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_accelerate_reads_the_file_and_knows_every_field(name):
+    config = load_config_from_file(str(CONFIGS[name]))  # raises for fields it does not know
+    assert isinstance(config, ClusterConfig)
+    kind = (config.distributed_type, config.num_machines, config.num_processes)
+    assert kind == KINDS[name]
+    assert config.mixed_precision == "bf16"
+    known = set(vars(launch_command_parser().parse_args(["program.py"])))
+    assert set(config.fsdp_config) <= known
+
+
+def test_a_field_that_accelerate_does_not_know_would_be_noticed(tmp_path):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(CONFIGS["1x8-ddp"].read_text() + "num_gpus: 8\n")
+    with pytest.raises(ValueError, match="num_gpus"):
+        load_config_from_file(str(wrong))
+
+
+@pytest.mark.parametrize("name", ["1x8-fsdp", "2x8-fsdp"])
+def test_the_file_shares_out_as_training_does_by_itself(name):
+    config = yaml.safe_load(CONFIGS[name].read_text())["fsdp_config"]
+    layers = config["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    stated = {key.removeprefix("fsdp_"): value for key, value in config.items()}
+    stated["transformer_layer_cls_to_wrap"] = layers
+    for key, value in fsdp_settings(read_recipe("4b-sft")).items():
+        assert stated[key] == value, key
+
+
+@pytest.mark.parametrize("name", ["4b-lora", "4b-sft", "27b-sft"])
+def test_a_file_named_for_a_recipe_has_its_gpus(name):
+    (path,) = [path for path in CONFIGS.values() if f" {name} " in path.read_text()]
+    config, recipe = yaml.safe_load(path.read_text()), read_recipe(name)
+    assert config["num_processes"] == recipe.gpus
+    assert (config["distributed_type"] == "FSDP") == (recipe.sharding == "fsdp")
+
+
+def test_torchrun_understands_its_line():
+    (script,) = [path for path in FILES if path.suffix == ".sh"]
+    text = script.read_text().replace("\\\n", " ")
+    (line,) = [line for line in text.splitlines() if line.startswith("exec ")]
+    words = shlex.split(line.replace("${HEAD:?set it to the address of the first machine}", "head"))
+    assert words[:2] == ["exec", "torchrun"]
+    found = get_args_parser().parse_args(words[2:])
+    assert (found.nnodes, found.nproc_per_node) == ("2", "8")
+    assert (found.rdzv_backend, found.rdzv_endpoint) == ("c10d", "head:29500")
+    assert (found.module, found.training_script) == (True, "gemma3vl_app.cli")
+    assert found.training_script_args == ["finetune", "$@"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_file_says_that_it_was_not_measured(path):
+    assert "Not measured." in path.read_text()
