@@ -19,7 +19,7 @@ from gemma3vl_app.errors import TrainingDataError, TrainingError
 from gemma3vl_app.finetune.collate import Collator
 from gemma3vl_app.finetune.data import load_data
 from gemma3vl_app.finetune.methods import put_method
-from gemma3vl_app.finetune.recipe import Recipe
+from gemma3vl_app.finetune.recipe import Recipe, check_recipe
 from gemma3vl_app.finetune.run_folder import RunFolder
 from gemma3vl_app.finetune.trained_files import (
     whole_folder,
@@ -62,6 +62,7 @@ def finetune(
     `RecipeError` and `LoadError`.
     """
     report = progress or (lambda step: None)
+    check_recipe(recipe)
     run = RunFolder(recipe)
     accumulated_batches(recipe)  # raises now what would be raised after loading
     run.check_recipe()

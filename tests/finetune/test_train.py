@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import gemma3vl_app as gv
-from gemma3vl_app.errors import TrainingError
+from gemma3vl_app.errors import RecipeError, TrainingError
 from gemma3vl_app.finetune.recipe import Recipe
 from gemma3vl_app.finetune.train import finetune
 from tests.finetune.conftest import COLOURS, but, recipe_for
@@ -201,14 +201,20 @@ def test_a_training_does_not_go_on_over_other_data(recipe, pictures, tmp_path):
         finetune(recipe)
 
 
-def test_batches_that_do_not_share_out_are_refused(recipe):
-    with pytest.raises(TrainingError, match="global_batch=4 does not share out"):
+def test_recipes_made_in_python_are_checked_as_those_of_files_are(recipe):
+    with pytest.raises(RecipeError, match="global_batch 4 cannot be shared out"):
         finetune(but(recipe, micro_batch=3))
+
+
+def test_batches_that_do_not_share_out_over_the_processes_are_refused(recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(TrainingError, match="global_batch=4 does not share out"):
+        finetune(but(recipe, micro_batch=1))
 
 
 def test_a_loss_that_is_no_number_ends_the_training(recipe):
     with pytest.raises(TrainingError, match="not a number any more at step"):
-        finetune(only_projector(recipe, learning_rate=1e30, max_grad_norm=0.0))
+        finetune(only_projector(recipe, learning_rate=1e30, max_grad_norm=1e30))
 
 
 def test_recipes_are_plain_values_that_a_run_can_keep(recipe):
