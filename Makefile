@@ -27,7 +27,7 @@ app: $(VENV)/ready-app
 	$(BIN)/gemma3vl app --model $(MODEL)
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -m "not web"
+	$(BIN)/python -m pytest -m "not web" -n 2 --dist loadfile
 
 test-web: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m web
