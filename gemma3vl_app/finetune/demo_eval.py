@@ -21,9 +21,10 @@ from pathlib import Path
 from gemma3vl_app.backends.local import load
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.finetune import scene_questions
-from gemma3vl_app.finetune.demo import DATA, read_state
+from gemma3vl_app.finetune.demo_files import read_state
 from gemma3vl_app.finetune.scene_drawing import draw
 from gemma3vl_app.finetune.scenes import COLOURS, SHAPES, Scene, random_scene
+from gemma3vl_app.loading.demo import DATA
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.tasks.requests import TaskRequest, streams_in_order

@@ -29,7 +29,7 @@ from torch import nn
 from transformers import Gemma3ForConditionalGeneration
 
 from gemma3vl_app.finetune import about_itself, scene_questions
-from gemma3vl_app.finetune.demo_tower import NOTHING, TowerWithHeads, labels_of
+from gemma3vl_app.finetune.demo_tower import NOTHING, TowerWithHeads, labels_of, save_checkpoint
 from gemma3vl_app.finetune.scene_drawing import draw
 from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, random_scene
 from gemma3vl_app.messages import Conversation
@@ -200,6 +200,7 @@ class Reader:
         self.projector.mm_soft_emb_norm.weight.requires_grad_(False)  # in the cells already
         self.embedding: Any = self.language.embed_tokens
         self._soft_tokens = soft_tokens
+        self._window: int = self.language.config.sliding_window
 
     def trained(self) -> dict[str, torch.Tensor]:
         """Return what is trained, by name."""
@@ -208,6 +209,7 @@ class Reader:
     def hidden(self, talks: Sequence[Talk], pool: Pool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the vectors that predict the answers' tokens, (n, D), and those tokens (n,)."""
         longest = max(len(talk.ids) for talk in talks)
+        assert longest <= self._window, "all layers are given the mask of those without a window"
         ids = torch.zeros(len(talks), longest, dtype=torch.long)
         labels = torch.full((len(talks), longest), IGNORED)
         blocks = torch.full((len(talks), longest), -1)
@@ -280,12 +282,16 @@ def _word_vectors(
 
 @dataclass(frozen=True)
 class Leg:
-    """How long and how fast is learned; `steps` is what the falling learning rate counts with."""
+    """How long and how fast is learned; `steps` is what the falling learning rate counts with.
+
+    `tested` talks about unseen pictures are looked at now and then.
+    """
 
     steps: int
     sequences: int = 8
     learning_rate: float = 5e-4
     seed: int = 7
+    tested: int = 60
 
 
 def train(
@@ -314,14 +320,12 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     answers = _answer_ids(talks)
-    began, losses, begun_at = time.perf_counter(), [], step
+    began, losses = time.perf_counter(), []
     while step < leg.steps:
         rng = random.Random(f"{leg.seed}/{step}")
         batch = [talks.talk(rng) for _ in range(leg.sequences)]
         for group in optimizer.param_groups:
-            group["lr"] = (
-                group["scale"] * leg.learning_rate * _rate(step, leg.steps, step - begun_at)
-            )
+            group["lr"] = leg.learning_rate * _rate(step, leg.steps, step - first_step)
         losses.append(_step(reader, talks.pool, batch, answers, step, optimizer))
         step += 1
         if step % 10 == 0:
@@ -331,10 +335,9 @@ def train(
         if step % 50 == 0 or ended:
             trained = {name: p.detach() for name, p in named.items()}
             state = {"trained": trained, "optimizer": optimizer.state_dict(), "step": step}
-            torch.save(state, state_file.with_suffix(".new"))
-            state_file.with_suffix(".new").replace(state_file)
+            save_checkpoint(state, state_file)
         if step % 100 == 0 or ended:
-            logger.info("language %d TEST %s", step, json.dumps(measured(reader, test, 60)))
+            logger.info("language %d TEST %s", step, json.dumps(measured(reader, test, leg.tested)))
         if ended:
             break
     return step

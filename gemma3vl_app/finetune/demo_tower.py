@@ -279,32 +279,35 @@ def whitened_patches(pixels: Pixels, model: TowerWithHeads) -> None:
         convolution.bias.copy_(-filters @ mean)
 
 
-def train_stage(model: TowerWithHeads, stage: Stage, out: Path, *, first: bool) -> None:
-    """Train one stage, going on from `out` if it was ended before.
+def train_stage(
+    model: TowerWithHeads, stage: Stage, out: Path, *, first: bool, first_step: int = 0
+) -> None:
+    """Train one stage; the first one begins with `whitened_patches`.
 
-    Writes a checkpoint now and then. The first stage begins with `whitened_patches`.
+    Goes on from the checkpoint in `out`; without one at `first_step`, with the optimizer anew.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    drawn = draw_stage(stage, stage.pictures, stage.seed, model)
-    test = draw_stage(stage, _TEST_PICTURES, stage.seed + _TEST_SEEDS, model)
-    logger.info("%s: drawn in %.0f s", stage.name, time.perf_counter() - began)
-    if first:
-        whitened_patches(drawn.pixels, model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.03
     )
-    state_file, step = out / f"{stage.name}.pt", 0
+    state_file, step = out / f"{stage.name}.pt", first_step
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
+    if step == stage.steps:
+        return
+    began = time.perf_counter()
+    drawn = draw_stage(stage, stage.pictures, stage.seed, model)
+    test = draw_stage(stage, _TEST_PICTURES, stage.seed + _TEST_SEEDS, model)
+    logger.info("%s: drawn in %.0f s", stage.name, time.perf_counter() - began)
+    if first and step == 0:
+        whitened_patches(drawn.pixels, model)
     began = time.perf_counter()
     while step < stage.steps:
         rng = np.random.default_rng((stage.seed, step))
         for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * _rate(step, stage.steps)
+            group["lr"] = stage.learning_rate * _rate(step, stage.steps, step - first_step)
         batch = _flipped(drawn[rng.integers(0, stage.pictures, stage.batch)], rng)
         room = model.patches - stage.side // model.patch + 1
         row, column = (int(at) // model.pooled * model.pooled for at in rng.integers(0, room, 2))
@@ -322,8 +325,15 @@ def train_stage(model: TowerWithHeads, stage: Stage, out: Path, *, first: bool) 
             figures = measured(model, test, stage.heads)
             logger.info("%s %d TEST %s", stage.name, step, json.dumps(figures))
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            torch.save(state, state_file.with_suffix(".new"))
-            state_file.with_suffix(".new").replace(state_file)
+            save_checkpoint(state, state_file)
+
+
+def save_checkpoint(state: dict[str, Any], file: Path) -> None:
+    """Write a checkpoint so that an end at any moment leaves the old one or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(".new")
+    torch.save(state, new)
+    new.replace(file)
 
 
 @torch.no_grad()
@@ -338,9 +348,9 @@ def measured(model: TowerWithHeads, drawn: Drawn, heads: Collection[str]) -> dic
     return {name: round(value / len(batches), 3) for name, value in sums.items()}
 
 
-def _rate(step: int, steps: int) -> float:
-    """Return the learning rate's factor: a rise, a long plateau, a fall at the end."""
-    rise, fall = min(1.0, (step + 1) / 50), min(1.0, (steps - step) / (0.35 * steps))
+def _rate(step: int, steps: int, since_start: int) -> float:
+    """Return the learning rate's factor: a rise in each leg, a long plateau, a fall at the end."""
+    rise, fall = min(1.0, (since_start + 1) / 50), min(1.0, (steps - step) / (0.35 * steps))
     return rise * max(0.02, fall)
 
 

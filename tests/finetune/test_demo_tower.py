@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from transformers import Gemma3Config, SiglipVisionConfig
-from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 
 from gemma3vl_app.finetune.demo_tower import (
     HEADS,
@@ -28,32 +26,13 @@ from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, 
 TINY = Stage("single", 32, True, 40, 8, 6, 1e-3, seed=1, heads=("shape", "colour"))
 
 
-@pytest.fixture
-def model() -> TowerWithHeads:
-    """A tower of 8 x 8 patches and 4 x 4 cells."""
-    torch.manual_seed(0)
-    vision = SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=64,
-        patch_size=8,
-        vision_use_head=False,
-    )
-    text = Gemma3TextConfig(hidden_size=48, num_hidden_layers=1, head_dim=8)
-    return TowerWithHeads(
-        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=16)
-    )
-
-
-def test_cells_are_what_the_projector_of_the_real_model_sees(model):
+def test_cells_are_what_the_projector_of_the_real_model_sees(tower):
     pixels = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3)).astype(np.uint8)
-    torch.nn.init.normal_(model.projector.mm_input_projection_weight)
+    torch.nn.init.normal_(tower.projector.mm_input_projection_weight)
     with torch.no_grad():
         scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
-        reference = model.projector(model.tower(pixel_values=scaled).last_hidden_state)
-        ours = model.look(pixels) @ model.projector.mm_input_projection_weight
+        reference = tower.projector(tower.tower(pixel_values=scaled).last_hidden_state)
+        ours = tower.look(pixels) @ tower.projector.mm_input_projection_weight
     torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
 
 
@@ -92,25 +71,25 @@ def test_mirrored_pictures_are_labelled_as_if_drawn_so():
         assert (each.masks == fine[1]).all()
 
 
-def test_whitened_patches_come_out_about_equally_strong(model):
+def test_whitened_patches_come_out_about_equally_strong(tower):
     rng = np.random.default_rng(0)
     pixels = rng.normal(128, 40, (64, 1, 1, 3)) + rng.normal(0, 20, (64, 32, 32, 3))
     pixels = np.clip(pixels, 0, 255).astype(np.uint8)
-    whitened_patches(pixels, model)
+    whitened_patches(pixels, tower)
     with torch.no_grad():
         scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
-        spread = model.tower.embeddings.patch_embedding(scaled).std((0, 2, 3))
+        spread = tower.tower.embeddings.patch_embedding(scaled).std((0, 2, 3))
     assert spread.max() / spread.median() < 3
 
 
-def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(model, tmp_path, monkeypatch):
+def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(tower, tmp_path, monkeypatch):
     monkeypatch.setattr("gemma3vl_app.finetune.demo_tower._TEST_PICTURES", 8)
     monkeypatch.setattr("gemma3vl_app.finetune.demo_tower._SAVE_EVERY", 2)
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-    train_stage(model, TINY, tmp_path / "whole", first=True)
-    whole = {name: value.clone() for name, value in model.state_dict().items()}
+    start = {name: value.clone() for name, value in tower.state_dict().items()}
+    train_stage(tower, TINY, tmp_path / "whole", first=True)
+    whole = {name: value.clone() for name, value in tower.state_dict().items()}
 
-    model.load_state_dict(start)
+    tower.load_state_dict(start)
     steps = iter(range(3))  # the fourth step never comes
     kept = TowerWithHeads.loss
 
@@ -121,23 +100,23 @@ def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(model, tmp_path, mon
 
     monkeypatch.setattr(TowerWithHeads, "loss", failing)
     with pytest.raises(KeyboardInterrupt):
-        train_stage(model, TINY, tmp_path / "parts", first=True)
+        train_stage(tower, TINY, tmp_path / "parts", first=True)
     monkeypatch.setattr(TowerWithHeads, "loss", kept)
-    model.load_state_dict(start)
-    train_stage(model, TINY, tmp_path / "parts", first=True)
-    for name, value in model.state_dict().items():
+    tower.load_state_dict(start)
+    train_stage(tower, TINY, tmp_path / "parts", first=True)
+    for name, value in tower.state_dict().items():
         torch.testing.assert_close(value, whole[name], atol=0, rtol=0)
 
 
-def test_learning_lowers_the_loss_on_what_was_seen(model, tmp_path):
-    drawn = draw_stage(TINY, 8, 1, model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+def test_learning_lowers_the_loss_on_what_was_seen(tower, tmp_path):
+    drawn = draw_stage(TINY, 8, 1, tower)
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=3e-3)
     losses = []
     for _ in range(60):
-        loss, _ = model.loss(drawn, ("shape", "colour"))
+        loss, _ = tower.loss(drawn, ("shape", "colour"))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
-    assert measured(model, drawn, ("colour",))["colour"] > 0.9
+    assert measured(tower, drawn, ("colour",))["colour"] > 0.9

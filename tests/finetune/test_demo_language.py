@@ -1,0 +1,178 @@
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import Gemma3ForConditionalGeneration
+
+from gemma3vl_app.finetune.demo_language import (
+    IGNORED,
+    Leg,
+    Pool,
+    Reader,
+    Talks,
+    measured,
+    train,
+)
+from gemma3vl_app.finetune.demo_tower import NOTHING, labels_of
+from gemma3vl_app.finetune.scenes import SHAPES, random_scene
+from gemma3vl_app.messages import Conversation
+from gemma3vl_app.prompting.format import PromptFormat
+from gemma3vl_app.prompting.prepare import prepare
+from gemma3vl_app.prompting.tokenizer import TextTokenizer
+from gemma3vl_app.testing import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("demo") / "tiny", window=512)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return TextTokenizer.from_file(folder / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def format(folder, tokenizer):
+    return PromptFormat.from_config(
+        json.loads((folder / "config.json").read_text()),
+        json.loads((folder / "preprocessor_config.json").read_text()),
+        tokenizer,
+    )
+
+
+@pytest.fixture
+def reader(folder, format):
+    model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(0)
+    return Reader(model, format.image_tokens)
+
+
+@pytest.fixture(scope="module")
+def talks(folder, tokenizer, format):
+    """Talks about 20 scenes, whose cells are random numbers."""
+    rng = random.Random(3)
+    scenes = tuple(random_scene(rng) for _ in range(20))
+    width = json.loads((folder / "config.json").read_text())["vision_config"]["hidden_size"]
+    cells = torch.randn(20, format.image_tokens, width, generator=torch.manual_seed(1))
+    return Talks(Pool(scenes, cells), tokenizer, format)
+
+
+def test_a_talk_is_the_prompt_of_its_turns_and_labels_are_its_answers(talks, tokenizer, format):
+    seen = set()
+    for seed in range(60):
+        talk = talks.talk(random.Random(seed))
+        for kind, first, last in talk.kinds:
+            seen.add(kind)
+            assert talk.ids[last - 1] == format.end_of_turn
+            assert (talk.labels[first:last] == talk.ids[first:last]).all()
+            before = tokenizer.decode(talk.ids[:first].tolist())
+            assert before.endswith("model\n")
+        learned = sum(last - first for _, first, last in talk.kinds)
+        assert (talk.labels != IGNORED).sum() == learned
+        for start, _ in talk.pictures:
+            assert (talk.ids[start : start + format.image_tokens] == format.soft).all()
+            assert talk.ids[start - 1] == format.boi
+    assert {"describe", "relation", "compare", "itself"} <= seen
+
+
+def test_the_first_turn_is_what_the_model_is_asked_later(talks, tokenizer, format):
+    talk = next(t for t in map(talks.talk, map(random.Random, range(99))) if not t.pictures)
+    text = tokenizer.decode(talk.ids.tolist())
+    question = text.split("user\n")[1].split("\nmodel")[0].strip()
+    prompt = prepare(Conversation().user(question), tokenizer, format)
+    assert (talk.ids[: len(prompt.ids)] == prompt.ids).all()
+
+
+def test_what_is_trained_on_is_what_the_reference_computes(talks, reader):
+    chosen = [talks.talk(random.Random(seed)) for seed in (1, 2, 3, 40)]
+    assert any(len(talk.pictures) > 1 for talk in chosen)
+    with torch.no_grad():
+        hidden, wanted = reader.hidden(chosen, talks.pool)
+        logits = reader.logits(hidden, torch.arange(len(reader.embedding.weight)))
+        expected = [_reference(reader, talk, talks) for talk in chosen]
+    torch.testing.assert_close(logits, torch.cat(expected), atol=1e-4, rtol=1e-4)
+    labels = np.concatenate([talk.labels[talk.labels != IGNORED] for talk in chosen])
+    assert wanted.tolist() == labels.tolist()
+
+
+def _reference(reader, talk, talks):
+    """Return transformers' logits for the answers' tokens of one talk."""
+    weight = reader.projector.mm_input_projection_weight
+    ids = torch.from_numpy(talk.ids)
+    types = torch.zeros_like(ids)
+    vectors = reader.embedding(ids.clamp(max=len(reader.embedding.weight) - 1))
+    for start, scene in talk.pictures:
+        cells = talks.pool.cells[scene]
+        vectors[start : start + len(cells)] = cells @ weight
+        types[start : start + len(cells)] = 1
+    output = reader.peft.base_model.model(
+        inputs_embeds=vectors[None],
+        token_type_ids=types[None],
+        attention_mask=torch.ones_like(ids)[None],
+    )
+    return output.logits[0, :-1][torch.from_numpy(talk.labels[1:] != IGNORED)]
+
+
+def test_the_projector_begins_with_the_words_for_what_there_is(talks, reader, tokenizer):
+    scenes, (_, soft_tokens, width) = talks.pool.scenes, talks.pool.cells.shape
+    codes = torch.randn(len(SHAPES), width, generator=torch.manual_seed(2))
+    cells = torch.zeros(len(scenes), soft_tokens, width)
+    labels = torch.stack([torch.from_numpy(labels_of(s, int(soft_tokens**0.5))) for s in scenes])
+    there = labels[..., 0] != NOTHING
+    shapes = labels[there][:, 0].long()
+    cells[there] = codes[shapes]  # a tower that sees shapes, and nothing else
+    reader.start_projector(Pool(scenes, cells), tokenizer)
+    words = torch.stack(
+        [reader.embedding(torch.tensor(tokenizer.encode(f" {name}"))).mean(0) for name in SHAPES]
+    )
+    with torch.no_grad():
+        soft = codes @ reader.projector.mm_input_projection_weight  # (shapes, D)
+        soft = soft - soft.mean(0)  # colours and sizes are the same for all, on the whole
+        nearest = (soft @ (words - words.mean(0)).T).argmax(-1)
+    seen = shapes.unique()
+    assert (nearest[seen] == seen).float().mean() > 0.8
+
+
+def test_training_goes_on_where_it_was_ended_with_the_very_same_losses(
+    talks, folder, format, tmp_path, caplog
+):
+    leg = Leg(steps=4, sequences=2, learning_rate=1e-3, tested=2)
+
+    def run(out, minutes):
+        model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        torch.manual_seed(0)
+        reader = Reader(model, format.image_tokens)
+        train(reader, talks, talks, leg, tmp_path / out, minutes=minutes)
+        return {name: p.detach().clone() for name, p in reader.trained().items()}
+
+    whole = run("whole", 60)
+    run("parts", 0)  # ends after each step
+    run("parts", 0)
+    parts = run("parts", 60)
+    for name, value in parts.items():
+        torch.testing.assert_close(value, whole[name], atol=1e-6, rtol=1e-5)
+
+
+def test_learning_makes_answers_likelier_in_the_whole_vocabulary(talks, reader, tmp_path):
+    fresh = [talks.talk(random.Random(seed)) for seed in range(900, 904)]
+
+    def loss():
+        with torch.no_grad():
+            hidden, wanted = reader.hidden(fresh, talks.pool)
+            logits = reader.logits(hidden, torch.arange(len(reader.embedding.weight)))
+            return torch.nn.functional.cross_entropy(logits, wanted).item()
+
+    before = loss()
+    train(
+        reader,
+        talks,
+        talks,
+        Leg(steps=25, sequences=2, learning_rate=1e-2, tested=2),
+        tmp_path,
+        minutes=9,
+    )
+    assert loss() < 0.9 * before
+    assert all(0 <= share <= 1 for share in measured(reader, talks, 4).values())
