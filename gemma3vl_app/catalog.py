@@ -59,7 +59,8 @@ DEMO = Entry(
     title="Demo: Gemma 3 270M with a small vision tower",
     knows=(
         "It knows drawn scenes of 1 to 4 coloured shapes, in one or two pictures, one question "
-        "at a time. It cannot read text, knows no follow-up questions, and is often wrong."
+        "at a time. It cannot read text, knows no follow-up questions, and is often wrong. "
+        "This is a demo: for anything else load a larger model, such as 4b-it."
     ),
     size="demo",
     parameters=271_050_752,

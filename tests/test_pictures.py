@@ -496,7 +496,7 @@ def test_arbitrary_bytes_raise_nothing_but_picture_error(start: bytes, rest: byt
     ("data", "message"),
     [
         (b"", "empty"),
-        (b"%PDF-1.7\n", r"a PDF.*Picture\.pages"),
+        (b"%PDF-1.7\n", r"a PDF.*open its pages"),
         (b"<?xml version='1.0'?><svg xmlns=''/>", "an SVG drawing.*export it as PNG"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC photo.*save it as JPEG"),
         (b"\0\0\0\x18ftypavif\0\0\0\0", "an AVIF picture"),

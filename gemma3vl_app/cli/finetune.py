@@ -86,16 +86,22 @@ def _is_first() -> bool:
 
 
 def _follow(recipe: str, overrides: list[str], dry_run: bool) -> None:
-    """Work as one of many processes, silently: the first one says what there is to say."""
+    """Work as one of many processes, silently: the first one says what there is to say.
+
+    The first one of another machine says why it failed: it may be that machine's own fault.
+    """
     if dry_run:
         return
     logging.disable(logging.WARNING)
+    speaks = os.environ.get("LOCAL_RANK") == "0"
     from gemma3vl_app.finetune.recipe import read_recipe
     from gemma3vl_app.finetune.train import finetune as train
 
     try:
         train(read_recipe(recipe, overrides))
     except Gemma3VLError as error:
+        if speaks:
+            stderr.print(f"Process {os.environ['RANK']}: {plain(str(error))}", markup=False)
         raise typer.Exit(exit_codes.FAILED) from error
 
 
@@ -111,7 +117,7 @@ def _train(recipe: Recipe) -> str:
 
         def show(step: Progress) -> None:
             line = plain(describe(step))
-            if step.stage == "train":  # each stays: it is the training's log
+            if step.stage in ("train", "finished"):  # each stays: it is the training's log
                 stderr.print(line, markup=False, soft_wrap=True)
             status.update(escape(line))
 
@@ -146,6 +152,11 @@ def _weigh(recipe: Recipe, pictures: int) -> None:
     out.print(_table(found))
     out.print()
     out.print(_verdict(found), soft_wrap=True)
+    out.print(
+        f"Beside the GPUs: {found.host_bytes / GIB:.1f} GiB of the first machine's memory, and "
+        f"{found.disk_bytes / GIB:.1f} GiB of disk for the model, checkpoints and the result.",
+        soft_wrap=True,
+    )
     out.print("Estimates, not measured on GPUs: docs/finetuning.md has the formulas.", style="dim")
     if not found.fits:
         raise typer.Exit(exit_codes.FAILED)

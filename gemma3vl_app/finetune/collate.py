@@ -130,10 +130,16 @@ def _padded(rows: Sequence[Ids], length: int, value: int) -> torch.Tensor:
 def answer_loss(
     model: nn.Module, batch: Batch, tokens: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Return the mean loss of the batch's labelled tokens, or their sum over `tokens`.
+    """Return the mean loss of the batch's labelled tokens, or their sum over `tokens`."""
+    losses, learned = answer_losses(model, batch)
+    return losses.sum() / (learned.sum() if tokens is None else tokens)
 
-    Logits are computed only where an answer is predicted: those of a whole conversation would take
-    a megabyte a token.
+
+def answer_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return for each example the loss of its labelled tokens in sum, and how many they are.
+
+    Both are (B,). Logits are computed only where an answer is predicted: those of a whole
+    conversation would take a megabyte a token.
     """
     inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "labels"}
     # What position t predicts is the token at t + 1, which the last position has not.
@@ -141,5 +147,6 @@ def answer_loss(
     learned = targets != IGNORED
     logits = model(**inputs, logits_to_keep=learned, use_cache=False).logits  # (learned, V)
     wanted = targets[learned].to(logits.device)
-    total = nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
-    return total / (len(wanted) if tokens is None else tokens)
+    each = nn.functional.cross_entropy(logits.float(), wanted, reduction="none")  # (learned,)
+    rows = learned.nonzero()[:, 0].to(each.device)
+    return each.new_zeros(len(learned)).index_add(0, rows, each), learned.sum(1).to(each.device)

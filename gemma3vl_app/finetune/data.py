@@ -17,7 +17,7 @@ from gemma3vl_app.errors import ConversationError, PictureError, TrainingDataErr
 from gemma3vl_app.finetune.collate import encode
 from gemma3vl_app.finetune.examples import Example, Problem
 from gemma3vl_app.finetune.recipe import Recipe
-from gemma3vl_app.finetune.sources import Items, read_items
+from gemma3vl_app.finetune.sources import Items, is_local, read_items
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
@@ -52,21 +52,50 @@ def load_data(
     Raises `TrainingDataError`, which names what is wrong, or logs it where bad items are skipped.
     """
 
-    def load(data: str) -> list[Example]:
+    _check_hub_fields(recipe)
+
+    def load(data: str, split: str) -> list[Example]:
         items = read_items(
-            data, columns=recipe.columns, split=recipe.split, question=recipe.question
+            data,
+            columns=recipe.columns,
+            split=split,
+            config=recipe.data_config if data == recipe.data else None,
+            question=recipe.question,
         )
         return usable(items, recipe, tokenizer, format, report)
 
-    train = load(recipe.data)
-    if recipe.eval_data is not None:
-        return TrainingData(tuple(train), tuple(load(recipe.eval_data)))
-    kept = int(len(train) * recipe.eval_fraction)
+    train = load(recipe.data, recipe.split)
+    if recipe.eval_data is not None or recipe.eval_split is not None:
+        evaluated = load(recipe.eval_data or recipe.data, recipe.eval_split or recipe.split)
+        return TrainingData(tuple(train), tuple(evaluated))
+    kept = _kept_for_evaluation(recipe, len(train))
     chosen = set(random.Random(recipe.seed).sample(range(len(train)), kept))
     return TrainingData(
         tuple(each for index, each in enumerate(train) if index not in chosen),
         tuple(each for index, each in enumerate(train) if index in chosen),
     )
+
+
+def _check_hub_fields(recipe: Recipe) -> None:
+    if recipe.data and all(map(is_local, filter(None, (recipe.data, recipe.eval_data)))):
+        for name in ("columns", "data_config", "eval_split", "split"):
+            if getattr(recipe, name) != getattr(Recipe(), name):
+                raise TrainingDataError(
+                    f"{name} is stated, and the data are a file or a folder here, which has none. "
+                    "Leave it out."
+                )
+
+
+def _kept_for_evaluation(recipe: Recipe, count: int) -> int:
+    """Return how many of `count` examples are evaluated on: of two or more, at least one."""
+    if recipe.eval_fraction and count > 1:
+        return max(1, int(count * recipe.eval_fraction))
+    if recipe.patience:
+        raise TrainingDataError(
+            "patience is set, and one example alone cannot be both trained and evaluated on. "
+            "State eval_data, or patience=0."
+        )
+    return 0
 
 
 def usable(

@@ -22,7 +22,9 @@ from transformers import (
 
 from gemma3vl_app import hardware
 from gemma3vl_app.finetune.methods import put_method, trainable
-from gemma3vl_app.finetune.recipe import Recipe
+from gemma3vl_app.finetune.recipe import Recipe, check_recipe
+from gemma3vl_app.finetune.run_folder import KEPT_CHECKPOINTS
+from gemma3vl_app.finetune.trained_files import SHARD_BYTES
 from gemma3vl_app.loading.assembly import Model
 from gemma3vl_app.planning.architecture import Architecture, Part, Vision, architecture
 from gemma3vl_app.planning.memory import BYTES, FLOAT32, GPU_RUNTIME_BYTES, weight_bytes
@@ -57,6 +59,8 @@ class DryRun:
 
     `parameters` counts all, `trained` those that learn, in `trained_tensors` tensors. A step sees
     at most `tokens_per_step` tokens; each GPU computes `micro_batches` one after the other.
+    `host_bytes` are what the first machine's memory holds of the model at once, `disk_bytes` the
+    model's files, checkpoints and the result.
     `gpus_needed` are the fewest GPUs of `gpu_bytes` that hold it, by sharding ("none": a whole copy
     on each, "fsdp": shared out); None where no number does, or where it is not supported.
     """
@@ -69,6 +73,8 @@ class DryRun:
     tokens_per_step: int
     micro_batches: int
     per_gpu: GpuBytes
+    host_bytes: int
+    disk_bytes: int
     gpu_bytes: int
     gpus_needed: Mapping[str, int | None]
 
@@ -92,8 +98,10 @@ class Counts:
 def dry_run(recipe: Recipe, *, pictures: int = 1) -> DryRun:
     """Count what `recipe` trains and takes, for conversations of `max_tokens` with `pictures` each.
 
-    Downloads nothing. Raises `LoadError` for a model whose config.json is not known here.
+    Downloads nothing. Raises `RecipeError` for a recipe that makes no sense, and `LoadError` for a
+    model whose config.json is not known here.
     """
+    check_recipe(recipe)
     counts = count(recipe)
     dtype = "float32" if recipe.precision == "fp32" else "bfloat16"
     gpu_bytes = hardware.KNOWN_GPUS[GPU].free_bytes
@@ -118,6 +126,8 @@ def dry_run(recipe: Recipe, *, pictures: int = 1) -> DryRun:
         tokens_per_step=recipe.global_batch * recipe.max_tokens,
         micro_batches=recipe.global_batch // (recipe.micro_batch * recipe.gpus),
         per_gpu=gpu_bytes_of(counts, recipe, dtype, pictures),
+        host_bytes=_host(counts, recipe, dtype),
+        disk_bytes=_disk(counts, recipe, dtype),
         gpu_bytes=gpu_bytes,
         gpus_needed=needed,
     )
@@ -173,6 +183,27 @@ def gpu_bytes_of(counts: Counts, recipe: Recipe, dtype: str, pictures: int) -> G
     )
 
 
+def _host(counts: Counts, recipe: Recipe, dtype: str) -> int:
+    """A shard of the result and, where the model is shared out, all of it: from there it goes."""
+    frozen = sum(weight_bytes(part, "", dtype) for part in counts.frozen)
+    model = frozen + counts.trained * FLOAT32 if recipe.sharding == "fsdp" else 0
+    return model + min(SHARD_BYTES, _result(counts, recipe, dtype))
+
+
+def _disk(counts: Counts, recipe: Recipe, dtype: str) -> int:
+    """The model as published, the result, and the checkpoints with one that is being written."""
+    adapter = counts.trained if recipe.method != "sft" else 0
+    published = (counts.parameters - adapter) * BYTES["bfloat16"]
+    checkpoint = (1 + MOMENTS) * counts.trained * FLOAT32
+    return published + _result(counts, recipe, dtype) + (KEPT_CHECKPOINTS + 1) * checkpoint
+
+
+def _result(counts: Counts, recipe: Recipe, dtype: str) -> int:
+    if recipe.method == "sft":
+        return counts.parameters * BYTES[dtype]
+    return counts.trained * FLOAT32
+
+
 def _weights(counts: Counts, recipe: Recipe, dtype: str) -> int:
     """Frozen weights in the arithmetic's dtype (or nf4), trained ones in fp32.
 
@@ -191,12 +222,12 @@ def _gradients(counts: Counts, recipe: Recipe, dtype: str) -> int:
     """One in fp32 for each trained parameter.
 
     DDP has as much again: the buckets that travel. FSDP2 keeps a share, and whole gradients of the
-    largest unit, once as computed and once on their way.
+    largest unit, once as computed and once in fp32 on their way.
     """
     whole = counts.trained * FLOAT32
     if recipe.sharding == "fsdp":
         unit = counts.model.home[0].parameters if recipe.method == "sft" else 0
-        return _share(whole, recipe) + 2 * unit * BYTES[dtype]
+        return _share(whole, recipe) + unit * (BYTES[dtype] + FLOAT32)
     return whole if recipe.gpus == 1 else 2 * whole
 
 

@@ -5,7 +5,8 @@ a mapping in one of three forms:
 
 * `{"messages": [...], "images": [...]}` as `gemma3vl export` writes it: a message has a `role` and
   a `content`, a text or a list of `{"type": "text", "text": ...}` and `{"type": "image"}`, which
-  stands for the next of `images`;
+  stands for the next of `images`; where no message has such a place, the pictures come before the
+  first question, as trl has it;
 * the same without `images`, where each place names its picture: `{"type": "image", "path": ...}`;
 * `{"picture": ..., "question": ..., "answer": ...}`; the picture may be a list of some, or absent.
 """
@@ -144,12 +145,12 @@ def _from_messages(where: str, item: Mapping[str, Any], open_picture: OpenPictur
     messages, images = item["messages"], item.get("images") or []
     if not isinstance(messages, list) or not isinstance(images, list):
         raise _Unusable("'messages' or 'images' that is no list")
-    left = iter(images)
+    left = iter(enumerate(images))
     turns: list[Turn] = []
     system = None
     for message in messages:
         role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in {*ROLES, "system"}:
+        if not isinstance(role, str) or role not in {*ROLES, "system"}:
             raise _Unusable(f"a message whose role is {str(role)[:SHOWN]!a}")
         parts = tuple(_parts(message.get("content"), left, open_picture))
         if role != "system":
@@ -158,13 +159,20 @@ def _from_messages(where: str, item: Mapping[str, Any], open_picture: OpenPictur
             raise _Unusable("a system message behind others")
         else:
             system = "".join(part for part in parts if isinstance(part, str))
-    if sum(1 for _ in left):
+    example = Example(where, tuple(turns), system)
+    surplus = tuple(_lazy(named, open_picture) for _, named in left)
+    if not surplus:
+        return example
+    if example.pictures or not turns or turns[0].role != "user":
         raise _Unusable("more pictures in 'images' than places for them")
-    return Example(where, tuple(turns), system)
+    if any("<image>" in turn.text for turn in turns):
+        raise _Unusable("'<image>' in a text, where {'type': 'image'} would be a picture's place")
+    first = Turn("user", (*surplus, *turns[0].parts))
+    return Example(where, (first, *turns[1:]), system)
 
 
 def _parts(
-    content: Any, images: Iterator[Any], open_picture: OpenPicture
+    content: Any, images: Iterator[tuple[int, Any]], open_picture: OpenPicture
 ) -> Iterator[str | LazyPicture]:
     if isinstance(content, str):
         yield content
@@ -176,10 +184,20 @@ def _parts(
         if kind == "text" and isinstance(part.get("text"), str):
             yield part["text"]
         elif kind == "image":
-            named = [part[key] for key in ("path", "image", "url") if part.get(key) is not None]
-            yield _lazy(named[0] if named else next(images, None), open_picture)
+            yield _lazy(_picture_of(part, images), open_picture)
         else:
             raise _Unusable(f"a part of type {str(kind)[:SHOWN]!a}")
+
+
+def _picture_of(place: Mapping[str, Any], images: Iterator[tuple[int, Any]]) -> Any:
+    """Return what a place names its picture by, or the next of the images."""
+    named = [place[key] for key in ("path", "image", "url") if place.get(key) is not None]
+    if named:
+        return named[0]
+    number, image = next(images, (None, None))
+    if place.get("index") not in (None, number):
+        raise _Unusable("a place whose 'index' is not the next picture's")
+    return image
 
 
 def _lazy(named: Any, open_picture: OpenPicture) -> LazyPicture:

@@ -29,8 +29,8 @@ def put_method(model: Model, recipe: Recipe) -> nn.Module:
     """Let exactly the weights learn that `recipe` names, and return the model to train.
 
     It is `model` itself for sft, else peft's `PeftModel` around it. Deterministic: the recipe's
-    seed decides how an adapter begins. Raises `RecipeError` where nothing would be trained, or
-    where an adapter cannot do what is asked.
+    seed decides how an adapter begins. Raises `RecipeError` where a part shall learn that the model
+    has not; `check_recipe` has said all else.
     """
     _check(model, recipe)
     model.requires_grad_(False)
@@ -75,16 +75,6 @@ def _check(model: Model, recipe: Recipe) -> None:
     for field in ("train_vision_tower", "train_projector"):
         if getattr(recipe, field) and not has_vision:
             raise RecipeError(f"{field} is set, but {recipe.model!r} reads text only.")
-    if recipe.train_projector and recipe.method in ADAPTERS:
-        raise RecipeError(
-            f"train_projector is set, but method={recipe.method} trains an adapter, and the "
-            "projector takes none: it is no linear layer. Use method=sft, or leave it out."
-        )
-    if not (recipe.train_language_model or recipe.train_vision_tower or recipe.train_projector):
-        raise RecipeError(
-            "Nothing would be trained. Set train_language_model, train_vision_tower or "
-            "train_projector."
-        )
 
 
 def _train_parts(model: Model, recipe: Recipe) -> None:

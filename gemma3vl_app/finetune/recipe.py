@@ -37,12 +37,15 @@ class Recipe:
         lora_dropout: the part of the adapter's inputs that is dropped while training.
         data: a .jsonl of conversations, a folder of pictures with a text beside each, or a
             data set of the hub.
+        data_config: which configuration of a data set of the hub, where it has several.
         columns: for a data set of the hub, which column is what: picture, question, answer, or
             messages.
-        split: the part of a data set that is trained on.
+        split: the part of a data set of the hub that is trained on.
         question: what is asked about each picture of a folder.
-        eval_data: data to evaluate on; or None, see `eval_fraction`.
-        eval_fraction: the part of `data` that is kept for evaluation.
+        eval_data: data to evaluate on; or None, see `eval_split` and `eval_fraction`.
+        eval_split: the part of a data set of the hub that is evaluated on: of `eval_data`, or of
+            `data` where that is None.
+        eval_fraction: the part of `data` that is kept for evaluation where neither is stated.
         bad_items: refuse to train where items are unusable, or skip them.
         max_tokens: the longest conversation in tokens, pictures included; longer ones are bad.
         epochs: how often all data are seen.
@@ -60,7 +63,8 @@ class Recipe:
         sharding: none keeps a whole copy on each GPU (DDP), fsdp shares it out (FSDP2).
         eval_every: optimizer steps between evaluations.
         save_every: optimizer steps between checkpoints, from which an ended training goes on.
-        patience: evaluations without a better loss after which training stops; 0 for never.
+        patience: evaluations without a better loss after which training stops, 0 for never; with
+            it, checkpoints are written where evaluations are, and `save_every` is not used.
         seed: decides the order of the data, the adapter's start and dropout.
         out: the folder that gets checkpoints and the result.
     """
@@ -75,10 +79,12 @@ class Recipe:
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     data: str = ""
+    data_config: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     split: str = "train"
     question: str = ""
     eval_data: str | None = None
+    eval_split: str | None = None
     eval_fraction: float = 0.05
     bad_items: Literal["refuse", "skip"] = "refuse"
     max_tokens: int = 4096
@@ -105,6 +111,7 @@ class Recipe:
 SHIPPED = Path(__file__).parent / "recipes"
 PARENT = "parent"
 FILE_ENDINGS = (".yaml", ".yml")
+COLUMN_ROLES = ("picture", "question", "answer", "messages")
 ADAPTER_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout")
 
 _AT_LEAST_ONE = (
@@ -282,11 +289,13 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             "method is qlora and sharding is fsdp: 4-bit weights are not shared out, so each GPU "
             "would hold all of them. Use sharding: none, or method: lora."
         )
-    if recipe.patience and recipe.eval_data is None and not recipe.eval_fraction:
+    if recipe.sharding == "fsdp" and recipe.gradient_checkpointing and recipe.lora_dropout:
         yield (
-            f"patience is {recipe.patience} and nothing is evaluated. "
-            "State eval_data or an eval_fraction above 0."
+            f"lora_dropout is {recipe.lora_dropout} and gradient_checkpointing is true: with "
+            "sharding: fsdp, what is computed twice would drop other inputs the second time. "
+            "Leave one out."
         )
+    yield from _data_contradictions(recipe)
     if adapter and recipe.train_projector:
         yield (
             f"method is {recipe.method} and train_projector is true: the projector has no linear "
@@ -305,6 +314,31 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"{name} has no vision tower and no projector to train: it is text only."
 
 
+def _data_contradictions(recipe: Recipe) -> Iterator[str]:
+    if unknown := [role for role in recipe.columns if role not in COLUMN_ROLES]:
+        yield (
+            f"columns names {unknown[0][:80]!r}, and a column can be {', '.join(COLUMN_ROLES)}."
+            f"{_nearest(unknown[0], COLUMN_ROLES)} Write columns=picture:image,answer:caption."
+        )
+    if "messages" in recipe.columns and {"question", "answer"} & set(recipe.columns):
+        yield (
+            "columns names messages, which hold questions and answers, and one for either. "
+            "Leave one out."
+        )
+    evaluated = (recipe.eval_data or recipe.data, recipe.eval_split or recipe.split)
+    apart = recipe.eval_data is not None or recipe.eval_split is not None
+    if apart and recipe.data and evaluated == (recipe.data, recipe.split):
+        yield (
+            "What is evaluated is what is trained on: the same data, and the same split. "
+            "State another eval_data or eval_split, or an eval_fraction alone."
+        )
+    if recipe.patience and not apart and not recipe.eval_fraction:
+        yield (
+            f"patience is {recipe.patience} and nothing is evaluated. "
+            "State eval_data, eval_split or an eval_fraction above 0."
+        )
+
+
 def _stated_contradictions(recipe: Recipe, stated: Mapping[str, int]) -> Iterator[str]:
     """Yield what contradicts only because somebody wrote it down: defaults do not.
 
@@ -313,11 +347,12 @@ def _stated_contradictions(recipe: Recipe, stated: Mapping[str, int]) -> Iterato
     for name in ADAPTER_FIELDS if recipe.method == "sft" else ():
         if stated.get(name, -1) >= stated["method"]:
             yield f"{name} is stated and method is sft, which has no adapter. Leave one out."
-    if recipe.eval_data is not None and stated.get("eval_fraction", -1) >= stated["eval_data"]:
-        yield (
-            "eval_data and eval_fraction are both stated. Leave eval_fraction out: what is "
-            "evaluated comes from eval_data."
-        )
+    for name in ("eval_data", "eval_split"):
+        if getattr(recipe, name) is not None and stated.get("eval_fraction", -1) >= stated[name]:
+            yield (
+                f"{name} and eval_fraction are both stated. Leave eval_fraction out: what is "
+                f"evaluated comes from {name}."
+            )
 
 
 def _known_architecture(model: str) -> tuple[str, Architecture] | None:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # What may differ when a training goes on: it changes no step.
 FREE_FIELDS = frozenset(("save_every", "out", "gpus"))
+KEPT_CHECKPOINTS = 2  # the best one and the last one
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -59,6 +60,14 @@ class RunFolder:
         if write and not self._claim.exists():
             self.path.mkdir(parents=True, exist_ok=True)
             self._write(self._claim, mine)
+
+    @property
+    def claimed(self) -> bytes | None:
+        """What is written there of the training that has the folder."""
+        try:
+            return self._claim.read_bytes()
+        except OSError:
+            return None
 
     def _check(self, mine: dict[str, Any]) -> None:
         if not self._claim.exists():

@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from huggingface_hub.errors import HfHubHTTPError
+
 from gemma3vl_app.errors import PictureError, TrainingDataError
 from gemma3vl_app.finetune.examples import (
     Example,
@@ -21,34 +23,46 @@ from gemma3vl_app.finetune.examples import (
     Problem,
     example_from,
 )
+from gemma3vl_app.finetune.recipe import COLUMN_ROLES
 from gemma3vl_app.folders.find import find_pictures
 from gemma3vl_app.pictures import Picture
 
 Items = list[Example | Problem]
 
-COLUMNS = ("picture", "question", "answer", "messages")
+UTF8 = "utf-8-sig"  # UTF-8, with the mark in front that editors on Windows write or without
 
 
 def read_items(
-    data: str, *, columns: Mapping[str, str], split: str = "train", question: str = ""
+    data: str,
+    *,
+    columns: Mapping[str, str],
+    split: str = "train",
+    config: str | None = None,
+    question: str = "",
 ) -> Items:
     """Read all items of `data`: a .jsonl file, a folder, or the name of a data set on the hub.
 
-    `columns` and `split` are for the hub, `question` is asked where an item has none. Raises
-    `TrainingDataError` where there is nothing to read.
+    `columns`, `split` and `config` are for the hub, `question` is asked where an item has none.
+    Raises `TrainingDataError` where there is nothing to read.
     """
     path = Path(data).expanduser()
-    if path.is_dir():
-        items = read_folder(path, question)
-    elif path.is_file() or path.suffix in (".jsonl", ".json"):
-        items = read_jsonl(path, question)
-    elif data:
-        items = read_hub(data, columns, split, question)
-    else:
+    if not data:
         raise TrainingDataError("The recipe names no data. Set data=FILE.jsonl or data=FOLDER.")
+    if not is_local(data):
+        items = read_hub(data, columns, split, question, config)
+    elif path.is_dir():
+        items = read_folder(path, question)
+    else:
+        items = read_jsonl(path, question)
     if not items:
         raise TrainingDataError(f"There is nothing to learn from in {path.name!r}: it is empty.")
     return items
+
+
+def is_local(data: str) -> bool:
+    """Tell whether `data` is a folder or a file here, not a name of the hub."""
+    path = Path(data).expanduser()
+    return path.exists() or path.suffix in (".jsonl", ".json")
 
 
 def read_jsonl(path: Path, question: str = "") -> Items:
@@ -59,7 +73,7 @@ def read_jsonl(path: Path, question: str = "") -> Items:
 
     items: Items = []
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding=UTF8) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
@@ -88,7 +102,7 @@ def read_folder(folder: Path, question: str = "") -> Items:
         where = f"{folder.name}/{name}"
         picture = found.path(name)
         try:
-            answer = picture.with_suffix(".txt").read_text(encoding="utf-8")
+            answer = picture.with_suffix(".txt").read_text(encoding=UTF8)
         except FileNotFoundError:
             items.append(Problem(where, "no text beside its picture"))
             continue
@@ -105,7 +119,7 @@ def read_folder(folder: Path, question: str = "") -> Items:
 
 @dataclass(frozen=True)
 class DatasetPicture:
-    """The picture of a row, or the one at `index` of a list of them."""
+    """The picture of a row, or the one at `index` where the column holds lists of some."""
 
     dataset: Any
     row: int
@@ -115,8 +129,8 @@ class DatasetPicture:
     def open(self) -> Picture:
         """Read the row and return its picture; raises `PictureError`."""
         value = self.dataset[self.row][self.column]
-        if self.index is not None and isinstance(value, list):
-            value = value[self.index] if self.index < len(value) else None
+        if self.index is not None:
+            value = value[self.index]
         if isinstance(value, Mapping):  # what `datasets.Image(decode=False)` gives
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
         if value is None:
@@ -124,14 +138,21 @@ class DatasetPicture:
         return Picture.open(value, name=f"row {self.row}")
 
 
-def read_hub(name: str, columns: Mapping[str, str], split: str, question: str = "") -> Items:
-    """Read a data set of the hub, or of a folder that `datasets` saved, through a column map.
+def read_hub(
+    name: str,
+    columns: Mapping[str, str],
+    split: str,
+    question: str = "",
+    config: str | None = None,
+) -> Items:
+    """Read a data set of the hub through a column map.
 
-    `columns` says which column is the picture, question and answer, or the messages.
+    `columns` says which column is the picture, question and answer, or the messages; `config`
+    which of the data set's configurations is meant, where it has several.
     """
-    dataset = _load_dataset(name, split)
+    dataset = _load_dataset(name, config, split)
     known = set(dataset.column_names)
-    columns = columns or {each: each for each in COLUMNS if each in known}
+    columns = columns or {each: each for each in COLUMN_ROLES if each in known}
     if unknown := [each for each in columns.values() if each not in known]:
         raise TrainingDataError(
             f"The data set {name!r} has no column {unknown[0]!r}; it has {', '.join(sorted(known))}"
@@ -149,17 +170,18 @@ def read_hub(name: str, columns: Mapping[str, str], split: str, question: str = 
     for row in range(len(dataset)):
         values = texts[row]
         item = {role: values[c] for role, c in columns.items() if role != "picture"}
-        if pictures is not None and picture is not None:
-            whole = DatasetPicture(pictures, row, picture)
-            if "messages" in item:
-                item["images"] = _one_a_place(item["messages"], whole)
-            else:
-                item["picture"] = whole
-        items.append(example_from(f"{name}:{row}", item, _as_it_is, question))
+        where = f"{name}:{row}"
+        if picture is not None:
+            found = _pictures_of(pictures, row, picture)
+            if not found and "messages" not in item:
+                items.append(Problem(where, "a row without a picture"))
+                continue
+            item["images" if "messages" in item else "picture"] = found
+        items.append(example_from(where, item, _as_it_is, question))
     return items
 
 
-def _load_dataset(name: str, split: str) -> Any:
+def _load_dataset(name: str, config: str | None, split: str) -> Any:
     try:
         datasets = _datasets()
     except ImportError as error:
@@ -167,9 +189,11 @@ def _load_dataset(name: str, split: str) -> Any:
             f"{name!r} is neither a file nor a folder here. To read it from the hub, install the "
             "package `datasets`: pip install 'gemma3vl-app[train]'."
         ) from error
+    # What it raises itself, for a wrong split or name, without a network, for old script sets
+    known = (datasets.exceptions.DatasetsError, HfHubHTTPError, OSError, ValueError, RuntimeError)
     try:
-        return datasets.load_dataset(name, split=split)
-    except (OSError, ValueError) as error:  # datasets has no error class of its own for these
+        return datasets.load_dataset(name, config, split=split)
+    except known as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise TrainingDataError(
             f"The data set {name!r} (split {split!r}) cannot be read: {why}"
@@ -186,18 +210,16 @@ def _undecoded(dataset: Any, column: str) -> Any:
 
 def _datasets() -> Any:
     """Return the module `datasets`, which is an optional extra and has no types."""
+    import_module("datasets.exceptions")
     return import_module("datasets")
 
 
-def _one_a_place(messages: Any, picture: DatasetPicture) -> list[DatasetPicture]:
-    """Return a lazy picture for each place in the messages: the rows' lists are not read yet."""
-    contents = [each.get("content") for each in messages if isinstance(each, Mapping)]
-    parts = [part for each in contents if isinstance(each, list) for part in each]
-    places = sum(1 for part in parts if isinstance(part, Mapping) and part.get("type") == "image")
-    return [
-        DatasetPicture(picture.dataset, picture.row, picture.column, index)
-        for index in range(places)
-    ]
+def _pictures_of(dataset: Any, row: int, column: str) -> list[DatasetPicture]:
+    """Return a lazy picture for each that a row has: none, one, or a list of some."""
+    value = dataset[row][column]
+    if isinstance(value, list):
+        return [DatasetPicture(dataset, row, column, index) for index in range(len(value))]
+    return [] if value is None else [DatasetPicture(dataset, row, column)]
 
 
 def _as_it_is(named: Any) -> LazyPicture:

@@ -7,18 +7,29 @@ same recipe. Knows nothing of how a recipe is written or shown.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from gemma3vl_app import catalog, hardware
-from gemma3vl_app.errors import TrainingDataError, TrainingError
+from gemma3vl_app.errors import PictureError, TrainingDataError, TrainingError
 from gemma3vl_app.finetune.collate import Collator
 from gemma3vl_app.finetune.data import load_data
 from gemma3vl_app.finetune.methods import put_method
+from gemma3vl_app.finetune.processes import (
+    check_launch,
+    join_processes,
+    local_device,
+    of_first,
+    process_count,
+    process_rank,
+)
 from gemma3vl_app.finetune.recipe import Recipe, check_recipe
 from gemma3vl_app.finetune.run_folder import RunFolder
 from gemma3vl_app.finetune.trained_files import (
@@ -27,14 +38,7 @@ from gemma3vl_app.finetune.trained_files import (
     write_adapter,
     write_checkpoint,
 )
-from gemma3vl_app.finetune.trainer import (
-    AnswerTrainer,
-    accumulated_batches,
-    local_device,
-    make_trainer,
-    process_count,
-    process_rank,
-)
+from gemma3vl_app.finetune.trainer import AnswerTrainer, make_trainer
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.loading.assembly import Model
 from gemma3vl_app.loading.loader import LoadedModel, load_model
@@ -42,6 +46,13 @@ from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
+
+SHARED_FOLDER_SECONDS = 60  # after which a file on a shared disk is seen by other machines
+
+FINISHED = (
+    "{!r} holds the result of this recipe: nothing is trained. To train anew, as on changed data, "
+    "choose another folder (out=...)"
+)
 
 Report = Callable[[Progress], None]
 
@@ -56,18 +67,19 @@ def finetune(
 
     That is an adapter for `load(adapters={name: folder})`, or for sft a checkpoint for
     `load(folder)`. A training that ended early goes on from its last checkpoint when it is started
-    again, with the very losses it would have had; a finished one returns at once. `model` is one
-    that is loaded already; it is changed, and of no other use afterwards. `progress` hears of the
-    data's checks and of each step's loss. Raises `TrainingDataError`, `TrainingError`,
-    `RecipeError` and `LoadError`.
+    again, with the very losses it would have had; a finished one returns at once, and says so.
+    `model` is one that is loaded already; it is changed, and of no other use afterwards. `progress`
+    hears of the data's checks and of each step's loss. Raises `TrainingDataError`,
+    `TrainingError`, `RecipeError` and `LoadError`.
     """
     report = progress or (lambda step: None)
     check_recipe(recipe)
+    check_launch(recipe)
     run = RunFolder(recipe)
-    accumulated_batches(recipe)  # raises now what would be raised after loading
     run.check_recipe()
-    if run.result.exists():
-        logger.info("%s is finished already", run.path.name)
+    join_processes()
+    if of_first(run.result.exists()):
+        report(Progress("finished", 0, 0, "", FINISHED.format(run.path.name)))
         return run.result
     bf16 = _computes_in_bf16(recipe)
     loaded = model or _load(recipe, bf16, report)
@@ -79,6 +91,7 @@ def finetune(
         raise TrainingDataError("No example is left to train on. Lower eval_fraction.")
     processes, is_first = process_count(), process_rank() == 0
     run.claim(data.digest, processes, write=is_first)
+    _check_shared(run)
     # 2) The method
     trained = model_to_train(loaded.model, recipe, is_first=is_first)
     # 3) The training, from the last whole checkpoint on
@@ -91,20 +104,58 @@ def finetune(
         bf16=bf16,
         report=report,
     )
-    begun = run.last_checkpoint(processes)
-    trainer.accelerator.wait_for_everyone()  # nobody removes what another one still looks for
     if is_first:
         run.remove_cut_checkpoints(processes)
-    try:
+    begun = of_first(run.last_checkpoint(processes))
+    with _told(run):
         trainer.train(resume_from_checkpoint=None if begun is None else str(begun))
+    # 4) The result
+    _write_result(run, trainer, loaded, recipe, bf16=bf16, is_first=is_first)
+    return run.result
+
+
+def _check_shared(run: RunFolder) -> None:
+    """Raise `TrainingError` where this process sees another folder than the first one."""
+    expected = of_first(run.claimed)
+    until = time.monotonic() + SHARED_FOLDER_SECONDS
+    while run.claimed != expected:
+        if time.monotonic() > until:
+            raise TrainingError(
+                f"Process {process_rank()} does not see what the first one writes into "
+                f"{run.path.name!r}. All machines need the same folder: set out=... to one on a "
+                "shared disk."
+            )
+        time.sleep(1)
+
+
+@contextmanager
+def _told(run: RunFolder) -> Iterator[None]:
+    """Turn what can end a training midway into one line of what to do."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             "Memory ran out. Set micro_batch=1 and gradient_checkpointing=true, lower max_tokens, "
             "or train an adapter (method=lora or qlora)."
         ) from error
-    # 4) The result
-    _write_result(run, trainer, loaded, recipe, bf16=bf16, is_first=is_first)
-    return run.result
+    except PictureError as error:
+        # From a worker it comes with a traceback in front of what it says.
+        said = str(error).splitlines()[-1].removeprefix(f"{_name(PictureError)}: ")
+        raise TrainingError(
+            f"A picture of the data is gone: {said} Bring it back, and run the same command again."
+        ) from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+        raise TrainingError(
+            f"A checkpoint in {run.path.name!r} could not be written: {why}. Free some disk space, "
+            "and run the same command again."
+        ) from error
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _computes_in_bf16(recipe: Recipe) -> bool:
@@ -114,11 +165,6 @@ def _computes_in_bf16(recipe: Recipe) -> bool:
 
 
 def _load(recipe: Recipe, bf16: bool, report: Report) -> LoadedModel:
-    if recipe.method == "qlora" and recipe.sharding == "fsdp":
-        raise TrainingError(
-            "4-bit weights cannot be shared out (FSDP2). Use method=lora with sharding=fsdp, or "
-            "qlora with sharding=none."
-        )
     return load_model(
         recipe.model,
         weights="nf4" if recipe.method == "qlora" else "bf16" if bf16 else "fp32",

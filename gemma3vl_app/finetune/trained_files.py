@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -30,6 +31,7 @@ SMALL_FILES = (
     *("tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.json", "chat_template.jinja", "processor_config.json"),
 )
+CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."  # how torch calls it in names
 # Names of transformers 5 in memory, and the hub's
 HUB_PREFIXES = (
     (re.compile(r"^model\.language_model\."), "language_model.model."),
@@ -93,9 +95,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
         raise TrainingError(
-            f"{target.name!r} cannot be written: {error.strerror or type(error).__name__}. "
+            f"{target.name!r} cannot be written: {why}. "
             "Free some disk space, or choose another folder."
         ) from error
 
@@ -180,10 +183,13 @@ def whole_tensors(model: nn.Module, *, only_trained: bool) -> Iterator[tuple[str
     """Yield the parameters by name, each gathered from all processes where it is shared out.
 
     All processes must take all of them: gathering is work of all. A tied output matrix is left out.
+    Names are those of the model as it was loaded, without the wrapper around a layer whose
+    activations are computed twice.
     """
     from torch.distributed.tensor import DTensor
 
-    for name, parameter in model.named_parameters():
+    for wrapped_name, parameter in model.named_parameters():
+        name = wrapped_name.replace(CHECKPOINT_WRAPPER, "")
         if name == "lm_head.weight" or (only_trained and not parameter.requires_grad):
             continue
         tensor = parameter.detach()

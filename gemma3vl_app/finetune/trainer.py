@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import (
     EarlyStoppingCallback,
+    EvalPrediction,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -23,16 +25,17 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from gemma3vl_app.errors import TrainingError
-from gemma3vl_app.finetune.collate import Batch, Collator, answer_loss
+from gemma3vl_app.finetune.collate import Batch, Collator, answer_loss, answer_losses
 from gemma3vl_app.finetune.data import TrainingData
 from gemma3vl_app.finetune.methods import trainable
+from gemma3vl_app.finetune.processes import accumulated_batches
 from gemma3vl_app.finetune.recipe import Recipe
+from gemma3vl_app.finetune.run_folder import KEPT_CHECKPOINTS
 from gemma3vl_app.generation import Progress
 
 logger = logging.getLogger(__name__)
 
 TRAINED_FILE = "trained.safetensors"
-KEPT_CHECKPOINTS = 2  # the best one and the last one
 WORKERS = 4  # processes that decode pictures beside a GPU
 
 # What FSDP2 shares out and gathers as one; all else is one more group.
@@ -65,6 +68,22 @@ class AnswerTrainer(Trainer):
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over them
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Return the loss of each example's tokens in sum, and how many they are: both (B,).
+
+        They go the way of predictions and labels; `mean_loss` makes one number of all of them. The
+        Trainer's own would be a mean of the batches' means, in which a short answer counts more.
+        """
+        with torch.no_grad():
+            losses, tokens = answer_losses(model, self._prepare_inputs(inputs))
+        return None, losses, tokens
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
@@ -100,6 +119,12 @@ class AnswerTrainer(Trainer):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(stored[name])
+
+
+def mean_loss(evaluated: EvalPrediction) -> dict[str, float]:
+    """Return the loss of a token, from the sums and counts of all examples."""
+    losses, tokens = np.asarray(evaluated.predictions), np.asarray(evaluated.label_ids)
+    return {"loss": float(losses.sum() / tokens.sum())}
 
 
 class Reporter(TrainerCallback):
@@ -145,7 +170,12 @@ def make_trainer(
 ) -> AnswerTrainer:
     """Return the trainer of a recipe in this process."""
     arguments = training_arguments(
-        recipe, checkpoints, bf16=bf16, evaluates=bool(data.evaluation), seen=len(data.train)
+        recipe,
+        checkpoints,
+        bf16=bf16,
+        evaluates=bool(data.evaluation),
+        seen=len(data.train),
+        layers=sharded_layers(model),
     )
     callbacks: list[TrainerCallback] = [Reporter(report)]
     if data.evaluation and recipe.patience:
@@ -157,30 +187,28 @@ def make_trainer(
         train_dataset=list(data.train),  # a list is a dataset to torch
         eval_dataset=list(data.evaluation) or None,
         callbacks=callbacks,
+        compute_metrics=mean_loss,
     )
     trainer.remove_callback(PrinterCallback)
+    if recipe.sharding == "fsdp" and not trainer.is_fsdp_enabled:  # accelerate says nothing
+        raise TrainingError("sharding is fsdp, which needs GPUs. Set sharding=none.")
     return trainer
 
 
 def training_arguments(
-    recipe: Recipe, checkpoints: Path, *, bf16: bool, evaluates: bool, seen: int
+    recipe: Recipe,
+    checkpoints: Path,
+    *,
+    bf16: bool,
+    evaluates: bool,
+    seen: int,
+    layers: Sequence[str] = SHARDED_LAYERS,
 ) -> TrainingArguments:
-    """Return transformers' arguments for a recipe in this process, one of `process_count()`."""
+    """Return transformers' arguments for a recipe in this process, one of `process_count()`.
+
+    `layers` are the classes of layers that FSDP2 shares out one by one.
+    """
     on_gpu = torch.cuda.is_available()
-    stops_early = evaluates and recipe.patience > 0
-    settings: dict[str, Any] = {}
-    if recipe.sharding == "fsdp":
-        settings["fsdp"] = True
-        settings["fsdp_config"] = fsdp_settings(recipe)
-        # Or gradients of all micro-batches but the last would be kept whole on every GPU.
-        each_batch = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
-        settings["accelerator_config"] = each_batch
-    elif recipe.gradient_checkpointing:
-        settings["activation_checkpointing"] = True
-        settings["activation_checkpointing_kwargs"] = {"use_reentrant": False}
-    if stops_early:
-        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
-        settings |= {"greater_is_better": False}
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=recipe.micro_batch,
@@ -188,62 +216,81 @@ def training_arguments(
         gradient_accumulation_steps=accumulated_batches(recipe),
         num_train_epochs=recipe.epochs,
         max_steps=-1 if recipe.max_steps is None else recipe.max_steps,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=SCHEDULES[recipe.schedule],
-        warmup_steps=_warmup_steps(recipe, seen),
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
         bf16=bf16,
-        optim="adamw_torch",
+        seed=recipe.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=recipe.eval_every,
-        save_strategy="steps",
-        # The best model can only be kept where it was evaluated.
-        save_steps=recipe.eval_every if stops_early else recipe.save_every,
-        save_total_limit=KEPT_CHECKPOINTS,
-        restore_callback_states_from_checkpoint=True,
-        seed=recipe.seed,
         report_to="none",
-        remove_unused_columns=False,
-        prediction_loss_only=True,
-        label_names=["labels"],
         disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
         use_cpu=not on_gpu,
         dataloader_num_workers=WORKERS if on_gpu else 0,
         dataloader_pin_memory=on_gpu,
         ddp_find_unused_parameters=False,  # the collator gives every process a picture
-        **settings,
+        **_optimizer_settings(recipe, seen),
+        **_kept_settings(recipe, evaluates),
+        **_memory_settings(recipe, layers),
     )
+    # The launcher's file does not decide about the arithmetic, the recipe does.
+    arguments.mixed_precision = "bf16" if bf16 else "no"
+    if recipe.sharding == "fsdp" and bf16:
+        # accelerate's own policy would add gradients up in bf16.
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.bfloat16
+        )
     # Several GPUs without a launcher would be used as one slow one (torch's DataParallel).
     _ = arguments.device
     arguments._n_gpu = min(arguments._n_gpu, 1)
     return arguments
 
 
-def accumulated_batches(recipe: Recipe) -> int:
-    """Return how many micro-batches each process computes for one step of the optimizer.
-
-    Raises `TrainingError` where the recipe's batches do not share out over the processes.
-    """
-    processes = process_count()
-    accumulated, left = divmod(recipe.global_batch, recipe.micro_batch * processes)
-    if left or not accumulated:
-        raise TrainingError(
-            f"global_batch={recipe.global_batch} does not share out over {processes} process"
-            f"{'' if processes == 1 else 'es'} of micro_batch={recipe.micro_batch}. "
-            "Choose a multiple."
-        )
-    return accumulated
+def _optimizer_settings(recipe: Recipe, seen: int) -> dict[str, Any]:
+    return {
+        "optim": "adamw_torch",
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": SCHEDULES[recipe.schedule],
+        "warmup_steps": _warmup_steps(recipe, seen),
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+    }
 
 
-def fsdp_settings(recipe: Recipe) -> dict[str, Any]:
+def _kept_settings(recipe: Recipe, evaluates: bool) -> dict[str, Any]:
+    """Return when it is evaluated, and which checkpoints are kept."""
+    settings = {
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_steps": recipe.eval_every,
+        "save_strategy": "steps",
+        "save_steps": recipe.save_every,
+        "save_total_limit": KEPT_CHECKPOINTS,
+        "restore_callback_states_from_checkpoint": True,
+    }
+    if evaluates and recipe.patience > 0:
+        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+        # The best model can only be kept where it was evaluated.
+        settings |= {"greater_is_better": False, "save_steps": recipe.eval_every}
+    return settings
+
+
+def _memory_settings(recipe: Recipe, layers: Sequence[str]) -> dict[str, Any]:
+    if recipe.sharding == "fsdp":
+        # Or gradients of all micro-batches but the last would be kept whole on every GPU.
+        each_batch = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        settings = fsdp_settings(recipe, layers)
+        return {"fsdp": True, "fsdp_config": settings, "accelerator_config": each_batch}
+    if recipe.gradient_checkpointing:
+        kwargs = {"use_reentrant": False}
+        return {"activation_checkpointing": True, "activation_checkpointing_kwargs": kwargs}
+    return {}
+
+
+def fsdp_settings(recipe: Recipe, layers: Sequence[str] = SHARDED_LAYERS) -> dict[str, Any]:
     """Return the settings of FSDP2 for a recipe, as `TrainingArguments.fsdp_config` takes them."""
     return {
         "version": 2,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "transformer_layer_cls_to_wrap": list(SHARDED_LAYERS),
+        "transformer_layer_cls_to_wrap": list(layers),
         "reshard_after_forward": True,
         "activation_checkpointing": recipe.gradient_checkpointing,
         "state_dict_type": "SHARDED_STATE_DICT",
@@ -251,21 +298,10 @@ def fsdp_settings(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def process_count() -> int:
-    """Return how many processes train together: what the launcher says, or 1."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def process_rank() -> int:
-    """Return the number of this process among all of them."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def local_device() -> str:
-    """Return the device of this process: its GPU, or the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+def sharded_layers(model: nn.Module) -> list[str]:
+    """Return the classes of layers that FSDP2 shares out one by one, of those the model has."""
+    found = {type(module).__name__ for module in model.modules()}
+    return [name for name in SHARDED_LAYERS if name in found]
 
 
 def _warmup_steps(recipe: Recipe, seen: int) -> int:

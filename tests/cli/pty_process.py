@@ -11,6 +11,7 @@ import termios
 import time
 
 COLUMNS, ROWS = 100, 40
+NOT_TAKEN_OVER = ("CI", "NO_COLOR", "COLUMNS", "LINES")  # they would say what the terminal is
 
 
 class PtyProcess:
@@ -20,7 +21,7 @@ class PtyProcess:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", ROWS, COLUMNS, 0, 0))
         environment = {
-            **{name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR")},
+            **{name: value for name, value in os.environ.items() if name not in NOT_TAKEN_OVER},
             **{"TERM": "xterm-256color", "COLORTERM": "truecolor", "PROMPT_TOOLKIT_NO_CPR": "1"},
             **{"GEMMA3VL_CACHE": str(cwd / "cache"), **environment},
         }

@@ -1,6 +1,7 @@
 """Small things to learn: eight plain pictures, and what is said about each."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -28,6 +29,24 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tokenizers_are_read_once():
+    """Every training reads its tokenizer, of 262,144 words: here it is always the same one."""
+    from gemma3vl_app.prompting import TextTokenizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextTokenizer, "from_file", functools.cache(TextTokenizer.from_file))
+        yield
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A checkpoint like the tiny one, of two layers: one of each kind. Read only."""
+    from gemma3vl_app.testing import tiny_checkpoint
+
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "small", layers=2)
+
+
 @pytest.fixture(scope="session")
 def loaded(tiny):
     """The tiny checkpoint in fp32. Read only."""
@@ -51,14 +70,14 @@ def format(loaded, tokenizer):
 
 
 @pytest.fixture
-def recipe(tiny, pictures, tmp_path):
-    """A recipe that trains the tiny checkpoint on eight pictures; change it with `but`."""
-    return recipe_for(tiny, pictures, tmp_path / "run")
+def recipe(small, pictures, tmp_path):
+    """A recipe that trains the small checkpoint on eight pictures; change it with `but`."""
+    return recipe_for(small, pictures, tmp_path / "run")
 
 
-def recipe_for(tiny, pictures, out):
+def recipe_for(model, pictures, out):
     return Recipe(
-        model=str(tiny),
+        model=str(model),
         data=str(pictures / "data.jsonl"),
         out=str(out),
         eval_fraction=0.0,

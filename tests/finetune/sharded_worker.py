@@ -18,11 +18,12 @@ from torch.distributed.tensor import DTensor
 
 from gemma3vl_app.finetune.collate import IGNORED, Collator, answer_loss
 from gemma3vl_app.finetune.methods import trainable
+from gemma3vl_app.finetune.processes import process_rank
 from gemma3vl_app.finetune.recipe import Recipe
 from gemma3vl_app.finetune.sources import read_jsonl
 from gemma3vl_app.finetune.train import finetune, model_to_train
 from gemma3vl_app.finetune.trained_files import whole_tensors
-from gemma3vl_app.finetune.trainer import process_rank, training_arguments
+from gemma3vl_app.finetune.trainer import training_arguments
 from gemma3vl_app.loading import load_model
 from gemma3vl_app.prompting import PromptFormat, TextTokenizer
 

@@ -7,7 +7,7 @@ import torch
 
 from gemma3vl_app import catalog
 from gemma3vl_app.finetune import dry_run as module
-from gemma3vl_app.finetune.dry_run import count, dry_run, gpu_bytes_of
+from gemma3vl_app.finetune.dry_run import dry_run, gpu_bytes_of
 from gemma3vl_app.finetune.methods import put_method, trainable
 from gemma3vl_app.finetune.recipe import Recipe, read_recipe
 from gemma3vl_app.loading import load_model
@@ -20,6 +20,24 @@ METHODS = {
     "lora": {"method": "lora", "train_vision_tower": True, "lora_rank": 4},
     "dora": {"method": "dora"},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parameters_are_counted_once():
+    """Building a 27B takes a second even without memory; the tests ask for it again and again."""
+    counted = {}
+
+    def count(recipe):
+        fields = ("model", "method", "lora_rank", *WHOLE, "train_language_model")
+        key = tuple(getattr(recipe, name) for name in fields)
+        if key not in counted:
+            counted[key] = real(recipe)
+        return counted[key]
+
+    real = module.count
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "count", count)
+        yield
 
 
 def tiny_recipe(tiny, **fields) -> Recipe:
@@ -91,7 +109,7 @@ def test_activations_are_about_those_that_autograd_keeps(tiny, method, precision
         hidden = model.get_base_model() if method == "lora" else model
         hidden.model(**conversation(), use_cache=False)
     real = sum(each.untyped_storage().nbytes() for each in kept.values())
-    counts = count(recipe)
+    counts = module.count(recipe)
     dtype = "float32" if precision == "fp32" else "bfloat16"
     estimate = gpu_bytes_of(counts, recipe, dtype, PICTURES).activations
     assert 0.9 < estimate / real < 1.1
@@ -99,7 +117,7 @@ def test_activations_are_about_those_that_autograd_keeps(tiny, method, precision
 
 def test_checkpointing_keeps_what_goes_into_each_layer_and_one_layer(tiny):
     recipe = tiny_recipe(tiny, method="lora")
-    model, counts = count(recipe).model, count(recipe)
+    model, counts = module.count(recipe).model, module.count(recipe)
     plain = gpu_bytes_of(counts, recipe, "float32", 0).activations
     recipe = dataclasses.replace(recipe, gradient_checkpointing=True)
     checkpointed = gpu_bytes_of(counts, recipe, "float32", 0).activations
@@ -134,7 +152,7 @@ def test_weights_of_qlora_are_in_four_bits_and_no_gpu_shares_them():
 
 def test_sharing_out_divides_what_is_shared():
     recipe = read_recipe("12b-sft")
-    counts = count(recipe)
+    counts = module.count(recipe)
     eight, sixteen = (
         gpu_bytes_of(counts, dataclasses.replace(recipe, gpus=gpus), "bfloat16", 1)
         for gpus in (8, 16)

@@ -30,13 +30,13 @@ def scores(backend, pictures, adapter=None):
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_a_trained_adapter_answers_the_same_loaded_and_merged(
-    method, recipe, tiny, pictures, tokenizer, format
+    method, recipe, small, pictures, tokenizer, format
 ):
-    loaded = load_model(tiny, weights="fp32", for_training=True)
+    loaded = load_model(small, weights="fp32", for_training=True)
     trained = but(recipe, method=method, train_vision_tower=True, max_steps=3)
     adapter = finetune(trained, model=loaded)
-    merged = merge(tiny, adapter, Path(recipe.out) / "merged", precision="fp32")
-    with gv.load(tiny, weights="fp32", adapters={"mine": adapter}) as backend:
+    merged = merge(small, adapter, Path(recipe.out) / "merged", precision="fp32")
+    with gv.load(small, weights="fp32", adapters={"mine": adapter}) as backend:
         plain, with_adapter = scores(backend, pictures), scores(backend, pictures, "mine")
     with gv.load(merged, weights="fp32") as backend:
         after_merge = scores(backend, pictures)
@@ -104,13 +104,10 @@ def test_an_adapter_of_the_text_class_merges_into_the_vision_model(tiny, adapter
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_an_adapter_of_another_model_is_refused_and_leaves_nothing(tiny, adapter, tmp_path):
-    from gemma3vl_app.testing import tiny_checkpoint
-
-    smaller = tiny_checkpoint(tmp_path / "smaller", layers=2)
+def test_an_adapter_of_another_model_is_refused_and_leaves_nothing(small, adapter, tmp_path):
     with pytest.raises(LoadError, match=r"layers\.\d\.\S+', which is no linear layer of this"):
-        merge(smaller, adapter, tmp_path / "out")
-    assert [each.name for each in tmp_path.iterdir()] == ["smaller"]
+        merge(small, adapter, tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_merge_that_fails_half_way_leaves_nothing(tiny, adapter, tmp_path):

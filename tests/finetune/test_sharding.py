@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from gemma3vl_app.finetune.methods import put_method
 from gemma3vl_app.finetune.train import finetune
 from gemma3vl_app.finetune.trained_files import whole_tensors
-from gemma3vl_app.testing import tiny_checkpoint
 from tests.finetune.conftest import but
 from tests.finetune.sharded_worker import inputs, two_steps
 from tests.finetune.test_train import losses, only_projector
@@ -37,12 +36,6 @@ def data(pictures, tmp_path_factory):
     file = tmp_path_factory.mktemp("data") / "four.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
     return file
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A tiny model of two layers, one of each kind."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "small", layers=2)
 
 
 def of_method(recipe, method, data, out):

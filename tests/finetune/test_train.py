@@ -134,10 +134,10 @@ def interrupt_at(number):
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, pictures, tmp_path_factory):
+def finished(small, pictures, tmp_path_factory):
     """The recipe of a training of four steps, which is done."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    recipe = only_projector(recipe_for(tiny, pictures, run), save_every=2)
+    recipe = only_projector(recipe_for(small, pictures, run), save_every=2)
     finetune(recipe)
     return recipe
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import pytest
 from PIL import Image
@@ -65,16 +66,24 @@ def converse(run, monkeypatch):
 
 
 @pytest.fixture
-def ctrl_c():
-    """Press Ctrl-C after so many seconds, as often as asked."""
-    timers = []
+def ctrl_c(backend):
+    """Press Ctrl-C so many seconds after the next request, as often as asked."""
+    over = threading.Event()
 
     def press(*after):
-        for seconds in after:
-            timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-            timers.append(timer)
-            timer.start()
+        before = len(backend.requests)
+
+        def wait_and_press():
+            while len(backend.requests) == before:
+                if over.wait(0.005):
+                    return
+            begun = time.monotonic()
+            for seconds in after:
+                if over.wait(begun + seconds - time.monotonic()):
+                    return
+                os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=wait_and_press, daemon=True).start()
 
     yield press
-    for timer in timers:
-        timer.cancel()
+    over.set()
