@@ -27,10 +27,20 @@ def test_every_kind_has_items_and_the_right_answer_counts(kind: str):
 
 def test_a_description_is_right_when_it_names_each_thing_and_no_other():
     item = next(demo_eval.items("describe", 1))
-    pairs = [" ".join(thing.pair) for thing in item.scenes[0].things]
+    pairs = [f"{' '.join(thing.pair)} on the left" for thing in item.scenes[0].things]
     assert item.right("I see a " + " and a ".join(pairs))
-    assert not item.right(" and ".join([*pairs, "red heart"]))
+    assert not item.right(" and ".join([*pairs, "red heart in the middle"]))
     assert not item.right(" and ".join(pairs[1:]))
+
+
+def test_drawings_of_paint_programs_are_right_when_each_place_is_right_too():
+    wanted = json.loads((demo_eval.PAINT / "pictures.json").read_text())
+    files = {p.name for p in demo_eval.PAINT.iterdir() if p.suffix in (".png", ".jpg")}
+    assert set(wanted) == files and len(files) == 20
+    for answer, right in (("A blue circle in the middle.", 2), ("A blue circle at the top.", 0)):
+        with ScriptedBackend([answer]) as backend:
+            score, wrong = demo_eval.evaluate_paint(backend)
+        assert (score.right, score.items, len(wrong)) == (right, 20, 20 - right)
 
 
 def test_the_lower_bound_is_that_of_wilson():
