@@ -151,7 +151,7 @@ def lower_bound(right: int, total: int, z: float = 1.96) -> float:
     share = right / total
     middle = share + z * z / (2 * total)
     reach = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return (middle - reach) / (1 + z * z / total)
+    return max(0.0, (middle - reach) / (1 + z * z / total))
 
 
 def table(scores: list[Score]) -> str:
@@ -168,9 +168,8 @@ def main() -> None:
     """Evaluate the shipped demo and write down what came out, misses included."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=ITEMS, help="of each kind")
-    parser.add_argument(
-        "--kind", choices=[*TARGETS, "paint"], action="append", help="this kind only"
-    )
+    kinds = [*TARGETS, "paint"]
+    parser.add_argument("--kind", choices=kinds, action="append", help="this kind only")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     scores = []

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 
 from gemma3vl_app import catalog
-from gemma3vl_app.loading.base_270m import Report, base_270m_folder
 from gemma3vl_app.loading.checkpoint import (
     Checkpoint,
     default_sampling,
@@ -30,10 +29,10 @@ DATA = Path(__file__).parent / "demo_v0"
 ADAPTER_PREFIX = "base_model.model."  # peft's own, before the name of the adapted layer
 
 
-def open_demo(progress: Report | None = None) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
-    """Return the demo as one checkpoint and its tensors; converts the base on the first call."""
+def open_demo(base_folder: Path) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
+    """Return the demo as one checkpoint and its tensors; `base_folder` holds the 270M base."""
     name = catalog.DEMO.name
-    base = open_checkpoint(base_270m_folder(progress), name)
+    base = open_checkpoint(base_folder, name)
     checkpoint = dataclasses.replace(
         base,
         folder=DATA,

@@ -50,14 +50,15 @@ def open_source(source: str | Path, *, revision: str | None, report: Report) -> 
     """
     catalog.check_source(source)
     if source == catalog.DEMO.name:
-        checkpoint, tensors = open_demo(report)
+        base = base_270m_folder(report)  # once: each call checks the whole folder
+        checkpoint, tensors = open_demo(base)
         held = {key: HeldTensor(tensor) for key, tensor in tensors.items()}
         return Source(
             checkpoint=checkpoint,
             tensors=held,
             knows=catalog.DEMO.knows,
-            fingerprint=f"{base_270m_folder().name} {_file_stamps(sorted(DATA.iterdir()))}",
-            revision=_samples([*weight_files(open_checkpoint(base_270m_folder())), *_demo_files()]),
+            fingerprint=f"{base.name} {_file_stamps(sorted(DATA.iterdir()))}",
+            revision=_samples([*weight_files(open_checkpoint(base)), *_demo_files()]),
         )
     if source == catalog.BASE_270M.name:
         return _from_folder(base_270m_folder(report), str(source), catalog.BASE_270M.knows)

@@ -97,3 +97,16 @@ def test_a_fresh_process_loads_it_without_a_word(demo):
     script = "from gemma3vl_app.loading import load_model\nload_model('demo')\n"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stderr == ""  # no progress bar, no report; how long it takes is for `make bench`
+
+
+def test_loading_it_checks_the_converted_base_once(base_270m, monkeypatch):
+    from gemma3vl_app.loading import cache, sources
+
+    checked = []
+    kept = cache.is_intact
+    monkeypatch.setattr(
+        cache, "is_intact", lambda folder, **how: checked.append(folder) or kept(folder, **how)
+    )
+    source = sources.open_source("demo", revision=None, report=lambda step: None)
+    assert source.fingerprint.startswith(base_270m.name)
+    assert checked == [base_270m]
