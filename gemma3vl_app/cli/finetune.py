@@ -153,8 +153,9 @@ def _weigh(recipe: Recipe, pictures: int) -> None:
     out.print()
     out.print(_verdict(found), soft_wrap=True)
     out.print(
-        f"Beside the GPUs: {found.host_bytes / GIB:.1f} GiB of the first machine's memory, and "
-        f"{found.disk_bytes / GIB:.1f} GiB of disk for the model, checkpoints and the result.",
+        f"Beside the GPUs: {found.host_bytes / GIB:.1f} GiB of the first machine's memory, more "
+        f"than the programs' own, and {found.disk_bytes / GIB:.1f} GiB of disk for the model, "
+        "checkpoints and the result.",
         soft_wrap=True,
     )
     out.print("Estimates, not measured on GPUs: docs/finetuning.md has the formulas.", style="dim")

@@ -40,6 +40,7 @@ HEADS = {
     "outlined": 2,
     "place": len(PLACES),
 }
+_WAVE_HEIGHT = 0.3
 _CENTRE_WEIGHT = 3.0  # few cells hold a centre
 _INSIDE = 0.8  # of a thing's radius: patches so near its centre are taken for a part of it
 _TEST_PICTURES, _TEST_SEEDS = 512, 1_000_000
@@ -180,6 +181,22 @@ class TowerWithHeads(nn.Module):
         return total + nn.functional.binary_cross_entropy_with_logits(
             self.inside(patches), masks
         ), right
+
+
+def places_as_waves(side: int, width: int) -> torch.Tensor:
+    """Return a vector for each place of a square, row by row; (side * side, width).
+
+    Sines and cosines of both coordinates, slow and fast ones (Vaswani et al. 2017, for an image).
+    As strong as what patches look like: with the usual tiny random numbers, the tower had still not
+    found out where things are after 600 steps of whole scenes.
+    """
+    count = width // 4
+    lengths = torch.logspace(math.log10(4), math.log10(4 * side), count)  # of the waves, in patches
+    turns = 2 * math.pi * torch.arange(side)[:, None] / lengths  # (side, count)
+    waves = torch.cat([turns.sin(), turns.cos()], dim=1)  # (side, width / 2)
+    rows = waves[:, None].expand(-1, side, -1)
+    columns = waves[None].expand(side, -1, -1)
+    return _WAVE_HEIGHT * torch.cat([rows, columns], dim=-1).reshape(side * side, width)
 
 
 def labels_of(scene: Scene, cells_a_side: int) -> npt.NDArray[np.int8]:

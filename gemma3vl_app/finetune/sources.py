@@ -202,9 +202,12 @@ def _load_dataset(name: str, config: str | None, split: str) -> Any:
 
 def _undecoded(dataset: Any, column: str) -> Any:
     """Return the data set with pictures as encoded bytes, which `Picture` decodes itself."""
-    image_kind = _datasets().Image
-    if isinstance(dataset.features[column], image_kind):
-        return dataset.cast_column(column, image_kind(decode=False))
+    datasets = _datasets()
+    kind, encoded = dataset.features[column], datasets.Image(decode=False)
+    if isinstance(kind, datasets.Image):
+        return dataset.cast_column(column, encoded)
+    if isinstance(getattr(kind, "feature", None), datasets.Image):  # a list of some
+        return dataset.cast_column(column, datasets.List(encoded))
     return dataset
 
 

@@ -31,6 +31,8 @@ SMALL_FILES = (
     *("tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.json", "chat_template.jinja", "processor_config.json"),
 )
+# Names of peft in memory, where "default" is the adapter's name, and in its files
+DORA_SUFFIX, DORA_STORED = "lora_magnitude_vector.default.weight", "lora_magnitude_vector"
 CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."  # how torch calls it in names
 # Names of transformers 5 in memory, and the hub's
 HUB_PREFIXES = (
@@ -168,11 +170,13 @@ def write_adapter(folder: Path, model: Any, tensors: Mapping[str, torch.Tensor],
     """Write the adapter of a `PeftModel` into the empty `folder`, as peft's save_pretrained does.
 
     `tensors` are its trained parameters by name, gathered; `base` the model it was trained on.
+    peft's own function finds none of them where layers are wrapped, and says nothing.
     """
-    from peft import get_peft_model_state_dict
-
-    state = get_peft_model_state_dict(model, state_dict=dict(tensors))
-    on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    stored = {
+        name.replace(DORA_SUFFIX, DORA_STORED).replace(".default.", "."): tensor
+        for name, tensor in tensors.items()
+    }
+    on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}
     save_file(on_cpu, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = model.peft_config["default"]
     described = {**config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
@@ -189,11 +193,16 @@ def whole_tensors(model: nn.Module, *, only_trained: bool) -> Iterator[tuple[str
     from torch.distributed.tensor import DTensor
 
     for wrapped_name, parameter in model.named_parameters():
-        name = wrapped_name.replace(CHECKPOINT_WRAPPER, "")
+        name = unwrapped(wrapped_name)
         if name == "lm_head.weight" or (only_trained and not parameter.requires_grad):
             continue
         tensor = parameter.detach()
         yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def unwrapped(name: str) -> str:
+    """Return a parameter's name without the wrapper of layers whose activations are recomputed."""
+    return name.replace(CHECKPOINT_WRAPPER, "")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -31,6 +32,7 @@ from gemma3vl_app.finetune.methods import trainable
 from gemma3vl_app.finetune.processes import accumulated_batches
 from gemma3vl_app.finetune.recipe import Recipe
 from gemma3vl_app.finetune.run_folder import KEPT_CHECKPOINTS
+from gemma3vl_app.finetune.trained_files import unwrapped, whole_tensors
 from gemma3vl_app.generation import Progress
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,8 @@ class AnswerTrainer(Trainer):
 
     The Trainer's own checkpoints of a whole Gemma 3 have the hub's names, and it does not find
     them again by these: a training would go on from the weights that it began with, with no more
-    than a line in the log.
+    than a line in the log. With FSDP2 its checkpoints of whole models are good, those of adapters
+    are lost the same way.
     """
 
     loss_is_scaled_for_ga = True  # by the number of tokens in all batches of a step
@@ -93,23 +96,37 @@ class AnswerTrainer(Trainer):
         tensors = {k: each.detach().contiguous() for k, each in self._trained().items()}
         save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.is_fsdp_enabled and self._is_adapter():
+            whole = {k: each.contiguous() for k, each in self._whole_adapter()}
+            if self.args.should_save:
+                save_file(whole, Path(output_dir) / TRAINED_FILE, metadata={"format": "pt"})
+
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled and not self._is_adapter():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self._load_trained(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled and not self._is_adapter():
             super()._load_best_model()
         elif self.state.best_model_checkpoint is not None:
             self._load_trained(Path(self.state.best_model_checkpoint))
 
+    def _is_adapter(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    def _whole_adapter(self) -> Iterator[tuple[str, torch.Tensor]]:
+        assert isinstance(self.model, nn.Module)
+        return whole_tensors(self.model, only_trained=True)
+
     def _trained(self) -> dict[str, nn.Parameter]:
         assert isinstance(self.model, nn.Module)
-        return trainable(self.model)
+        return {unwrapped(name): each for name, each in trainable(self.model).items()}
 
     def _load_trained(self, checkpoint: Path) -> None:
         stored = load_file(checkpoint / TRAINED_FILE)
@@ -118,7 +135,11 @@ class AnswerTrainer(Trainer):
             raise TrainingError(f"{checkpoint.name} is of another training. Remove its folder.")
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(stored[name])
+                tensor = stored[name].to(parameter.device)
+                if isinstance(parameter, DTensor):  # each process takes its share
+                    place = (parameter.device_mesh, parameter.placements)
+                    tensor = distribute_tensor(tensor, *place, src_data_rank=None)
+                parameter.copy_(tensor)
 
 
 def mean_loss(evaluated: EvalPrediction) -> dict[str, float]:

@@ -55,7 +55,8 @@ def test_the_list_shows_every_recipe_and_fits_a_terminal(run):
 def test_a_dry_run_in_a_process_says_what_it_takes_on_stdout():
     done = really("finetune", "4b-lora", "gpus=2", "micro_batch=2", "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
-    for said in ("29,802,496 of 4,329,881,968", "131,072 tokens", "8 times", "not measured"):
+    words = ("29,802,496 of 4,329,881,968", "131,072 tokens", "8 times", "not measured")
+    for said in (*words, "of the first machine's memory", "GiB of disk"):
         assert said in done.stdout
     for row in ("weights", "gradients", "optimizer", "activations", "logits", "total"):
         assert f"\n{row} " in done.stdout
@@ -93,6 +94,30 @@ def test_a_training_that_fails_is_told_once(run, trained, monkeypatch, rank):
     code, out, err = run("finetune", "demo-lora", "data=photos", "epochs=13")
     assert (code, out) == (1, "")
     assert err == ("Thirteen epochs are unlucky.\n" if rank == "0" else "")
+
+
+def test_the_first_process_of_another_machine_says_why_it_failed(run, trained, monkeypatch):
+    monkeypatch.setenv("RANK", "8")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    code, out, err = run("finetune", "demo-lora", "data=photos", "epochs=13")
+    assert (code, out, err) == (1, "", "Process 8: Thirteen epochs are unlucky.\n")
+
+
+def test_a_finished_training_is_told(run, monkeypatch):
+    def train(recipe, *, model=None, progress=None):
+        progress(Progress("finished", 0, 0, "", "'run' holds the result of this recipe"))
+        return gemma3vl_app.finetune.train.Path("run/adapter")
+
+    monkeypatch.setattr(gemma3vl_app.finetune.train, "finetune", train)
+    code, out, err = run("finetune", "demo-lora", "data=photos")
+    assert (code, out, err) == (0, "run/adapter\n", "'run' holds the result of this recipe\n")
+
+
+def test_a_recipe_for_many_gpus_is_refused_as_one_process_at_once(run, monkeypatch):
+    monkeypatch.setattr(gemma3vl_app.finetune.train, "load_model", None)
+    code, out, err = run("finetune", "4b-sft", "data=photos")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "torchrun --standalone --nproc-per-node 8 -m gemma3vl_app.cli finetune" in err
 
 
 @pytest.mark.parametrize(

@@ -1,103 +1,85 @@
-"""One of two processes of `test_sharding`: a training with DDP, then steps with FSDP2, on gloo.
+"""One of two processes of `test_sharding`: whole trainings with DDP, then with FSDP2, on gloo.
 
-accelerate never shards on a CPU (it would run DDP, silently): here its own function is called that
-shards on GPUs, with the settings that a training passes to it there.
+accelerate shards on GPUs only; its code that does so runs on a CPU as well once it takes the
+processes for ones with a GPU each, and that is all that is pretended here.
 """
 
 import json
+import os
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-from accelerate import FullyShardedDataParallelPlugin
-from accelerate.utils.fsdp_utils import fsdp2_apply_ac, fsdp2_prepare_model
-from safetensors.torch import save_file
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from gemma3vl_app.finetune.collate import IGNORED, Collator, answer_loss
-from gemma3vl_app.finetune.methods import trainable
+from gemma3vl_app.finetune import train
 from gemma3vl_app.finetune.processes import process_rank
 from gemma3vl_app.finetune.recipe import Recipe
-from gemma3vl_app.finetune.sources import read_jsonl
-from gemma3vl_app.finetune.train import finetune, model_to_train
-from gemma3vl_app.finetune.trained_files import whole_tensors
-from gemma3vl_app.finetune.trainer import training_arguments
-from gemma3vl_app.loading import load_model
-from gemma3vl_app.prompting import PromptFormat, TextTokenizer
-
-STEPS = 2
+from gemma3vl_app.prompting import TextTokenizer
 
 
-def two_steps(model, collate, examples, shares):
-    """Train some steps of plain SGD on this process' share of the examples; return the losses."""
-    optimizer = torch.optim.SGD(trainable(model).values(), lr=0.1)
-    tokens = int((collate(examples)["labels"] != IGNORED).sum())
-    batch = collate(examples[process_rank() :: shares])
-    losses = []
-    for _ in range(STEPS):
-        loss = answer_loss(model, batch, tokens) * shares  # gradients are averaged
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        if shares > 1:
-            torch.distributed.all_reduce(losses[-1], torch.distributed.ReduceOp.AVG)
-    return [each.item() for each in losses]
+def pretend_gpus():
+    """Let accelerate believe that each process has a GPU, whose name is cpu."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *arguments: ("gloo", DistributedType.MULTI_GPU)
 
 
-def inputs(recipe):
-    loaded = load_model(recipe.model, weights="fp32", for_training=True)
-    tokenizer = read_tokenizer(loaded.tokenizer_file)
-    format = PromptFormat.from_config(loaded.config, loaded.preprocessor, tokenizer)
-    examples = read_jsonl(Path(recipe.data))[:4]
-    return loaded.model, Collator(tokenizer, format, always_pictures=True), examples
+def assert_shared_out(model):
+    """Assert that this process holds a part of every parameter, layer by layer."""
+    parameters = dict(model.named_parameters())
+    assert all(isinstance(each, DTensor) for each in parameters.values())
+    assert all(each.to_local().numel() < each.numel() for each in parameters.values())
+    shared_out = {type(each).__name__ for each in model.modules() if isinstance(each, FSDPModule)}
+    assert {"FSDPGemma3DecoderLayer", "FSDPSiglipEncoderLayer"} <= {*shared_out} or {
+        "FSDPCheckpointWrapper"
+    } <= shared_out, shared_out
 
 
-read_tokenizer = cache(TextTokenizer.from_file)
-
-
-def sharded(recipe):
-    """Return the model of a recipe, shared out over the processes as accelerate does on GPUs."""
-    whole, collate, examples = inputs(recipe)
-    model = model_to_train(whole, recipe, is_first=process_rank() == 0)
-    arguments = training_arguments(recipe, Path(recipe.out), bf16=False, evaluates=False, seen=4)
-    plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
-    plugin.set_auto_wrap_policy(model)
-    accelerator = SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin),
-        mixed_precision="no",
-        is_main_process=process_rank() == 0,
-        device=torch.device("cpu"),
-        torch_device_mesh=None,
-    )
-    if plugin.activation_checkpointing:
-        model = fsdp2_apply_ac(accelerator, model)
-    return fsdp2_prepare_model(accelerator, model), collate, examples
+def train_again_from_the_first_checkpoint(recipe):
+    """Remove what came behind it, as if the training had been killed there, and go on."""
+    run = Path(recipe.out)
+    torch.distributed.barrier()
+    if process_rank() == 0:
+        (run / "history.json").rename(run / "history-1.json")
+        result = "model" if recipe.method == "sft" else "adapter"
+        (run / result).rename(run / f"{result}-1")
+        assert sorted(each.name for each in (run / "checkpoints").iterdir()) == [
+            "checkpoint-1",
+            "checkpoint-2",
+        ]
+        shutil.rmtree(run / "checkpoints" / "checkpoint-2")
+    torch.distributed.barrier()
+    seen = []
+    train.finetune(recipe, progress=lambda step: seen.append(step))
+    if process_rank() == 0:
+        assert min(each.done for each in seen if each.stage == "train") == 2
 
 
 def main():
     torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    TextTokenizer.from_file = cache(TextTokenizer.from_file)
+    gather = train.whole_tensors
+
     for settings in json.loads(sys.argv[1]):
         recipe = Recipe(**settings)
         if recipe.sharding == "none":
-            finetune(recipe)  # starts the group of processes
+            train.finetune(recipe)
             continue
-        model, collate, examples = sharded(recipe)
-        parameters = dict(model.named_parameters())
-        assert all(isinstance(each, DTensor) for each in parameters.values())
-        assert all(each.to_local().numel() < each.numel() for each in parameters.values())
-        losses = two_steps(model, collate, examples, shares=2)
-        tensors = {
-            name.replace("_checkpoint_wrapped_module.", ""): each.contiguous()
-            for name, each in whole_tensors(model, only_trained=True)
-        }
-        if process_rank() == 0:
-            folder = Path(recipe.out)
-            folder.mkdir()
-            save_file(tensors, folder / "trained.safetensors")
-            (folder / "losses.json").write_text(json.dumps(losses))
+        pretend_gpus()
+
+        def gather_shares(model, **kwargs):
+            assert_shared_out(model)
+            return gather(model, **kwargs)
+
+        train.whole_tensors = gather_shares
+        train.finetune(recipe)
+        train_again_from_the_first_checkpoint(recipe)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

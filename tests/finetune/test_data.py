@@ -107,14 +107,26 @@ BAD = {
     "no answer at the end": {"messages": [{"role": "user", "content": "a"}]},
     "neither 'messages' nor 'answer'": {"prompt": "a"},
     "no JSON object": "just text",
+    "a message whose role is \"['user']\"": {"messages": [{"role": ["user"], "content": "a"}]},
     "a message whose role is 'tool'": {"messages": [{"role": "tool", "content": "a"}]},
     "a part of type 'audio'": {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
     "a place for a picture, but no picture": {
         "messages": [{"role": "user", "content": [{"type": "image"}]}]
     },
     "more pictures in 'images' than places for them": {
-        "messages": [{"role": "user", "content": "a"}],
+        "messages": [{"role": "user", "content": [{"type": "image"}]}],
+        "images": ["a.png", "b.png"],
+    },
+    "'<image>' in a text, where {'type': 'image'} would be a picture's place": {
+        "messages": [
+            {"role": "user", "content": "<image>\nWhat?"},
+            {"role": "assistant", "content": "b"},
+        ],
         "images": ["a.png"],
+    },
+    "a place whose 'index' is not the next picture's": {
+        "messages": [{"role": "user", "content": [{"type": "image", "index": 1}]}],
+        "images": ["a.png", "b.png"],
     },
     "an answer that holds a picture": {
         "messages": [
@@ -180,6 +192,57 @@ def test_a_part_is_kept_for_evaluation_by_the_seed(recipe, read_as):
     assert data.digest == again.digest != other.digest
 
 
+def test_texts_in_utf8_may_begin_with_a_mark(pictures, tmp_path):
+    """Editors on Windows write it; it would be learned as a part of the answer."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("Black.", encoding="utf-8-sig")
+    (example,) = read_folder(tmp_path, "What is it?")
+    assert example.turns[1].text == "Black."
+    line = json.dumps({"question": "?", "answer": "!"})
+    (tmp_path / "a.jsonl").write_text(line + "\n", encoding="utf-8-sig")
+    (example,) = read_jsonl(tmp_path / "a.jsonl")
+    assert example.turns[1].text == "!"
+
+
+def test_pictures_without_places_come_before_the_first_question(pictures, tmp_path):
+    messages = [
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": "Red."},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    line = {"messages": messages, "images": [str(pictures / f"{n}.png") for n in ("red", "blue")]}
+    (example,) = read_jsonl(write_lines(tmp_path / "a.jsonl", line))
+    first, *others = example.conversation().messages
+    assert [picture.name for picture in first.parts[:2]] == ["red.png", "blue.png"]
+    assert first.parts[2:] == (Text("What?"),)
+    assert [message.text for message in others] == ["Red.", "Sure?", "Yes."]
+
+
+@pytest.mark.parametrize(("fraction", "kept"), [(0.05, 1), (0.25, 2), (0.9, 7), (0.0, 0)])
+def test_of_few_items_one_at_least_is_evaluated_on(recipe, read_as, fraction, kept):
+    data = load_data(but(recipe, eval_fraction=fraction), *read_as)
+    assert (len(data.train), len(data.evaluation)) == (8 - kept, kept)
+
+
+def test_one_item_is_not_trained_and_evaluated_on(recipe, read_as, tmp_path):
+    data = write_lines(tmp_path / "one.jsonl", {"question": "?", "answer": "!"})
+    recipe = but(recipe, data=str(data), eval_fraction=0.1)
+    assert len(load_data(recipe, *read_as).train) == 1
+    with pytest.raises(TrainingDataError, match="patience is set, and one example"):
+        load_data(but(recipe, patience=1), *read_as)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [{"columns": {"answer": "a"}}, {"split": "test"}, {"eval_split": "b"}, {"data_config": "en"}],
+)
+def test_what_only_the_hub_has_is_refused_for_files(recipe, read_as, stated):
+    (name,) = stated
+    with pytest.raises(TrainingDataError, match=f"{name} is stated, and the data are a file"):
+        load_data(but(recipe, **stated), *read_as)
+
+
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_empty_data_are_an_error(recipe, read_as, tmp_path, content):
     (tmp_path / "empty.jsonl").write_text(content)
@@ -210,14 +273,16 @@ class FakeDataset:
     def __getitem__(self, index):
         self.reads += 1
         row = {name: self.rows[index][name] for name in self.features}
-        assert not (self.decoded and any(isinstance(f, FakeImage) for f in self.features.values()))
+        kinds = [getattr(each, "feature", each) for each in self.features.values()]
+        assert not (self.decoded and any(isinstance(each, FakeImage) for each in kinds))
         return row
 
     def select_columns(self, names):
         return FakeDataset(self.rows, {name: self.features[name] for name in names})
 
     def cast_column(self, name, feature):
-        assert not feature.decode
+        assert not getattr(feature, "feature", feature).decode
+        assert type(feature) is type(self.features[name])
         return FakeDataset(self.rows, {**self.features, name: feature}, decoded=False)
 
 
@@ -226,14 +291,30 @@ class FakeImage:
         self.decode = decode
 
 
+class FakeList:
+    def __init__(self, feature):
+        self.feature = feature
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """Let `datasets.load_dataset` return what the test puts into the returned dictionary."""
     sets = {}
     module = types.ModuleType("datasets")
-    module.Image = FakeImage
-    module.load_dataset = lambda name, *, split: sets[name, split]
+    module.Image, module.List = FakeImage, FakeList
+    module.exceptions = types.ModuleType("datasets.exceptions")
+    module.exceptions.DatasetsError = type("DatasetsError", (Exception,), {})
+    sets["DatasetsError"] = module.exceptions.DatasetsError
+
+    def load_dataset(name, config=None, *, split):
+        found = sets[(name, split) if config is None else (name, config, split)]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    module.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setitem(sys.modules, "datasets.exceptions", module.exceptions)
     return sets
 
 
@@ -261,6 +342,102 @@ def test_hub_messages_take_their_pictures_from_a_column_of_lists(hub, pictures):
     (example,) = read_hub("me/set", columns, "train")
     expected = [Picture.open(pictures / f"{n}.png") for n in ("red", "blue")]
     assert list(example.conversation().pictures) == expected
+
+
+def encoded(pictures, *names):
+    return [{"bytes": (pictures / f"{name}.png").read_bytes(), "path": None} for name in names]
+
+
+def spoken(question):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": "Red."}]
+
+
+def place(index=None):
+    """A picture's place as Arrow stores it: every part has every key."""
+    return {"type": "image", "text": None, "index": index}
+
+
+HUB_ROWS = {  # messages, names of pictures -> the pictures read, or what is wrong
+    "text alone": (spoken("What?"), ["red", "blue"], ["red", "blue"]),
+    "no picture": (spoken("What?"), [], []),
+    "places in order": (spoken([place(0), place(1)]), ["red", "blue"], ["red", "blue"]),
+    "too few": (spoken([place(), place()]), ["red"], "a place for a picture, but no picture"),
+    "too many": (spoken([place()]), ["red", "blue"], "more pictures in 'images' than places"),
+    "other order": (spoken([place(1), place(0)]), ["red", "blue"], "a place whose 'index'"),
+}
+
+
+@pytest.mark.parametrize("case", HUB_ROWS)
+def test_pictures_of_hub_messages_are_matched_with_their_places(hub, pictures, case):
+    messages, names, expected = HUB_ROWS[case]
+    rows = [{"messages": messages, "images": encoded(pictures, *names)}]
+    hub["me/set", "train"] = FakeDataset(rows, {"messages": 0, "images": [0]})
+    (found,) = read_hub("me/set", {"messages": "messages", "picture": "images"}, "train")
+    if isinstance(expected, str):
+        assert isinstance(found, Problem)
+        assert found.what.startswith(expected)
+    else:
+        wanted = [Picture.open(pictures / f"{name}.png") for name in expected]
+        assert list(found.conversation().pictures) == wanted
+
+
+def test_one_picture_of_a_row_is_not_taken_for_two(hub, pictures):
+    rows = [{"messages": spoken([place(), place()]), "image": encoded(pictures, "red")[0]}]
+    hub["me/set", "train"] = FakeDataset(rows, {"messages": 0, "image": FakeImage()})
+    (found,) = read_hub("me/set", {"messages": "messages", "picture": "image"}, "train")
+    assert found == Problem("me/set:0", "a place for a picture, but no picture")
+
+
+def test_a_row_without_its_picture_is_named(hub, pictures):
+    rows = [{"image": each, "a": "Red."} for each in (encoded(pictures, "red")[0], None)]
+    hub["me/set", "train"] = FakeDataset(rows, {"image": FakeImage(), "a": 0})
+    good, bad = read_hub("me/set", {"picture": "image", "answer": "a"}, "train", "What?")
+    assert isinstance(good, Example)
+    assert bad == Problem("me/set:1", "a row without a picture")
+
+
+def test_what_is_evaluated_may_be_another_split_or_configuration(hub, recipe, read_as):
+    for split, answer in (("train", "learned"), ("validation", "evaluated")):
+        rows = [{"question": "?", "answer": answer}]
+        hub["me/set", "en", split] = FakeDataset(rows, {"question": 0, "answer": 0})
+    recipe = but(recipe, data="me/set", data_config="en", eval_split="validation")
+    data = load_data(recipe, *read_as)
+    assert [each.turns[1].text for each in data.train] == ["learned"]
+    assert [each.turns[1].text for each in data.evaluation] == ["evaluated"]
+
+
+@pytest.mark.parametrize("kind", ["DatasetsError", RuntimeError, ValueError, ConnectionError])
+def test_what_datasets_says_is_told_in_one_line(hub, kind):
+    kind = hub.get(kind, kind)
+    hub["me/set", "train"] = kind("Dataset scripts are no longer supported\nTraceback")
+    with pytest.raises(TrainingDataError, match=r"'me/set' .*no longer supported$"):
+        read_hub("me/set", {"answer": "a"}, "train")
+
+
+def test_the_real_package_reads_what_the_stand_in_does(pictures, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows = {
+        "messages": [spoken([{"type": "image"}, {"type": "text", "text": "or"}])] * 2,
+        "images": [[str(pictures / "red.png")], [str(pictures / "blue.png")]],
+    }
+    rows["messages"][0][1]["content"] = [text("Red.")]  # Arrow wants one type in all rows
+    string = datasets.Value("string")
+    parts = datasets.List({"type": string, "text": string})
+    features = {
+        "messages": datasets.List({"role": string, "content": parts}),
+        "images": datasets.List(datasets.Image()),
+    }
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: made)
+    items = read_hub("me/set", {"messages": "messages", "picture": "images"}, "train")
+    found = [each.conversation().pictures[0] for each in items]
+    assert found == [Picture.open(pictures / f"{name}.png") for name in ("red", "blue")]
+
+
+def test_the_real_package_knows_no_such_set(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    with pytest.raises(TrainingDataError, match=r"'me/set' .*cannot be read: "):
+        read_hub("me/set", {}, "train")
 
 
 def test_an_unknown_column_is_named_with_those_there_are(hub):

@@ -18,6 +18,7 @@ from gemma3vl_app.finetune.demo_tower import (
     labels_of,
     measured,
     parts_of,
+    places_as_waves,
     train_stage,
     whitened_patches,
 )
@@ -52,6 +53,14 @@ def test_patches_inside_a_thing_are_a_part_of_it():
     assert grid[3, 3].tolist() == [SHAPES.index("star"), COLOURS.index("blue")]
     assert (grid[0] == NOTHING).all()
     assert 4 <= (grid[..., 0] != NOTHING).sum() <= 16
+
+
+def test_places_are_told_from_each_other_and_near_ones_are_alike():
+    table = places_as_waves(6, 32)
+    likeness = (table @ table.T).reshape(6, 6, 6, 6)
+    assert likeness[2, 3].flatten().argmax() == 2 * 6 + 3
+    assert likeness[2, 3, 2, 4] > likeness[2, 3, 5, 0]
+    assert torch.allclose(likeness[0, 0, 0, 1], likeness[3, 2, 3, 3], atol=1e-4)  # by distance only
 
 
 def test_mirrored_pictures_are_labelled_as_if_drawn_so():

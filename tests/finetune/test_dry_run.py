@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gemma3vl_app import catalog
+from gemma3vl_app.errors import RecipeError
 from gemma3vl_app.finetune import dry_run as module
 from gemma3vl_app.finetune.dry_run import dry_run, gpu_bytes_of
 from gemma3vl_app.finetune.methods import put_method, trainable
@@ -189,3 +190,18 @@ def test_a_text_model_can_be_weighed():
     found = dry_run(read_recipe("4b-lora", ["model=1b-it", "gpus=1"]))
     assert found.parameters - found.trained == catalog.MODELS["1b-it"].parameters
     assert found.fits
+
+
+def test_memory_beside_the_gpus_and_disk_are_counted():
+    sft, lora = dry_run(read_recipe("4b-sft")), dry_run(read_recipe("4b-lora"))
+    # Weights in fp32 and AdamW's two numbers, in three checkpoints; the model, and the result.
+    assert sft.disk_bytes == 3 * 12 * sft.trained + 2 * 2 * sft.parameters
+    assert lora.disk_bytes == 3 * 12 * lora.trained + 2 * 4_300_079_472 + 4 * lora.trained
+    # Shared out, the first process reads all of it; 2 GiB are a shard of the result.
+    assert sft.host_bytes == 4 * sft.trained + (2 << 30)
+    assert lora.host_bytes == 4 * lora.trained
+
+
+def test_a_recipe_that_makes_no_sense_is_not_weighed():
+    with pytest.raises(RecipeError, match="global_batch"):
+        dry_run(Recipe(gpus=3))

@@ -1,18 +1,25 @@
 """The launch files say what accelerate and torchrun understand, and what training itself does."""
 
+import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.run import get_args_parser
 
 import gemma3vl_app.finetune
-from gemma3vl_app.finetune.recipe import read_recipe
-from gemma3vl_app.finetune.trainer import fsdp_settings
+from gemma3vl_app.errors import TrainingError
+from gemma3vl_app.finetune.processes import check_launch
+from gemma3vl_app.finetune.recipe import Recipe, read_recipe
+from gemma3vl_app.finetune.trainer import fsdp_settings, sharded_layers, training_arguments
 
 LAUNCH = Path(gemma3vl_app.finetune.__file__).parent / "launch"
 FILES = sorted(LAUNCH.iterdir())
@@ -76,3 +83,84 @@ def test_torchrun_understands_its_line():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_file_says_that_it_was_not_measured(path):
     assert "Not measured." in path.read_text()
+
+
+# --- what a launcher's environment may change, and what not ---
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Set the variables that `accelerate launch` sets for a file, all but the group's address."""
+
+    def launched(name):
+        parser = launch_command_parser()
+        parsed = parser.parse_args(["--config_file", str(CONFIGS[name]), "program.py"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "device_count", lambda: 8)
+            arguments, *_ = _validate_launch_command(parsed)
+        before = dict(os.environ)
+        found = prepare_multi_gpu_env(arguments)
+        for key, value in found.items():
+            if before.get(key) != value and not key.startswith(("MASTER_", "RANK", "WORLD_SIZE")):
+                monkeypatch.setenv(key, value)
+
+    return launched
+
+
+def arguments(recipe, tmp_path, **settings):
+    known = {"bf16": False, "evaluates": False, "seen": 8, **settings}
+    return training_arguments(recipe, tmp_path, **known)
+
+
+def test_the_recipe_decides_about_the_arithmetic_and_no_variable(launched, tmp_path):
+    recipe = Recipe(global_batch=8)
+    launched("1x8-ddp")
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert arguments(recipe, tmp_path, bf16=False).mixed_precision == "no"
+    assert arguments(recipe, tmp_path, bf16=True).mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize("name", ["1x8-fsdp", "2x8-fsdp"])
+def test_a_launch_file_for_sharding_changes_nothing_that_a_recipe_states(name, launched, tmp_path):
+    recipe = replace(read_recipe("4b-sft"), gradient_checkpointing=False)
+
+    def plugin():
+        found = arguments(recipe, tmp_path, bf16=True, layers=["Gemma3DecoderLayer"])
+        made = FullyShardedDataParallelPlugin(**found.fsdp_plugin_args)
+        made.set_mixed_precision(found.mixed_precision)  # as accelerate does
+        return {key: str(value) for key, value in vars(made).items()}
+
+    by_itself = plugin()
+    launched(name)
+    assert os.environ["FSDP_ACTIVATION_CHECKPOINTING"] == "true"
+    assert plugin() == by_itself
+
+
+def test_gradients_are_added_up_in_fp32(tmp_path):
+    found = arguments(read_recipe("4b-sft"), tmp_path, bf16=True)
+    plugin = FullyShardedDataParallelPlugin(**found.fsdp_plugin_args)
+    plugin.set_mixed_precision("bf16")
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_only_layers_that_a_model_has_are_named():
+    class Gemma3DecoderLayer(torch.nn.Module):
+        pass
+
+    assert sharded_layers(torch.nn.Sequential(Gemma3DecoderLayer())) == ["Gemma3DecoderLayer"]
+
+
+def test_a_recipe_for_many_processes_is_not_run_as_one():
+    with pytest.raises(TrainingError, match=r"one process. Run `torchrun .*--nproc-per-node 8 "):
+        check_launch(read_recipe("4b-sft"))
+
+
+def test_a_launch_file_for_sharding_is_not_used_for_a_recipe_without(launched, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    check_launch(read_recipe("4b-lora"))
+    check_launch(read_recipe("4b-sft"))
+    launched("1x8-fsdp")
+    check_launch(read_recipe("4b-sft"))
+    with pytest.raises(TrainingError, match=r"Launch it with 1x8-ddp\.yaml"):
+        check_launch(read_recipe("4b-lora"))

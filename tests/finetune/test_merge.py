@@ -12,8 +12,10 @@ import gemma3vl_app as gv
 from gemma3vl_app.errors import LoadError, TrainingError
 from gemma3vl_app.finetune.collate import Collator, answer_loss
 from gemma3vl_app.finetune.merge import merge
+from gemma3vl_app.finetune.methods import put_method
 from gemma3vl_app.finetune.sources import read_jsonl
 from gemma3vl_app.finetune.train import finetune
+from gemma3vl_app.finetune.trained_files import whole_tensors, write_adapter
 from gemma3vl_app.loading import load_model
 from tests.finetune.conftest import but
 from tests.loading.peft_adapters import KINDS, save_adapter
@@ -49,6 +51,19 @@ def test_a_trained_adapter_answers_the_same_loaded_and_merged(
         as_trained = answer_loss(loaded.model, batch).item()
         as_merged = answer_loss(load_model(merged, weights="fp32").model, batch).item()
     assert as_merged == pytest.approx(as_trained, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_an_adapter_is_written_as_peft_writes_it(method, recipe, small, tmp_path):
+    model = put_method(load_model(small, weights="fp32").model, but(recipe, method=method))
+    model.save_pretrained(tmp_path / "peft")
+    (tmp_path / "ours").mkdir()
+    write_adapter(tmp_path / "ours", model, dict(whole_tensors(model, only_trained=True)), "demo")
+    ours, theirs = (
+        load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "peft")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.fixture(scope="module")

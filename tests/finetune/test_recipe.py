@@ -167,6 +167,12 @@ CONTRADICTIONS = [
     (["gpus=1", "sharding=fsdp"], "nothing to share out"),
     (["eval_data=a.jsonl", "eval_fraction=0.1"], "eval_fraction"),
     (["patience=2", "eval_fraction=0"], "nothing is evaluated"),
+    (["eval_split=b", "eval_fraction=0.1"], "eval_fraction"),
+    (["data=a/b", "eval_data=a/b"], "What is evaluated is what is trained on"),
+    (["data=a/b", "eval_split=train"], "What is evaluated is what is trained on"),
+    (["columns=image:img,question:q,answer:a"], "columns names 'image'"),
+    (["columns=messages:m,answer:a"], "columns names messages"),
+    (["sharding=fsdp", "lora_dropout=0.1"], "drop other inputs"),
     (["max_tokens=131073"], "131,072"),
     (["model=1b-it", "train_vision_tower=true"], "text only"),
 ]
@@ -175,6 +181,13 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize(("overrides", "said"), CONTRADICTIONS, ids=lambda each: str(each)[:40])
 def test_contradictions_are_refused_by_name(overrides, said):
     assert said in refused("4b-lora", *overrides)
+
+
+def test_what_makes_sense_beside_those_is_not_refused():
+    overrides = ["sharding=fsdp", "lora_dropout=0.1", "gradient_checkpointing=false"]
+    assert read_recipe("4b-lora", overrides).lora_dropout == 0.1
+    overrides = ["data=a/b", "eval_split=validation", "patience=2", "data_config=en"]
+    assert read_recipe("4b-lora", overrides).eval_split == "validation"
 
 
 def test_what_a_parent_states_may_be_made_idle_below_it(write):

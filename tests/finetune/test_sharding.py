@@ -1,6 +1,7 @@
 """Two processes learn what one does: DDP as it is launched, and FSDP2's shards, on gloo.
 
-GPUs are not measured here: what is shown is that our model, losses and settings fit the sharding.
+GPUs are not measured here: what is shown is that our model, losses, checkpoints and results fit
+the sharding.
 """
 
 import json
@@ -15,41 +16,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gemma3vl_app.finetune.methods import put_method
 from gemma3vl_app.finetune.train import finetune
-from gemma3vl_app.finetune.trained_files import whole_tensors
+from gemma3vl_app.loading import load_model
+from gemma3vl_app.loading.adapter_files import read_adapter
 from tests.finetune.conftest import but
-from tests.finetune.sharded_worker import inputs, two_steps
-from tests.finetune.test_train import losses, only_projector
+from tests.finetune.test_train import evaluations, losses, only_projector
 
 ROOT = Path(__file__).parents[2]
 SHARDED = {"sft": {"train_projector": True, "train_vision_tower": True}, "lora": {}}
+FILES = {"sft": "model/model.safetensors", "lora": "adapter/adapter_model.safetensors"}
 
 
 @pytest.fixture(scope="module")
 def data(pictures, tmp_path_factory):
-    """Four items, one of them without a picture: one process' share has none in some step."""
-    lines = [json.loads(line) for line in (pictures / "data.jsonl").read_text().splitlines()[:3]]
+    """Five items, one of them without a picture: one process' share has none in some step.
+
+    One of the five is evaluated on: the other process has to make do with the same one.
+    """
+    lines = [json.loads(line) for line in (pictures / "data.jsonl").read_text().splitlines()[:4]]
     for line in lines:
         line["picture"] = str(pictures / line["picture"])
     lines.insert(1, {"question": "Say yes.", "answer": "Yes."})
-    file = tmp_path_factory.mktemp("data") / "four.jsonl"
+    file = tmp_path_factory.mktemp("data") / "five.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
     return file
-
-
-def of_method(recipe, method, data, out):
-    return but(
-        recipe,
-        method=method,
-        data=str(data),
-        out=str(out),
-        micro_batch=2,
-        sharding="fsdp",
-        gpus=2,
-        gradient_checkpointing=True,
-        **SHARDED[method],
-    )
 
 
 def run_two(recipes):
@@ -88,30 +78,34 @@ def test_two_processes_learn_what_one_does_whether_weights_are_shared_out_or_not
     recipe, data, small, tmp_path
 ):
     torch.set_num_threads(1)
-    recipe = but(recipe, model=str(small))
-    alone = only_projector(recipe, data=str(data), max_steps=2)
-    together = but(alone, micro_batch=1, global_batch=4, out=str(tmp_path / "ddp"))
-    split = {method: of_method(recipe, method, data, tmp_path / method) for method in SHARDED}
-    run_two([together, *split.values()])
-    # 1) A training under a launcher, each process with a copy (DDP)
-    finetune(alone)
-    assert len(losses(alone.out)) == 2
-    assert losses(together.out) == pytest.approx(losses(alone.out), abs=1e-4)
-    one, two = (load_file(Path(each.out) / "model/model.safetensors") for each in (alone, together))
-    for name, tensor in one.items():
-        assert torch.allclose(tensor, two[name], atol=1e-4), name
-    # 2) Steps with shards: the worker asserts that every parameter is a DTensor
-    for method, each in split.items():
-        model, collate, examples = inputs(each)
-        model = put_method(model, each)
-        before = {name: t.clone() for name, t in whole_tensors(model, only_trained=True)}
-        expected = two_steps(model, collate, examples, shares=1)
-        assert json.loads((tmp_path / method / "losses.json").read_text()) == pytest.approx(
-            expected, abs=1e-5
-        )
-        tensors = load_file(tmp_path / method / "trained.safetensors")
-        after = dict(whole_tensors(model, only_trained=True))
-        assert tensors.keys() == after.keys()
-        assert any(not torch.equal(before[name], after[name]) for name in after)
-        for name, tensor in after.items():
-            assert torch.allclose(tensors[name], tensor, atol=1e-5), name
+    recipe = but(recipe, data=str(data), max_steps=2, save_every=1, eval_every=1, eval_fraction=0.2)
+    alone = {"projector": only_projector(recipe, out=str(tmp_path / "projector"))}
+    together = {"projector": but(alone["projector"], micro_batch=1, out=str(tmp_path / "ddp"))}
+    for method, switches in SHARDED.items():
+        alone[method] = but(recipe, method=method, out=str(tmp_path / method), **switches)
+        shares = {"sharding": "fsdp", "gpus": 2, "micro_batch": 2, "gradient_checkpointing": True}
+        together[method] = but(alone[method], out=str(tmp_path / f"{method}-fsdp"), **shares)
+    run_two(together.values())
+    for name, one in alone.items():
+        finetune(one)
+        run = Path(together[name].out)
+        assert len(losses(one.out)) == len(evaluations(one.out)) == 2
+        assert losses(run) == pytest.approx(losses(one.out), rel=1e-3), name
+        assert evaluations(run) == pytest.approx(evaluations(one.out), rel=1e-3), name
+        file = FILES.get(name, FILES["sft"])
+        same_tensors(load_file(run / file), load_file(Path(one.out) / file))
+    for name in SHARDED:  # the worker killed them behind the first step, and went on
+        run = Path(together[name].out)
+        assert json.loads((run / "history-1.json").read_text())[0]["step"] == 1
+        first = run / FILES[name].replace("/", "-1/")
+        same_tensors(load_file(run / FILES[name]), load_file(first))
+    load_model(tmp_path / "sft-fsdp/model", weights="fp32")
+    adapter = read_adapter("shared", tmp_path / "lora-fsdp/adapter")
+    assert len(adapter.layers) == 2 * 7
+
+
+def same_tensors(found, expected):
+    assert found.keys() == expected.keys()
+    # AdamW's first steps go by the gradients' signs: where one is about 0 they differ.
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).norm() <= 0.02 * tensor.norm() + 1e-6, name
