@@ -54,6 +54,8 @@ def open_app(
 
 def _end_tidily_on_signals() -> None:
     """Let a closed terminal or `kill` end the program as Ctrl-C does: uploads are deleted."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if number := getattr(signal, name, None):  # Windows has no SIGHUP
-            signal.signal(number, lambda received, _frame: sys.exit(SIGNALLED + received))
+    signal.signal(signal.SIGTERM, lambda received, _frame: sys.exit(SIGNALLED + received))
+    if number := getattr(signal, "SIGHUP", None):  # Windows has none
+        # The server ends on SIGTERM by itself. An exception that is raised in the middle of an
+        # answer to a browser may be taken for that answer's failure, and the server goes on.
+        signal.signal(number, lambda _received, _frame: signal.raise_signal(signal.SIGTERM))

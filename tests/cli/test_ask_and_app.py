@@ -1,5 +1,6 @@
 """The command line on the scripted backend: what goes to stdout, what to stderr, and exit codes."""
 
+import contextlib
 import json
 import os
 import re
@@ -213,9 +214,16 @@ def test_however_the_app_is_ended_its_uploads_go_with_it(tmp_path):
     environment = {**os.environ}
     environment.pop("GRADIO_TEMP_DIR", None)
     code = f"NAMES = {SIGNALS}\n{SERVE_ON_EACH}"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) as process:
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, start_new_session=True
+    )
+    try:
         folders = [upload_and_end(tmp_path / name, name) for name in SIGNALS]
         process.wait(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # none is left, as it should be
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     assert not any(folder.exists() for folder in folders)
 
 
