@@ -125,6 +125,15 @@ class Talks:
             return self._one_picture(rng)
         return self._several_pictures(rng)
 
+    def known_ids(self) -> torch.Tensor:
+        """Return the tokens that occur in conversations, answers and questions alike; sorted."""
+        rng = random.Random(0)
+        seen = {int(id) for _ in range(400) for id in self.talk(rng).ids}
+        seen.discard(self._format.soft)
+        about = [text for turn in about_itself.turns() for text in turn]
+        seen |= {int(id) for text in about for id in self._tokenizer.encode(text)}
+        return torch.tensor(sorted(seen))
+
     def _one_picture(self, rng: random.Random) -> Talk:
         number = rng.randrange(len(self.pool.scenes))
         turns = scene_questions.turns(self.pool.scenes[number], rng, 7)
@@ -319,7 +328,7 @@ def train(
             parameter.data.copy_(state["trained"][name])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    answers = _answer_ids(talks)
+    answers = talks.known_ids()
     began, losses = time.perf_counter(), []
     while step < leg.steps:
         rng = random.Random(f"{leg.seed}/{step}")
@@ -376,22 +385,12 @@ def _by_length(batch: Sequence[Talk], at_once: int = 4) -> Iterator[list[Talk]]:
         yield ordered[first : first + at_once]
 
 
-def _answer_ids(talks: Talks) -> torch.Tensor:
-    """Return the tokens that occur in conversations, answers and questions alike; sorted."""
-    rng = random.Random(0)
-    seen = {int(id) for _ in range(400) for id in talks.talk(rng).ids}
-    seen -= {id for id in seen if id >= talks._format.soft >= 0}
-    about = [text for turn in about_itself.turns() for text in turn]
-    seen |= {int(id) for text in about for id in talks._tokenizer.encode(text)}
-    return torch.tensor(sorted(seen))
-
-
 @torch.no_grad()
 def measured(reader: Reader, talks: Talks, count: int) -> dict[str, float]:
     """Return by kind the share of answers right in every token, each given those before it."""
     rng = random.Random(99)
     right: dict[str, list[bool]] = {}
-    part = torch.unique(torch.cat([_answer_ids(talks), torch.arange(0, 2000)]))
+    part = torch.unique(torch.cat([talks.known_ids(), torch.arange(0, 2000)]))
     for _ in range(count):
         talk = talks.talk(rng)
         hidden, wanted = reader.hidden([talk], talks.pool)
