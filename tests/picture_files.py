@@ -1,0 +1,110 @@
+"""Small pictures, their files of every kind, hostile ones too, and colour profiles."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def photo(width: int = 24, height: int = 16) -> Image.Image:
+    """A small picture without symmetry, smooth enough for JPEG."""
+    y, x = np.mgrid[0:height, 0:width]
+    channels = (x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height))
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def solid(mode: str, colour: Any, **info: Any) -> Image.Image:
+    image = Image.new(mode, (8, 8), colour)
+    image.info.update(info)
+    return image
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def raw_png(header: tuple[int, int, int, int], rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG written byte by byte; `header` is width, height, bit depth and colour type."""
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            png_chunk(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)),
+            *(png_chunk(kind, body) for kind, body in chunks),
+            png_chunk(b"IDAT", zlib.compress(rows)),
+            png_chunk(b"IEND", b""),
+        )
+    )
+
+
+def bomb(kind: str) -> bytes:
+    """A small file whose header states a picture of hundreds of millions of pixels."""
+    data = bytearray(encoded(photo(), kind))
+    if kind == "PNG":
+        return raw_png((20_000, 20_000, 8, 2), b"\0" * 100)
+    if kind == "JPEG":
+        start = data.index(b"\xff\xc0") + 5
+        data[start : start + 4] = struct.pack(">HH", 20_000, 20_000)
+    if kind == "GIF":
+        data[6:10] = struct.pack("<HH", 20_000, 20_000)
+    if kind == "BMP":
+        data[18:26] = struct.pack("<ii", 20_000, 20_000)
+    if kind == "WEBP":
+        side = (16_000 - 1).to_bytes(3, "little")
+        canvas = b"VP8X" + struct.pack("<II", 10, 0) + side + side
+        data[12:12] = canvas
+        data[4:8] = struct.pack("<I", len(data) - 8)
+    return bytes(data)
+
+
+# --- colour profiles ---
+
+
+def icc_profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A minimal ICC version 4 display profile (ICC.1:2022, section 7)."""
+    table, body = struct.pack(">I", len(tags)), b""
+    for kind, value in tags.items():
+        offset = 128 + 4 + 12 * len(tags) + len(body)
+        table += kind + struct.pack(">II", offset, len(value))
+        body += value + b"\0" * (-len(value) % 4)
+    white = struct.pack(">3i", *(round(v * 65536) for v in (0.9642, 1.0, 0.8249)))
+    header = struct.pack(">II", 128 + len(table + body), 0) + b"\x04\x00\x00\x00mntr" + space
+    header += b"XYZ " + b"\0" * 12 + b"acsp" + b"\0" * 28 + white
+    return header.ljust(128, b"\0") + table + body
+
+
+def xyz_tag(*values: float) -> bytes:
+    return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(v * 65536) for v in values))
+
+
+def gamma_tag(gamma: float) -> bytes:
+    return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
+
+
+# Primaries adapted to D50, columns X, Y, Z (from the published chromaticities, Bradford).
+ADOBE_RGB = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
+DISPLAY_P3 = (
+    (0.51512, 0.24120, -0.00105),
+    (0.29198, 0.69225, 0.04189),
+    (0.15710, 0.06657, 0.78407),
+)
+GAMMA = 563 / 256  # what AdobeRGB states
+
+
+def matrix_profile(primaries: tuple[tuple[float, float, float], ...]) -> bytes:
+    tags = {b"wtpt": xyz_tag(0.9642, 1.0, 0.8249)}
+    for letter, primary in zip((b"r", b"g", b"b"), primaries, strict=True):
+        tags |= {letter + b"XYZ": xyz_tag(*primary), letter + b"TRC": gamma_tag(GAMMA)}
+    return icc_profile(b"RGB ", tags)
