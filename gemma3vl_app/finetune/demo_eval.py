@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gemma3vl_app.backends.local import load
 from gemma3vl_app.backends.protocol import Backend
-from gemma3vl_app.finetune import scene_questions
+from gemma3vl_app.finetune import scene_comparisons, scene_questions
 from gemma3vl_app.finetune.demo_files import read_state
 from gemma3vl_app.finetune.scene_drawing import draw
 from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, Scene, random_scene
@@ -94,7 +94,7 @@ def items(kind: str, count: int) -> Iterator[Item]:
         number = rng.choice((2, 2, 3)) if kind == "compare" else 1
         scenes = tuple(random_scene(rng, held_out=made % 2 == 0) for _ in range(number))
         if kind == "compare":
-            turn = scene_questions.about_several(scenes, rng)
+            turn = scene_comparisons.about_several(scenes, rng)
         else:
             turn = scene_questions.ABOUT_ONE[kind](scenes[0], rng)
         if turn is None or turn.kind != kind:

@@ -28,15 +28,17 @@ from PIL import Image
 from torch import nn
 from transformers import Gemma3ForConditionalGeneration
 
-from gemma3vl_app.finetune import about_itself, scene_questions
+from gemma3vl_app.finetune import about_itself, scene_comparisons, scene_questions
 from gemma3vl_app.finetune.demo_tower import NOTHING, TowerWithHeads, labels_of, save_checkpoint
 from gemma3vl_app.finetune.scene_drawing import draw
+from gemma3vl_app.finetune.scene_wording import in_other_words
 from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, random_scene
-from gemma3vl_app.messages import Conversation
+from gemma3vl_app.messages import Conversation, Part, Text
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.prepare import prepare
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
+from gemma3vl_app.tasks.prompts import PICTURE_LABEL
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,11 @@ LORA = LoraConfig(
 _PART = 500  # pictures that one process draws at a time
 _DRAWN_IDS = 4096  # tokens of no answer, per step
 _LINE_BREAK_ID = 107
+_TURNS = 7  # about one picture
 IGNORED = -100
+
+
+Said = tuple[list[int], scene_questions.Turn]  # pictures shown with a question, by their numbers
 
 
 @dataclass(frozen=True)
@@ -136,41 +142,55 @@ class Talks:
 
     def _one_picture(self, rng: random.Random) -> Talk:
         number = rng.randrange(len(self.pool.scenes))
-        turns = scene_questions.turns(self.pool.scenes[number], rng, 7)
+        turns = scene_questions.turns(self.pool.scenes[number], rng, _TURNS)
         # What was described before can be copied: most often it comes last.
-        turns.sort(key=lambda turn: turn.kind == "describe" and rng.random() < 0.7)
-        return self._as_tokens([([number] if at == 0 else [], t) for at, t in enumerate(turns)])
+        turns.sort(key=lambda turn: turn.kind.startswith("describe") and rng.random() < 0.7)
+        if rng.random() < 0.15:
+            question, answer = rng.choice(about_itself.at_any_time())
+            turn = scene_questions.Turn("itself", question, answer)
+            turns.insert(rng.randint(1, len(turns)), turn)
+        said: list[Said] = [([number] if at == 0 else [], turn) for at, turn in enumerate(turns)]
+        return self._as_tokens(said, rng)
 
     def _several_pictures(self, rng: random.Random) -> Talk:
         numbers = [rng.randrange(len(self.pool.scenes)) for _ in range(rng.choice((2, 2, 2, 3)))]
         scenes = [self.pool.scenes[number] for number in numbers]
-        said: list[tuple[list[int], scene_questions.Turn]] = []
-        if rng.random() < 0.5:  # all at once
+        said: list[Said] = []
+        draw = rng.random()
+        if draw < 0.45:  # all at once
             shown: list[int] = numbers
             wanted = 4
+        elif draw < 0.6:  # all at once, to be compared in words
+            said.append((numbers, scene_comparisons.comparison(scenes)))
+            shown, wanted = [], 2
         else:  # one after the other, with a question about each
             for number, scene in zip(numbers, scenes, strict=True):
                 said.append(([number], scene_questions.turns(scene, rng, 1)[0]))
             shown, wanted = [], 3
         while wanted:
-            turn = scene_questions.about_several(scenes, rng)
+            turn = scene_comparisons.about_several(scenes, rng)
             if turn is not None and turn.question not in {each.question for _, each in said}:
                 said.append((shown, turn))
                 shown, wanted = [], wanted - 1
-        return self._as_tokens(said)
+        return self._as_tokens(said, rng)
 
     def _about_itself(self, rng: random.Random) -> Talk:
-        turns: list[tuple[list[int], scene_questions.Turn]] = [
+        said: list[Said] = [
             ([], scene_questions.Turn("itself", question, answer))
             for question, answer in rng.sample(about_itself.turns(), 5)
         ]
-        return self._as_tokens(turns)
+        return self._as_tokens(said, rng)
 
-    def _as_tokens(self, said: Sequence[tuple[list[int], scene_questions.Turn]]) -> Talk:
+    def _as_tokens(self, said: Sequence[Said], rng: random.Random) -> Talk:
         conversation = Conversation()
         for shown, turn in said:
-            pictures = [self._stand_in] * len(shown)
-            conversation = conversation.user(*pictures, turn.question).assistant(turn.answer)
+            parts: list[Part] = []
+            for number in range(1, len(shown) + 1):
+                if turn.kind == scene_comparisons.COMPARISON:  # as `tasks.ask` puts it
+                    parts.append(Text(PICTURE_LABEL.format(number=number)))
+                parts.append(self._stand_in)
+            question = in_other_words(turn.question, rng) if rng.random() < 0.5 else turn.question
+            conversation = conversation.user(*parts, question).assistant(turn.answer)
         prompt = prepare(conversation, self._tokenizer, self._format)
         ids = np.append(prompt.ids, self._format.end_of_turn)
         spans = self._answer_spans(ids)

@@ -94,7 +94,7 @@ STAGES = (
         black=True,
     ),
     Stage(
-        *("single", 64, True, 60_000, 64, 2_400, 1e-3),
+        *("single", 64, True, 120_000, 64, 5_000, 1e-3),
         seed=1,
         heads=("shape", "colour", "outlined"),  # sizes and places make sense in scenes only
     ),

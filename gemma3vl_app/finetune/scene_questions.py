@@ -7,15 +7,23 @@ thing is meant by it; where nothing is, the answer is that it cannot be told.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from gemma3vl_app.finetune.scene_wording import (
+    NUMBERS,
+    article,
+    full_name,
+    listed,
+    plural,
+    sentence,
+)
 from gemma3vl_app.finetune.scenes import COLOURS, SHAPES, Scene, Thing
+from gemma3vl_app.tasks.prompts import CAPTION, READ
 
 CANNOT_TELL = "I can't tell from this picture."
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-_ORDINALS = ("first", "second", "third")
 _APART = 0.18  # so far apart, one thing is clearly left of another, or above it
+_MUCH_LARGER = 1.25  # by so much, one thing is clearly the largest
 
 
 @dataclass(frozen=True)
@@ -32,29 +40,42 @@ class Turn:
 
 def describe(scene: Scene, rng: random.Random) -> Turn:
     """Ask what there is."""
-    question = rng.choice(
-        (
-            "Describe this picture in one sentence.",
-            "Describe this picture in one sentence.",
-            "Describe this picture.",
-            "Describe the picture.",
-            "What is in this picture?",
-            "What do you see?",
-            "What does this picture show?",
-            "What is this?",
-        )
-    )
+    question = rng.choice((CAPTION["short"].text, CAPTION["short"].text, *_DESCRIBE))
     return Turn("describe", question, description(scene))
+
+
+_DESCRIBE = (
+    *("Describe this picture.", "Describe the picture.", "Describe it.", "What is this?"),
+    *("What is in this picture?", "What is in the picture?", "What's in this picture?"),
+    *("What do you see?", "What can you see?", "What does this picture show?"),
+    *("What is shown here?", "Which shapes are there?", "What shapes do you see?"),
+    *("List the shapes.", "Tell me what you see."),
+)
 
 
 def description(scene: Scene) -> str:
     """Return all things of a scene in reading order, with their places."""
-    parts = [f"{full_name(thing)} {thing.place}" for thing in scene.things]
-    return f"{_listed(parts)}."[0].upper() + f"{_listed(parts)}."[1:]
+    return sentence(listed([f"{full_name(thing)} {thing.place}" for thing in scene.things]))
+
+
+def describe_in_detail(scene: Scene, rng: random.Random) -> Turn:
+    """Ask for everything: how many, the background, and which are outlines."""
+    question = rng.choice(
+        (CAPTION["detailed"].text, "Describe this picture in detail.", "Tell me more about it.")
+    )
+    number = len(scene.things)
+    start = "There is one shape" if number == 1 else f"There are {NUMBERS[number]} shapes"
+    behind = "" if scene.fill == "graded" else f" on a {scene.background} background"
+    things = [f"{full_name(thing, outline=True)} {thing.place}" for thing in scene.things]
+    return Turn("describe_in_detail", question, f"{start}{behind}: {listed(things)}.")
 
 
 def colour(scene: Scene, rng: random.Random) -> Turn | None:
     """Ask for the colour of what only one thing can be."""
+    thing = _only(scene, rng, lambda each: each.place)
+    if thing is not None and rng.random() < 0.15:
+        question = f"What color is the shape {thing.place}?"
+        return Turn("colour", question, f"{thing.colour.capitalize()}.")
     thing = _only(scene, rng, lambda each: each.shape)
     if thing is None:
         return None
@@ -84,7 +105,7 @@ def shape(scene: Scene, rng: random.Random) -> Turn | None:
         if thing is None:
             return None
         question = f"Which shape is {thing.place}?"
-    return Turn("shape", question, f"{_with_article(thing.shape)}.")
+    return Turn("shape", question, sentence(article(thing.shape)))
 
 
 def count(scene: Scene, rng: random.Random) -> Turn:
@@ -99,7 +120,9 @@ def count(scene: Scene, rng: random.Random) -> Turn:
         name = rng.choice(scene.things).colour if rng.random() < 0.8 else rng.choice(COLOURS)
         number, what = sum(each.colour == name for each in scene.things), f"{name} shapes"
     question = rng.choice((f"How many {what} are there?", f"How many {what} do you see?"))
-    return Turn("count", question, f"{_NUMBERS[number].capitalize()}.")
+    if what == "shapes" and rng.random() < 0.1:
+        question = "How many?"
+    return Turn("count", question, f"{NUMBERS[number].capitalize()}.")
 
 
 def where(scene: Scene, rng: random.Random) -> Turn | None:
@@ -148,8 +171,35 @@ def is_there(scene: Scene, rng: random.Random) -> Turn:
         what = f"{colour} {shape}" if rng.random() < 0.7 else shape
         if there == any(what in (" ".join(each.pair), each.shape) for each in scene.things):
             break
-    question = rng.choice((f"Is there {_article(what)}?", f"Do you see {_article(what)}?"))
+    question = rng.choice((f"Is there {article(what)}?", f"Do you see {article(what)}?"))
     return Turn("is_there", question, "Yes." if there else "No.")
+
+
+def what_is(scene: Scene, rng: random.Random) -> Turn | None:
+    """Ask what lies at a place, or which thing is the largest or smallest."""
+    thing = _only(scene, rng, lambda each: each.place)
+    if thing is not None and rng.random() < 0.6:
+        question = rng.choice((f"What is {thing.place}?", f"What do you see {thing.place}?"))
+        return Turn("what_is", question, sentence(full_name(thing)))
+    if len(scene.things) == 1:
+        return None
+    ordered = sorted(scene.things, key=lambda each: each.radius)
+    largest = rng.random() < 0.6
+    thing, next_one = (ordered[-1], ordered[-2]) if largest else (ordered[0], ordered[1])
+    ratio = max(thing.radius, next_one.radius) / min(thing.radius, next_one.radius)
+    if ratio < _MUCH_LARGER:
+        return None
+    word = "largest" if largest else "smallest"
+    question = rng.choice((f"Which shape is the {word}?", f"What is the {word} shape?"))
+    return Turn("what_is", question, sentence(article(" ".join(thing.pair))))
+
+
+def background(scene: Scene, rng: random.Random) -> Turn | None:
+    """Ask for the background's color, where it has one."""
+    if scene.fill == "graded":
+        return None
+    question = rng.choice(("What color is the background?", "Which color is the background?"))
+    return Turn("background", question, f"{scene.background.capitalize()}.")
 
 
 def how_large(scene: Scene, rng: random.Random) -> Turn | None:
@@ -180,6 +230,7 @@ def not_there(scene: Scene, rng: random.Random) -> Turn:
             f"Where is the {name}?",
             f"What is the name of the {rng.choice(('man', 'dog', 'artist', 'street'))}?",
             f"When was this {rng.choice(('taken', 'drawn'))}?",
+            rng.choice(("What does it say?", "What does the text say?", READ["plain"].text)),
         )
     )
     return Turn("not_there", question, CANNOT_TELL)
@@ -187,18 +238,22 @@ def not_there(scene: Scene, rng: random.Random) -> Turn:
 
 ABOUT_ONE: dict[str, Callable[[Scene, random.Random], Turn | None]] = {
     "describe": describe,
+    "describe_in_detail": describe_in_detail,
     "colour": colour,
     "shape": shape,
     "count": count,
     "where": where,
     "relation": relation,
     "is_there": is_there,
+    "what_is": what_is,
+    "background": background,
     "size": how_large,
     "filled": filled,
     "not_there": not_there,
 }
 _SHARES = {"describe": 5, "colour": 3, "shape": 3, "count": 4, "where": 4, "relation": 5}
-_SHARES |= {"is_there": 4, "size": 1, "filled": 1, "not_there": 2}
+_SHARES |= {"is_there": 4, "what_is": 2, "size": 1, "filled": 1, "not_there": 2}
+_SHARES |= {"describe_in_detail": 1, "background": 1}
 
 
 def turns(scene: Scene, rng: random.Random, number: int) -> list[Turn]:
@@ -237,66 +292,7 @@ def _means(turn: Turn, thing: Thing) -> bool:
     return turn.question.endswith(f"{thing.shape}?") and turn.answer.lower().startswith(thing.place)
 
 
-# --- about several --------------------------------------------------------------------------------
-
-
-def about_several(scenes: Sequence[Scene], rng: random.Random) -> Turn | None:
-    """Ask something for which two or three pictures have to be looked at, or one picked out."""
-    names = [f"the {_ORDINALS[number]} picture" for number in range(len(scenes))]
-    draw = rng.random()
-    if draw < 0.35:
-        amounts = [len(scene.things) for scene in scenes]
-        most = rng.random() < 0.6
-        wanted = max(amounts) if most else min(amounts)
-        if amounts.count(wanted) > 1:
-            return None
-        question = f"Which picture has {'the most' if most else 'the fewest'} shapes?"
-        if len(scenes) == 2:
-            question = f"Which picture has {'more' if most else 'fewer'} shapes?"
-        return Turn("compare", question, f"The {_ORDINALS[amounts.index(wanted)]}.")
-    number = rng.randrange(len(scenes))
-    thing = rng.choice(scenes[number].things)
-    if draw < 0.75:
-        what = f"{thing.colour} {thing.shape}" if rng.random() < 0.6 else thing.shape
-        has = [any(what in (" ".join(t.pair), t.shape) for t in scene.things) for scene in scenes]
-        if sum(has) != 1:
-            return None
-        question = rng.choice(
-            (f"Which picture has {_article(what)}?", f"Which picture shows {_article(what)}?")
-        )
-        return Turn("compare", question, f"The {_ORDINALS[number]}.")
-    turn = (colour, count, where)[rng.randrange(3)](scenes[number], rng)
-    if turn is None:
-        return None
-    return Turn("one_of_several", f"{turn.question[:-1]} in {names[number]}?", turn.answer)
-
-
-# --- words ----------------------------------------------------------------------------------------
-
-
-def full_name(thing: Thing) -> str:
-    """Return such as "a small red circle" or "the outline of a blue star"."""
-    size = "" if thing.size == "medium" else f"{thing.size} "
-    return f"a {size}{thing.colour} {thing.shape}" if size else _article(" ".join(thing.pair))
-
-
-def plural(shape: str) -> str:
-    """Return the plural of a shape's name."""
-    return f"{shape}es" if shape == "cross" else f"{shape}s"
-
-
-def _article(what: str) -> str:
-    return f"{'an' if what[0] in 'aeio' else 'a'} {what}"
-
-
-def _with_article(what: str) -> str:
-    return _article(what).capitalize()
-
-
-def _listed(parts: Sequence[str]) -> str:
-    if len(parts) == 1:
-        return parts[0]
-    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+# --- which thing is meant -------------------------------------------------------------------------
 
 
 def _count(scene: Scene, pair: tuple[str, str]) -> int:

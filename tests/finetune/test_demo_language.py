@@ -75,7 +75,7 @@ def test_a_talk_is_the_prompt_of_its_turns_and_labels_are_its_answers(talks, tok
         for start, _ in talk.pictures:
             assert (talk.ids[start : start + format.image_tokens] == format.soft).all()
             assert talk.ids[start - 1] == format.boi
-    assert {"describe", "relation", "compare", "itself"} <= seen
+    assert {"describe", "relation", "compare", "comparison", "itself"} <= seen
 
 
 def test_the_first_turn_is_what_the_model_is_asked_later(talks, tokenizer, format):
@@ -176,3 +176,11 @@ def test_learning_makes_answers_likelier_in_the_whole_vocabulary(talks, reader, 
     )
     assert loss() < 0.9 * before
     assert all(0 <= share <= 1 for share in measured(reader, talks, 4).values())
+
+
+def test_pictures_to_be_compared_in_words_are_labelled_as_the_task_labels_them(talks, tokenizer):
+    chosen = (talks.talk(random.Random(seed)) for seed in range(400))
+    talk = next(t for t in chosen if "comparison" in {kind for kind, _, _ in t.kinds})
+    for number, (first, _) in enumerate(talk.pictures, start=1):
+        before = tokenizer.decode(talk.ids[:first].tolist())
+        assert f"Picture {number}:" in before[-60:]

@@ -2,8 +2,13 @@ import itertools
 import random
 from dataclasses import replace
 
-from gemma3vl_app.finetune import about_itself, scene_questions
-from gemma3vl_app.finetune.scenes import Scene, Thing, random_scene
+from gemma3vl_app.finetune import (
+    about_itself,
+    scene_comparisons,
+    scene_questions,
+    scene_wording,
+)
+from gemma3vl_app.finetune.scenes import COLOURS, SHAPES, Scene, Thing, random_scene
 
 
 def thing(pair: str, x: float, y: float, size="medium", outlined=False) -> Thing:
@@ -95,7 +100,7 @@ def test_questions_about_several_pictures_have_one_right_answer():
     more = SCENE
     less = replace(SCENE, things=SCENE.things[:1])
     rng = random.Random(4)
-    found = [scene_questions.about_several((more, less), rng) for _ in range(400)]
+    found = [scene_comparisons.about_several((more, less), rng) for _ in range(400)]
     said = {turn.question: turn.answer for turn in found if turn is not None}
     assert said["Which picture has more shapes?"] == "The first."
     assert said["Which picture has fewer shapes?"] == "The second."
@@ -104,6 +109,56 @@ def test_questions_about_several_pictures_have_one_right_answer():
     assert said["What color is the circle in the second picture?"] == "Red."
 
 
+def test_pictures_are_compared_in_words_by_their_numbers():
+    less = replace(SCENE, things=(thing("red circle", 0.1, 0.1),))
+    other = replace(SCENE, things=(thing("pink heart", 0.1, 0.1),))
+    assert scene_comparisons.comparison((SCENE, less)).answer == (
+        "Picture 1 shows a red circle, a blue star and a blue circle. "
+        "Picture 2 shows a red circle. Each shows a circle. Picture 1 has the most shapes."
+    )
+    assert scene_comparisons.comparison((less, other)).answer == (
+        "Picture 1 shows a red circle. Picture 2 shows a pink heart. They have no shape in common."
+    )
+
+
+def test_in_detail_the_background_and_outlines_are_told():
+    rng = random.Random(5)
+    assert scene_questions.describe_in_detail(SCENE, rng).answer == (
+        "There are three shapes on a white background: a red circle at the top left, a large blue "
+        "star in the middle and a small outlined blue circle at the bottom right."
+    )
+    one = replace(SCENE, things=SCENE.things[:1], fill="graded")  # what colour, nobody could say
+    answer = scene_questions.describe_in_detail(one, rng).answer
+    assert answer == "There is one shape: a red circle at the top left."
+    assert set(answers("background").values()) == {"White."}
+    assert not answers("background", one)
+
+
+def test_what_lies_somewhere_or_is_the_largest_is_one_thing():
+    things = [replace(t, radius=r) for t, r in zip(SCENE.things, (0.1, 0.2, 0.09), strict=True)]
+    found = answers("what_is", replace(SCENE, things=tuple(things)))
+    assert found["What is in the middle?"] == "A large blue star."
+    assert found["Which shape is the largest?"] == "A blue star."
+    assert not any("smallest" in question for question in found)  # nearly as small as another
+
+
+def test_other_words_are_still_the_same_question():
+    rng = random.Random(6)
+    said = {
+        scene_wording.in_other_words("What color is the circle in the picture?", rng)
+        for _ in range(500)
+    }
+    assert "What colour is the circle in the picture?" in said
+    assert "what color is the circle in the drawing" in said
+    assert {each.lower().rstrip("?").split()[4] for each in said} == {"circle"}
+
+
 def test_no_question_about_itself_has_two_answers():
     questions = [question for question, _ in about_itself.turns()]
-    assert len(questions) == len(set(questions)) >= 80
+    assert len(questions) == len(set(questions)) >= 200
+    assert about_itself.NO_PICTURE not in {answer for _, answer in about_itself.at_any_time()}
+
+
+def test_shapes_and_colours_it_says_it_knows_are_those_it_knows():
+    assert all(shape in about_itself.SHAPES_KNOWN for shape in SHAPES)
+    assert all(colour in about_itself.COLOURS_KNOWN for colour in COLOURS)
