@@ -2,7 +2,7 @@
 
 import pytest
 
-from gemma3vl_app.errors import LoadError
+from gemma3vl_app.errors import EngineError, LoadError
 from tests.manager.loads import HELLO, in_threads, kinds
 
 
@@ -66,6 +66,10 @@ def test_swapping_to_what_is_there(manager, loads):
 
 def test_threads_that_swap_at_once_end_with_one_model(manager):
     manager.load("a")
-    in_threads(*[lambda name=name: manager.swap(name) for name in "bcdebcde"])
+    swapped = in_threads(*[lambda name=name: manager.swap(name) for name in "bcdebcde"])
+    overtaken = [each for each in swapped if isinstance(each, EngineError)]
+    assert all("was unloaded again meanwhile" in str(each) for each in overtaken)
+    assert len(overtaken) < len(swapped)
+    assert manager.current in swapped
     assert len(manager.resident) == 1
     assert manager.resident[0].current

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import threading
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -98,8 +100,13 @@ def test_stdin_cannot_be_two_things(backend, run, folder):
 def test_a_real_pipe_is_read_to_its_end(backend, run, monkeypatch):
     ends = os.pipe()
     os.write(ends[1], b"Hello ")
-    os.write(ends[1], b"you")
-    os.close(ends[1])
+
+    def say_the_rest():
+        time.sleep(0.2)  # what is there already has been read by then
+        os.write(ends[1], b"you")
+        os.close(ends[1])
+
+    threading.Thread(target=say_the_rest).start()
     with open(ends[0], encoding="utf-8") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         assert run("ask", "demo")[:2] == (0, "Hello you\n")
