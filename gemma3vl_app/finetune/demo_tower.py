@@ -40,7 +40,7 @@ HEADS = {
     "outlined": 2,
     "place": len(PLACES),
 }
-_WAVE_HEIGHT = 0.3
+_WAVES_TO_PATCHES = 1 / 3  # how strong positions begin beside what patches look like
 _CENTRE_WEIGHT = 3.0  # few cells hold a centre
 _INSIDE = 0.8  # of a thing's radius: patches so near its centre are taken for a part of it
 _TEST_PICTURES, _TEST_SEEDS = 512, 1_000_000
@@ -187,8 +187,7 @@ def places_as_waves(side: int, width: int) -> torch.Tensor:
     """Return a vector for each place of a square, row by row; (side * side, width).
 
     Sines and cosines of both coordinates, slow and fast ones (Vaswani et al. 2017, for an image).
-    As strong as what patches look like: with the usual tiny random numbers, the tower had still not
-    found out where things are after 600 steps of whole scenes.
+    Of a standard deviation of 1.
     """
     count = width // 4
     lengths = torch.logspace(math.log10(4), math.log10(4 * side), count)  # of the waves, in patches
@@ -196,7 +195,8 @@ def places_as_waves(side: int, width: int) -> torch.Tensor:
     waves = torch.cat([turns.sin(), turns.cos()], dim=1)  # (side, width / 2)
     rows = waves[:, None].expand(-1, side, -1)
     columns = waves[None].expand(side, -1, -1)
-    return _WAVE_HEIGHT * torch.cat([rows, columns], dim=-1).reshape(side * side, width)
+    table = torch.cat([rows, columns], dim=-1).reshape(side * side, width)
+    return table / table.std()
 
 
 def labels_of(scene: Scene, cells_a_side: int) -> npt.NDArray[np.int8]:
@@ -296,6 +296,19 @@ def whitened_patches(pixels: Pixels, model: TowerWithHeads) -> None:
         convolution.bias.copy_(-filters @ mean)
 
 
+@torch.no_grad()
+def put_places_in(model: TowerWithHeads, pixels: Pixels) -> None:
+    """Replace the position embeddings by waves, a third as strong as what patches look like.
+
+    Single shapes lie anywhere, so their stage teaches the tower to pass over its tiny random
+    positions; with those it had not found out where things are after 600 steps of whole scenes.
+    """
+    embeddings = model.tower.embeddings
+    strength = embeddings.patch_embedding(_scaled(pixels)).std() * _WAVES_TO_PATCHES
+    table = embeddings.position_embedding.weight
+    table.copy_(strength * places_as_waves(model.patches, table.shape[1]))
+
+
 def train_stage(
     model: TowerWithHeads, stage: Stage, out: Path, *, first: bool, first_step: int = 0
 ) -> None:
@@ -320,6 +333,8 @@ def train_stage(
     logger.info("%s: drawn in %.0f s", stage.name, time.perf_counter() - began)
     if first and step == 0:
         whitened_patches(drawn.pixels, model)
+    if "place" in stage.heads and step == 0:
+        put_places_in(model, drawn.pixels[:200])
     began = time.perf_counter()
     while step < stage.steps:
         rng = np.random.default_rng((stage.seed, step))

@@ -63,6 +63,26 @@ def test_places_are_told_from_each_other_and_near_ones_are_alike():
     assert torch.allclose(likeness[0, 0, 0, 1], likeness[3, 2, 3, 3], atol=1e-4)  # by distance only
 
 
+def test_where_places_are_asked_positions_begin_a_third_as_strong_as_patches(
+    tower, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("gemma3vl_app.finetune.demo_tower._TEST_PICTURES", 8)
+    embeddings = tower.tower.embeddings
+    table = embeddings.position_embedding.weight
+    stages = [
+        replace(TINY, steps=1, learning_rate=1e-9),
+        replace(TINY, name="scenes", side=64, steps=1, learning_rate=1e-9, heads=tuple(HEADS)),
+    ]
+    before = table.detach().std().item()
+    train_stage(tower, stages[0], tmp_path, first=True)
+    assert table.detach().std().item() == pytest.approx(before, rel=1e-4)  # single things lie anywhere
+    train_stage(tower, stages[1], tmp_path, first=False)
+    pixels = torch.from_numpy(draw_stage(stages[1], 40, stages[1].seed, tower).pixels)
+    with torch.no_grad():
+        patches = embeddings.patch_embedding(pixels.permute(0, 3, 1, 2) / 127.5 - 1)
+    assert (table.detach().std() / patches.std()).item() == pytest.approx(1 / 3, rel=0.1)
+
+
 def test_mirrored_pictures_are_labelled_as_if_drawn_so():
     scene = random_scene(random.Random(4), count=3)
     turned = replace(scene, things=tuple(replace(t, x=1 - t.x) for t in scene.things))
