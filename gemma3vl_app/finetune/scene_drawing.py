@@ -53,7 +53,7 @@ def draw_with_mask(
     short = side or rng.randint(160, 320)
     width, height = _long(short, scene.aspect), _long(short, 1 / scene.aspect)
     factor = 2 if scene.style == "smooth" else 1
-    picture = _background(scene, rng, width, height).resize((width * factor, height * factor))
+    picture = background(scene, rng, width, height).resize((width * factor, height * factor))
     mask = Image.new("L", picture.size)
     for thing in scene.things:
         points, line = _around(thing, scene, rng, picture.size)
@@ -61,7 +61,7 @@ def draw_with_mask(
         ImageDraw.Draw(mask).polygon(points, fill=255)
     if factor > 1:
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    return _compressed(picture, rng) if rng.random() < 0.3 else picture, mask
+    return compressed(picture, rng) if rng.random() < 0.3 else picture, mask
 
 
 def _long(short: int, ratio: float) -> int:
@@ -210,7 +210,8 @@ def _shade(picture: Image.Image, points: list[tuple[float, float]], rgb: Rgb) ->
 # --- the background, and what happens to pictures -------------------------------------------------
 
 
-def _background(scene: Scene, rng: random.Random, width: int, height: int) -> Image.Image:
+def background(scene: Scene, rng: random.Random, width: int, height: int) -> Image.Image:
+    """Return a scene's background alone, width by height pixels."""
     rgb = np.array(tone(scene.background, rng), dtype=np.float64)
     if scene.fill == "plain":
         return Image.new("RGB", (width, height), tuple(int(c) for c in rgb))
@@ -226,7 +227,7 @@ def _background(scene: Scene, rng: random.Random, width: int, height: int) -> Im
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _compressed(picture: Image.Image, rng: random.Random) -> Image.Image:
+def compressed(picture: Image.Image, rng: random.Random) -> Image.Image:
     """Return the picture as JPEG shows it."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=rng.randint(35, 90))

@@ -14,7 +14,7 @@ _SWAPPED, _LOWER, _BARE = 0.2, 0.12, 0.12  # shares of questions
 
 def full_name(thing: Thing, *, outline: bool = False) -> str:
     """Return such as "a small red circle", or "a small outlined red circle" where asked for."""
-    words = [] if thing.size == "medium" else [thing.size]
+    words: list[str] = [] if thing.size == "medium" else [thing.size]
     words += ["outlined"] if outline and thing.outlined else []
     return article(" ".join([*words, *thing.pair]))
 

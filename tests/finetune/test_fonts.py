@@ -1,5 +1,6 @@
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from gemma3vl_app.finetune.fonts import CHARACTERS, FAMILIES, Face
 
 @pytest.fixture
 def a_font(needs_fonts):
-    return fonts.find(fonts.FOLDERS)[Face("DejaVu Sans")]
+    return Path(str(fonts.font(Face("DejaVu Sans"), 20).path))
 
 
 def test_no_file_and_no_package_of_a_held_out_family_is_trained_on():
@@ -20,6 +21,11 @@ def test_no_file_and_no_package_of_a_held_out_family_is_trained_on():
     assert set(files.values()) == {1}
     packages = [{f.package for f in FAMILIES.values() if f.held_out == held} for held in (0, 1)]
     assert not packages[0] & packages[1]
+
+
+def test_ci_installs_the_packages_of_all_families():
+    listed = Path(".ci/fonts.txt").read_text(encoding="utf-8").split()
+    assert listed == sorted({family.package for family in FAMILIES.values()})
 
 
 def test_every_family_has_a_licence_and_enough_families_are_listed():
@@ -36,7 +42,7 @@ def test_too_few_families_are_refused_with_the_packages_that_bring_more():
     assert "apt-get install fonts-cantarell" in str(refused.value)
     assert "fonts-lato" not in str(refused.value)  # there already
     assert "fonts-cabin" not in str(refused.value)  # held out
-    with pytest.raises(TrainingError, match="to test on.*fonts-jetbrains-mono"):
+    with pytest.raises(TrainingError, match=r"to test on.*fonts-jetbrains-mono"):
         fonts.enough([Face("Lato"), Face("Cabin")], held_out=True)
 
 
