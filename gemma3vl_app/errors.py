@@ -43,3 +43,11 @@ class TrainingError(Gemma3VLError):
 
 class TrainingDataError(TrainingError):
     """Training data cannot be used; the message counts and names the first items of each kind."""
+
+
+class StoreError(Gemma3VLError):
+    """Conversations cannot be read from or written to the disk; what was saved before is kept."""
+
+
+class UnknownConversationError(StoreError):
+    """This owner has no conversation of that id."""

@@ -158,8 +158,12 @@ def to_document(
     *,
     saved: str,
     software: Mapping[str, str],
+    first: int = 0,
 ) -> Document:
-    """Return the document of a transcript; `files` are the SHA-256 of the pictures' bytes."""
+    """Return the document of a transcript; `files` are the SHA-256 of the pictures' bytes.
+
+    Turns before `first` are left out, for who has their entries: they depend on no later turn.
+    """
     found = dict.fromkeys(g.model for turn in transcript.turns for g in turn.generated)
     models = {model: number for number, model in enumerate(found)}
     return Document(
@@ -181,7 +185,7 @@ def to_document(
                 parts=[_part(part, files) for part in turn.message.parts],
                 generated=[_piece(each, models) for each in turn.generated],
             )
-            for turn in transcript.turns
+            for turn in transcript.turns[first:]
         ],
         head=transcript.head,
     )

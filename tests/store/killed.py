@@ -16,13 +16,14 @@ import sys
 import time
 from pathlib import Path
 
-from gemma3vl_app.store import ConversationStore, database
+from gemma3vl_app.store import ConversationStore, database, picture_files
 from tests.conversation_file.chats import drawn
 from tests.store.talks import is_intact, picture_names, talk, texts
 
 OWNER = "anna"
 TRACED = (os.sep + "store" + os.sep, "atomic_file.py")
 GONE = -1
+PICTURES = [drawn(shade) for shade in range(50)]
 
 
 def text(id: str, place: int) -> str:
@@ -31,7 +32,7 @@ def text(id: str, place: int) -> str:
 
 def transcript_of(id: str, turns: int):
     """The conversation `id` after so many turns; pictures are shared by some conversations."""
-    pictures = [drawn(int(id[:2], 16) % 8), drawn(turns // 3)]
+    pictures = [PICTURES[int(id[:2], 16) % 8], PICTURES[turns // 3 % 50]]
     return talk(*(text(id, place) for place in range(turns)), pictures=pictures)
 
 
@@ -78,8 +79,13 @@ def kill_at(line: int) -> None:
     sys.settrace(enter)
 
 
-def killed_use(folder: Path, rng: random.Random, known: dict[str, int]) -> dict[str, int]:
-    """Let a process use the store and kill it; returns what it had begun without an answer."""
+def killed_use(
+    folder: Path, rng: random.Random, known: dict[str, int]
+) -> tuple[int, dict[str, int]]:
+    """Let a process use the store and kill it.
+
+    Returns how many changes it acknowledged, and what it had begun without an answer.
+    """
     reader, writer = os.pipe()
     seed, by_line = rng.random(), rng.random() < 0.5
     line, seconds = rng.randint(1, 4000), rng.uniform(0, 0.25)
@@ -95,14 +101,15 @@ def killed_use(folder: Path, rng: random.Random, known: dict[str, int]) -> dict[
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL, f"ended with {status}"
-    begun: dict[str, int] = {}
+    acknowledged, begun = 0, {}
     with os.fdopen(reader) as said:
         for kind, id, turns in map(json.loads, said):
             if kind == "begun":
                 begun = {id: turns}
             else:
                 known[id], begun = turns, {}
-    return begun
+                acknowledged += 1
+    return acknowledged, begun
 
 
 def check(folder: Path, known: dict[str, int], begun: dict[str, int]) -> None:
@@ -123,9 +130,8 @@ def check(folder: Path, known: dict[str, int], begun: dict[str, int]) -> None:
             assert texts(transcript) == [text(id, place) for place in range(entry.turns)]
             if entry.turns:
                 assert transcript == transcript_of(id, entry.turns)
-        assert set(picture_names(folder)) >= {
-            file for (file,) in store._database._db.execute("SELECT file FROM pictures")
-        }
+        named = {file for (file,) in store._database._db.execute("SELECT file FROM pictures")}
+        assert set(picture_names(folder)) == named
         left = b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
         gone = [id for id, turns in known.items() if turns == GONE]
         assert not [id for id in gone if f"{id} says".encode() in left], "deleted text is left"
@@ -134,11 +140,15 @@ def check(folder: Path, known: dict[str, int], begun: dict[str, int]) -> None:
 def main(folder: str, kills: str, seed: str) -> None:
     database.SYNCHRONOUS = "OFF"  # SIGKILL takes nothing back that was written
     os.fsync = lambda _: None
+    picture_files.ORPHAN_SECONDS = -1.0  # nobody else is at work when a store is opened
     rng = random.Random(int(seed))
     known: dict[str, int] = {}
+    total = 0
     for _ in range(int(kills)):
-        check(Path(folder), known, killed_use(Path(folder), rng, known))
-    print(len(known), sum(turns for turns in known.values() if turns != GONE))
+        acknowledged, begun = killed_use(Path(folder), rng, known)
+        total += acknowledged
+        check(Path(folder), known, begun)
+    print(total)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,13 @@ KILLS = int(os.environ.get("GEMMA3VL_KILLS", "40"))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks on this system")
-@pytest.mark.parametrize("seed", [1, 2])
-def test_what_was_acknowledged_survives_a_kill_at_any_moment(tmp_path, seed):
+def test_what_was_acknowledged_survives_a_kill_at_any_moment(tmp_path):
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.store.killed", str(tmp_path / "x"), str(KILLS), str(seed)],
+        [sys.executable, "-m", "tests.store.killed", str(tmp_path / "x"), str(KILLS), "1"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=20 + 2 * KILLS,
     )
     assert not ended.returncode, ended.stderr[-3000:]
-    conversations, turns = map(int, ended.stdout.split())
-    assert conversations >= KILLS / 8
-    assert turns >= KILLS / 2
+    assert int(ended.stdout) > KILLS  # changes that were acknowledged

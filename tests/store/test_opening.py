@@ -267,14 +267,12 @@ def test_a_damaged_database_is_put_aside_whole_and_a_new_one_begun(used, damage,
     assert is_intact(used)
 
 
-def test_a_journal_of_the_damaged_database_is_not_taken_for_the_new_ones(used):
-    no_database(used / database.DATABASE)
-    (used / f"{database.DATABASE}-journal").write_bytes(b"a journal")
-    (used / f"{database.DATABASE}-wal").write_bytes(b"a log")
-    with ConversationStore(used) as store:
-        assert "-wal" not in {path.name[-4:] for path in used.iterdir()}
-        store.create("anna", talk("Hello"))
-    assert is_intact(used)
+def test_no_journal_of_the_damaged_database_stays_with_the_new_one(used):
+    for ending in ("-journal", "-wal", "-shm"):
+        (used / f"{database.DATABASE}{ending}").write_bytes(b"of the old one")
+    aside = used / database._put_aside(used)
+    assert {path.name for path in used.iterdir()} == {".lock", aside.name}
+    assert len(list(aside.iterdir())) == 5
 
 
 def test_damaged_twice_in_a_second_nothing_is_overwritten(used):
@@ -286,7 +284,7 @@ def test_damaged_twice_in_a_second_nothing_is_overwritten(used):
 
 def test_no_flipped_byte_goes_unnoticed_or_ends_in_a_traceback(used):
     whole = (used / database.DATABASE).read_bytes()
-    for place in range(0, len(whole), 331):
+    for place in range(0, len(whole), 701):
         (used / database.DATABASE).write_bytes(
             whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]
         )
@@ -299,9 +297,9 @@ def test_no_flipped_byte_goes_unnoticed_or_ends_in_a_traceback(used):
             assert str(used) not in str(error)
 
 
-def test_a_database_that_is_damaged_while_it_is_open_is_told(used, monkeypatch):
+def test_a_database_that_is_damaged_while_it_is_open_is_told(used):
     with ConversationStore(used) as store:
-        overwritten(used / database.DATABASE)
+        no_database(used / database.DATABASE)
         with pytest.raises(StoreError, match="damaged"):
             store.list("anna")
 
@@ -334,9 +332,15 @@ def test_stores_that_are_opened_at_the_same_time_make_one_database(folder):
         store.close()
 
 
-def test_a_damaged_database_opened_twice_at_the_same_time_is_put_aside_once(used):
+def test_a_damaged_database_opened_twice_at_the_same_time_is_put_aside_once(used, monkeypatch):
     no_database(used / database.DATABASE)
-    stores = []
+    stores, put_aside = [], database._put_aside
+
+    def put_aside_slowly(folder):
+        time.sleep(0.2)
+        return put_aside(folder)
+
+    monkeypatch.setattr(database, "_put_aside", put_aside_slowly)
     threads = [
         threading.Thread(target=lambda: stores.append(ConversationStore(used))) for _ in range(4)
     ]
@@ -344,6 +348,7 @@ def test_a_damaged_database_opened_twice_at_the_same_time_is_put_aside_once(used
         thread.start()
     for thread in threads:
         thread.join()
+    assert len(stores) == 4
     assert sum(store.notice is not None for store in stores) == 1
     for store in stores:
         store.close()

@@ -12,11 +12,12 @@ from tests.conversation_file.chats import drawn
 from tests.store.talks import talk
 
 TURNS = 5
+PICTURES = [drawn(shade) for shade in range(7)]
 
 
 def said(name: str, conversation: int, turns: int):
     texts = (f"{name} {conversation} {place}" for place in range(turns))
-    return talk(*texts, pictures=[drawn(conversation % 7)])
+    return talk(*texts, pictures=[PICTURES[conversation % 7]])
 
 
 def main(folder: str, name: str, writes: str) -> None:
