@@ -223,7 +223,7 @@ class Chat:
 
     def versions(self, index: int) -> tuple[Message, ...]:
         """Return all branches that message `index` (from 0) is one of, oldest first."""
-        self._settle()
+        self._settle_if_over()
         turn = self._turn(index)
         assert turn.parent is not None
         return tuple(child.message for child in turn.parent.children if child.message is not None)

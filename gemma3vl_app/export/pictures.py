@@ -34,9 +34,14 @@ def encode_shown(picture: Picture) -> Encoded:
     """Encode for people's eyes: at most `SHOWN_SIDE` a side; photos (JPEG) stay JPEG."""
     image = picture.rgb
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
-    if picture.data.startswith(_JPEG_START):
+    if is_photo(picture):
         return _encode(image, "jpeg", quality=_SHOWN_JPEG_QUALITY)
     return _encode(image, "png")
+
+
+def is_photo(picture: Picture) -> bool:
+    """Whether a picture came as JPEG, and is shown as one."""
+    return picture.data.startswith(_JPEG_START)
 
 
 def encode_exact(picture: Picture) -> Encoded:

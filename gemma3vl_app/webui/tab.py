@@ -1,0 +1,202 @@
+"""One browser tab: which conversation it shows, and what a person does there.
+
+Turns what a person sent into calls of a `LiveChat`, and its moments into `View`s. Knows nothing of
+gradio or HTML.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from gemma3vl_app.backends.protocol import Backend, StreamOptions
+from gemma3vl_app.chat import Chat
+from gemma3vl_app.errors import ConversationError, Gemma3VLError
+from gemma3vl_app.pictures import Picture
+from gemma3vl_app.stream import Stream
+from gemma3vl_app.webui.library import Library, Opened
+from gemma3vl_app.webui.live_chat import OUR_FAULT, Moment
+from gemma3vl_app.webui.shown_pictures import ShownPictures
+from gemma3vl_app.webui.view import DEFAULTS, Draft, Settings, Shown, View
+
+_log = logging.getLogger(__name__)
+
+
+class Tab:
+    """Show one conversation of `owner` at a time; every action yields views until it is over."""
+
+    def __init__(
+        self,
+        library: Library,
+        pictures: ShownPictures,
+        backend: Callable[[], Backend],
+        owner: str,
+        id: str | None = None,
+    ) -> None:
+        """Begin with conversation `id`, or with a new one; raises what `Library.open` raises."""
+        self._library = library
+        self._pictures = pictures
+        self._backend = backend
+        self.owner = owner
+        self._opened = library.open(owner, id) if id else library.new(owner)
+
+    @property
+    def id(self) -> str:
+        """Which conversation is shown."""
+        return self._opened.id
+
+    # --- which conversation ---
+
+    def new(self) -> View:
+        """Show a new, empty conversation; the one before goes on by itself."""
+        self._opened = self._library.new(self.owner)
+        return self._view(draft=Draft())
+
+    def open(self, id: str) -> Iterator[View]:
+        """Show another conversation, and its answer while it grows."""
+        try:
+            self._opened = self._library.open(self.owner, id)
+        except Gemma3VLError as error:
+            yield self._told(error)
+            return
+        yield from self.watch()
+
+    def delete(self, id: str) -> View:
+        """Delete a conversation; where it is shown, a new one takes its place."""
+        try:
+            self._library.delete(self.owner, id)
+        except Gemma3VLError as error:
+            return self._told(error)
+        self._pictures.forget(id)
+        return self.new() if id == self.id else self._view()
+
+    def watch(self) -> Iterator[View]:
+        """Show the conversation as it is, until no answer is being written."""
+        yield from self._watch(self._opened)
+
+    # --- what is said ---
+
+    def ask(self, draft: Draft, settings: Settings = DEFAULTS) -> Iterator[View]:
+        """Send `draft` and show the answer; where nothing comes of it, the draft comes back."""
+
+        def begin(chat: Chat) -> Stream:
+            chat.system = settings.system or None
+            return chat.stream(
+                draft.text.strip(), images=pictures, crops=settings.crops, **self._options(settings)
+            )
+
+        try:
+            if not draft.text.strip():
+                raise ConversationError("Write a question first; pictures can go with it.")
+            pictures = [Picture.open(file, name=Path(file).name) for file in draft.files]
+        except Gemma3VLError as error:
+            yield replace(self._told(error), draft=draft)
+            return
+        yield from self._answer(begin, draft)
+
+    def regenerate(self, settings: Settings = DEFAULTS) -> Iterator[View]:
+        """Answer the last question anew; the answer so far stays as another version."""
+        yield from self._answer(lambda chat: chat.regenerate(**self._options(settings)))
+
+    def resume(self, settings: Settings = DEFAULTS) -> Iterator[View]:
+        """Go on with an answer that was cut."""
+        yield from self._answer(lambda chat: chat.resume(**self._options(settings)), continues=True)
+
+    def edit(self, index: int, text: str, settings: Settings = DEFAULTS) -> Iterator[View]:
+        """Say message `index` differently and show its answer; the old one stays as a version."""
+        yield from self._answer(lambda chat: chat.edit(index, text, **self._options(settings)))
+
+    def switch(self, index: int, version: int) -> View:
+        """Show another version of message `index`, and what followed it."""
+        return self._change(lambda chat: chat.switch(index, version))
+
+    def undo(self) -> View:
+        """Step back before the last question; it comes back into the box, to be changed."""
+        messages = self._opened.live.moment.messages
+        asked = next((m for m in reversed(messages) if m.role == "user"), None)
+        view = self._change(Chat.undo)
+        if asked is None or view.is_error:
+            return view
+        files = tuple(self._pictures.path(self.id, picture) for picture in asked.pictures)
+        return replace(view, draft=Draft(asked.text, files))
+
+    def stop(self) -> None:
+        """End the answer that is being written; what it has said stays."""
+        self._opened.live.stop()
+
+    # --- inside ---
+
+    def _options(self, settings: Settings) -> StreamOptions:
+        about = self._backend().capabilities
+        return {
+            "sampling": settings.sampling(about.sampling),
+            "max_new_tokens": settings.max_new_tokens or about.answer_tokens,
+            "adapter": settings.adapter,
+        }
+
+    def _answer(
+        self,
+        begin: Callable[[Chat], Stream],
+        draft: Draft | None = None,
+        *,
+        continues: bool = False,
+    ) -> Iterator[View]:
+        opened = self._opened
+        try:
+            writing = opened.live.begin(begin, continues=continues)
+        except Gemma3VLError as error:
+            yield replace(self._told(error), draft=draft)
+            return
+        except Exception:
+            _log.exception("asking failed")
+            yield replace(self._view(), line=OUR_FAULT, is_error=True, draft=draft)
+            return
+        if draft is not None:  # it is sent: the box is free
+            yield replace(self._view(), draft=Draft())
+        yield from self._watch(opened)
+        if draft is not None and writing.taken_back and self._opened is opened:
+            yield replace(self._view(), draft=draft)
+
+    def _watch(self, opened: Opened) -> Iterator[View]:
+        for moment in opened.live.watch():
+            if self._opened is not opened:  # another one is shown meanwhile
+                return
+            yield self._view_of(moment)
+
+    def _change(self, act: Callable[[Chat], None]) -> View:
+        try:
+            self._opened.live.change(act)
+        except Gemma3VLError as error:
+            return self._told(error)
+        return self._view()
+
+    def _told(self, error: Gemma3VLError) -> View:
+        return replace(self._view(), line=str(error), is_error=True)
+
+    def _view(self, *, draft: Draft | None = None) -> View:
+        return replace(self._view_of(self._opened.live.moment), draft=draft)
+
+    def _view_of(self, moment: Moment) -> View:
+        messages = [
+            Shown(
+                message.role,
+                message.text,
+                tuple(self._pictures.path(self.id, picture) for picture in message.pictures),
+                *version,
+            )
+            for message, version in zip(moment.messages, moment.versions, strict=True)
+        ]
+        if moment.continues and messages:
+            messages[-1] = replace(messages[-1], text=messages[-1].text + moment.said)
+        elif moment.said:
+            messages.append(Shown("assistant", moment.said))
+        cut = moment.answer is not None and moment.answer.finish_reason != "stop"
+        return View(
+            tuple(messages),
+            moment.line,
+            moment.is_error,
+            moment.answering,
+            can_continue=cut and not moment.answering,
+        )
