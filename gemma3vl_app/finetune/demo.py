@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from gemma3vl_app.finetune import demo_files, demo_language, demo_tower
+from gemma3vl_app.finetune import demo_files, demo_language, demo_talks, demo_tower
 from gemma3vl_app.loading import demo as shipped_demo
 from gemma3vl_app.loading.base_270m import base_270m_folder
 from gemma3vl_app.loading.checkpoint import open_checkpoint, read_json, read_tensors
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
-DATA = shipped_demo.DATA.parent / "demo_v1"
+DATA = shipped_demo.DATA.parent / "demo_weights"
 POOL_PICTURES, TEST_PICTURES = 8_000, 600
-LEG = demo_language.Leg(steps=2_000)
+LEG = demo_language.Leg(steps=400, learning_rate=8e-4)
 
 
 def main() -> None:
@@ -90,8 +90,8 @@ def train_language(
     options: argparse.Namespace,
 ) -> int:
     """Run a leg of the language stage; returns the number of steps done in all."""
-    pool = demo_language.make_pool(tower, POOL_PICTURES, seed=11)
-    unseen = demo_language.make_pool(tower, TEST_PICTURES, seed=12)
+    pool = demo_talks.make_pool(tower, POOL_PICTURES, seed=11)
+    unseen = demo_talks.make_pool(tower, TEST_PICTURES, seed=12)
     goes_on = begun["stage"] == "language"
     if goes_on:
         demo_files.load_language(reader, options.out)
@@ -99,8 +99,8 @@ def train_language(
         reader.start_projector(pool, tokenizer)
     return demo_language.train(
         reader,
-        demo_language.Talks(pool, tokenizer, format),
-        demo_language.Talks(unseen, tokenizer, format),
+        demo_talks.Talks(pool, tokenizer, format),
+        demo_talks.Talks(unseen, tokenizer, format),
         LEG,
         options.work,
         first_step=begun["step"] if goes_on else 0,

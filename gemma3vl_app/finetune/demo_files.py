@@ -16,7 +16,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from gemma3vl_app.finetune.demo_language import Reader
-from gemma3vl_app.finetune.demo_tower import TowerWithHeads
+from gemma3vl_app.finetune.demo_tower import TowerWithHeads, take_tower
 from gemma3vl_app.loading.checkpoint import read_json
 
 TOWER, ADAPTER, STATE = "tower_projector.safetensors", "adapter_model.safetensors", "training.json"
@@ -65,7 +65,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def load_unfinished(tower: TowerWithHeads, folder: Path) -> None:
     """Take a tower with its heads from where its training was left."""
-    tower.load_state_dict({key: t.float() for key, t in load_file(folder / UNFINISHED).items()})
+    take_tower(tower, {key: t.float() for key, t in load_file(folder / UNFINISHED).items()})
 
 
 def load_tower(tower: TowerWithHeads, folder: Path) -> None:

@@ -14,31 +14,22 @@ import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from peft import LoraConfig, get_peft_model
-from PIL import Image
 from torch import nn
 from transformers import Gemma3ForConditionalGeneration
 
-from gemma3vl_app.finetune import about_itself, scene_comparisons, scene_questions
-from gemma3vl_app.finetune.demo_tower import NOTHING, TowerWithHeads, labels_of, save_checkpoint
-from gemma3vl_app.finetune.scene_drawing import draw
-from gemma3vl_app.finetune.scene_wording import in_other_words
-from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, random_scene
-from gemma3vl_app.messages import Conversation, Part, Text
-from gemma3vl_app.pictures import Picture
-from gemma3vl_app.prompting.format import PromptFormat
-from gemma3vl_app.prompting.prepare import prepare
+from gemma3vl_app.finetune.demo_talks import IGNORED, Pool, Talk, Talks
+from gemma3vl_app.finetune.demo_tower import save_checkpoint
+from gemma3vl_app.finetune.fonts import CHARACTERS
+from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, SIZES
+from gemma3vl_app.finetune.tower_pictures import NOTHING
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
-from gemma3vl_app.tasks.prompts import PICTURE_LABEL
 
 logger = logging.getLogger(__name__)
 
@@ -48,169 +39,8 @@ LORA = LoraConfig(
     lora_dropout=0.0,
     target_modules=r".*language_model.*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
 )
-_PART = 500  # pictures that one process draws at a time
 _DRAWN_IDS = 4096  # tokens of no answer, per step
 _LINE_BREAK_ID = 107
-_TURNS = 7  # about one picture
-IGNORED = -100
-
-
-Said = tuple[list[int], scene_questions.Turn]  # pictures shown with a question, by their numbers
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Scenes and what the tower sees of each: float32 (N, T, width of the tower)."""
-
-    scenes: tuple[Scene, ...]
-    cells: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Talk:
-    """A conversation as tokens: ids (L,), labels (L,), pictures as (first token, number in pool).
-
-    `kinds` holds for each answer its kind and where it lies.
-    """
-
-    ids: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    pictures: tuple[tuple[int, int], ...]
-    kinds: tuple[tuple[str, int, int], ...]
-
-
-# --- what is learned from -------------------------------------------------------------------------
-
-
-def make_pool(tower: TowerWithHeads, count: int, seed: int, *, held_out: bool = False) -> Pool:
-    """Draw `count` scenes, and look at them with the tower."""
-    side = tower.patch * tower.patches
-    parts = [
-        (f"{seed}/{at}", min(_PART, count - at), side, held_out) for at in range(0, count, _PART)
-    ]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        done = list(pool.map(_drawn_part, parts))
-    scenes = tuple(scene for part in done for scene in part[0])
-    seen = []
-    with torch.no_grad():
-        for _, pixels in done:
-            for first in range(0, len(pixels), 50):
-                seen.append(tower.look(pixels[first : first + 50]))
-    return Pool(scenes, torch.cat(seen))
-
-
-def _drawn_part(
-    part: tuple[str, int, int, bool],
-) -> tuple[list[Scene], npt.NDArray[np.uint8]]:
-    seed, count, side, held_out = part
-    rng = random.Random(seed)
-    scenes, pixels = [], np.empty((count, side, side, 3), dtype=np.uint8)
-    for number in range(count):
-        scenes.append(random_scene(rng, held_out=held_out))
-        picture = draw(scenes[-1], rng)
-        pixels[number] = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
-    return scenes, pixels
-
-
-class Talks:
-    """Makes conversations about the scenes of a pool."""
-
-    def __init__(self, pool: Pool, tokenizer: TextTokenizer, format: PromptFormat) -> None:
-        self.pool = pool
-        self._tokenizer = tokenizer
-        self._format = format
-        self._stand_in = Picture.open(Image.new("RGB", (8, 8)))  # its pixels are never looked at
-        self._model_id = int(tokenizer.encode("model")[0])
-
-    def talk(self, rng: random.Random) -> Talk:
-        """Return a conversation: mostly about one picture, also about several or none."""
-        draw = rng.random()
-        if draw < 0.05:
-            return self._about_itself(rng)
-        if draw < 0.70:
-            return self._one_picture(rng)
-        return self._several_pictures(rng)
-
-    def known_ids(self) -> torch.Tensor:
-        """Return the tokens that occur in conversations, answers and questions alike; sorted."""
-        rng = random.Random(0)
-        seen = {int(id) for _ in range(400) for id in self.talk(rng).ids}
-        seen.discard(self._format.soft)
-        about = [text for turn in about_itself.turns() for text in turn]
-        seen |= {int(id) for text in about for id in self._tokenizer.encode(text)}
-        return torch.tensor(sorted(seen))
-
-    def _one_picture(self, rng: random.Random) -> Talk:
-        number = rng.randrange(len(self.pool.scenes))
-        turns = scene_questions.turns(self.pool.scenes[number], rng, _TURNS)
-        # What was described before can be copied: most often it comes last.
-        turns.sort(key=lambda turn: turn.kind.startswith("describe") and rng.random() < 0.7)
-        if rng.random() < 0.15:
-            question, answer = rng.choice(about_itself.at_any_time())
-            turn = scene_questions.Turn("itself", question, answer)
-            turns.insert(rng.randint(1, len(turns)), turn)
-        said: list[Said] = [([number] if at == 0 else [], turn) for at, turn in enumerate(turns)]
-        return self._as_tokens(said, rng)
-
-    def _several_pictures(self, rng: random.Random) -> Talk:
-        numbers = [rng.randrange(len(self.pool.scenes)) for _ in range(rng.choice((2, 2, 2, 3)))]
-        scenes = [self.pool.scenes[number] for number in numbers]
-        said: list[Said] = []
-        draw = rng.random()
-        if draw < 0.45:  # all at once
-            shown: list[int] = numbers
-            wanted = 4
-        elif draw < 0.6:  # all at once, to be compared in words
-            said.append((numbers, scene_comparisons.comparison(scenes)))
-            shown, wanted = [], 2
-        else:  # one after the other, with a question about each
-            for number, scene in zip(numbers, scenes, strict=True):
-                said.append(([number], scene_questions.turns(scene, rng, 1)[0]))
-            shown, wanted = [], 3
-        while wanted:
-            turn = scene_comparisons.about_several(scenes, rng)
-            if turn is not None and turn.question not in {each.question for _, each in said}:
-                said.append((shown, turn))
-                shown, wanted = [], wanted - 1
-        return self._as_tokens(said, rng)
-
-    def _about_itself(self, rng: random.Random) -> Talk:
-        said: list[Said] = [
-            ([], scene_questions.Turn("itself", question, answer))
-            for question, answer in rng.sample(about_itself.turns(), 5)
-        ]
-        return self._as_tokens(said, rng)
-
-    def _as_tokens(self, said: Sequence[Said], rng: random.Random) -> Talk:
-        conversation = Conversation()
-        for shown, turn in said:
-            parts: list[Part] = []
-            for number in range(1, len(shown) + 1):
-                if turn.kind == scene_comparisons.COMPARISON:  # as `tasks.ask` puts it
-                    parts.append(Text(PICTURE_LABEL.format(number=number)))
-                parts.append(self._stand_in)
-            question = in_other_words(turn.question, rng) if rng.random() < 0.5 else turn.question
-            conversation = conversation.user(*parts, question).assistant(turn.answer)
-        prompt = prepare(conversation, self._tokenizer, self._format)
-        ids = np.append(prompt.ids, self._format.end_of_turn)
-        spans = self._answer_spans(ids)
-        labels = np.full(len(ids), IGNORED, dtype=np.int64)
-        for first, last in spans:
-            labels[first:last] = ids[first:last]
-        numbers = [number for shown, _ in said for number in shown]
-        starts = [start for start, _ in prompt.image_spans]
-        kinds = [(turn.kind, *span) for (_, turn), span in zip(said, spans, strict=True)]
-        return Talk(ids, labels, tuple(zip(starts, numbers, strict=True)), tuple(kinds))
-
-    def _answer_spans(self, ids: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Return where answers lie, each with the token that ends it."""
-        start, end = self._format.start_of_turn, self._format.end_of_turn
-        spans = []
-        for at in np.flatnonzero(ids == start):
-            if ids[at + 1] == self._model_id:
-                first = int(at) + 3  # after `<start_of_turn>model\n`
-                spans.append((first, first + int(np.flatnonzero(ids[first:] == end)[0]) + 1))
-        return spans
 
 
 # --- the model ------------------------------------------------------------------------------------
@@ -276,8 +106,7 @@ class Reader:
 
         A least-squares fit; the language model then reads pictures nearly from the start.
         """
-        side = round(self._soft_tokens**0.5)
-        labels = np.stack([labels_of(scene, side) for scene in pool.scenes])  # (N, C, heads)
+        labels = pool.labels  # (N, C, heads)
         words = [_word_vectors(self.embedding, tokenizer, names) for names in _WORDS]
         target = self.embedding(torch.tensor(_LINE_BREAK_ID)).expand(*labels.shape[:2], -1).clone()
         there = torch.from_numpy(labels[..., 0] != NOTHING)
@@ -286,23 +115,36 @@ class Reader:
             weight * table[torch.from_numpy(found[:, head]).long()]
             for (head, weight), table in zip(_WEIGHTS, words, strict=True)
         )
+        characters = torch.from_numpy(pool.characters).long()  # (N, C, slots)
+        read = (characters != NOTHING).any(-1)
+        table = _word_vectors(self.embedding, tokenizer, CHARACTERS, in_sentence=False)
+        for slot, weight in enumerate(_SLOT_WEIGHTS):
+            filled = characters[..., slot] != NOTHING
+            target[filled] += weight * table[characters[..., slot][filled]]
         cells, target = pool.cells.flatten(0, 1), target.flatten(0, 1)
-        share = torch.where(there.flatten(), 4.0, 1.0)[:, None].sqrt()  # few cells hold a centre
+        # Most cells show nothing.
+        share = torch.where((there | read).flatten(), 4.0, 1.0)[:, None].sqrt()
         fit = torch.linalg.lstsq(cells * share, target * share).solution
         with torch.no_grad():
             self.projector.mm_input_projection_weight.copy_(fit)
 
 
 _WORDS = (SHAPES, COLOURS, SIZES, tuple(place.split()[-1] for place in PLACES))
+_SLOT_WEIGHTS = (1.0, 0.8, 0.6, 0.45, 0.35, 0.25)  # so that their order can be told
 _WEIGHTS = ((0, 1.0), (1, 1.0), (2, 0.5), (4, 0.5))  # number of the head, and its word's share
 
 
 def _word_vectors(
-    embedding: nn.Module, tokenizer: TextTokenizer, names: Sequence[str]
+    embedding: nn.Module,
+    tokenizer: TextTokenizer,
+    names: Sequence[str],
+    *,
+    in_sentence: bool = True,
 ) -> torch.Tensor:
-    """Return the scaled embedding of each word as it stands inside a sentence."""
+    """Return the scaled embedding of each word, as it stands inside a sentence or alone."""
+    space = " " if in_sentence else ""
     return torch.stack(
-        [embedding(torch.tensor(tokenizer.encode(f" {name}"))).mean(0) for name in names]
+        [embedding(torch.tensor(tokenizer.encode(f"{space}{name}"))).mean(0) for name in names]
     )
 
 

@@ -1,4 +1,4 @@
-"""Train the demo's vision tower: what is where, from single shapes to whole scenes.
+"""Train the demo's vision tower: what is where, from single shapes to scenes and to text.
 
 A soft token of the demo stands for one cell of the picture. While the tower is trained, small
 heads on the very vectors that the projector is going to see say for each cell whether a thing has
@@ -11,79 +11,40 @@ from __future__ import annotations
 import json
 import logging
 import math
-import random
 import time
-from collections.abc import Collection
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import nn
 from transformers import Gemma3Config, SiglipVisionModel
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
-from gemma3vl_app.finetune.scene_drawing import draw_with_mask
-from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, random_scene
+from gemma3vl_app.errors import TrainingError
+from gemma3vl_app.finetune.fonts import CHARACTERS
+from gemma3vl_app.finetune.tower_pictures import (
+    CELL_CHARACTERS,
+    FINE,
+    HEADS,
+    NOTHING,
+    PATCH_CHARACTERS,
+    Drawn,
+    Labels,
+    Pixels,
+    Stage,
+    draw_stage,
+    flipped,
+)
 
 logger = logging.getLogger(__name__)
 
-HEADS = {
-    "shape": len(SHAPES),
-    "colour": len(COLOURS),
-    "size": len(SIZES),
-    "outlined": 2,
-    "place": len(PLACES),
-}
 _WAVES_TO_PATCHES = 1 / 3  # how strong positions begin beside what patches look like
 _CENTRE_WEIGHT = 3.0  # few cells hold a centre
-_INSIDE = 0.8  # of a thing's radius: patches so near its centre are taken for a part of it
+_NO_CHARACTER_WEIGHT = 0.5  # many places hold none
 _TEST_PICTURES, _TEST_SEEDS = 512, 1_000_000
-_FINE = 4  # parts a side of a patch
 _SAVE_EVERY = 100  # steps
-_PART = 1_000  # pictures that one process draws at a time
-NOTHING = -1  # the label of a cell in which no thing has its centre
-
-Pixels = npt.NDArray[np.uint8]  # (N, side, side, 3)
-Labels = npt.NDArray[np.int8]  # (N, C, heads) of cells, (N, P, 2) of patches: shape and colour
-Masks = npt.NDArray[np.uint8]  # (N, P, fine * fine): how much of each part of a patch is a thing's
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Pictures, and what their cells and patches are to say."""
-
-    pixels: Pixels
-    cells: Labels
-    patches: Labels
-    masks: Masks
-
-    def __getitem__(self, chosen: npt.NDArray[np.int64] | slice) -> Drawn:
-        return Drawn(
-            self.pixels[chosen], self.cells[chosen], self.patches[chosen], self.masks[chosen]
-        )
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the curriculum: what is drawn, and how long and how fast is learned from it."""
-
-    name: str
-    side: int  # pixels
-    single: bool  # one thing that fills much of the picture
-    pictures: int
-    batch: int
-    steps: int
-    learning_rate: float
-    seed: int
-    heads: tuple[str, ...] = tuple(HEADS)
-    black: bool = False  # on white: shapes alone
-
 
 # Whole scenes from the start stay at chance for shapes for a long time: single ones come first.
 STAGES = (
@@ -98,7 +59,22 @@ STAGES = (
         seed=1,
         heads=("shape", "colour", "outlined"),  # sizes and places make sense in scenes only
     ),
-    Stage("scenes", 192, False, 24_000, 32, 2_000, 8e-4, seed=2),
+    Stage("scenes", 192, False, 24_000, 32, 2_000, 8e-4, seed=2, places=True),
+)
+
+# What comes after it, to read: mixed with scenes, so that these are not forgotten.
+READING_STAGES = (
+    Stage(
+        *("letters", 64, True, 120_000, 64, 4_000, 1e-3),
+        seed=4,
+        heads=("shape", "colour", "outlined"),
+        kinds=(("scene", 0.3), ("print", 0.7)),
+    ),
+    Stage(
+        *("reading", 192, False, 30_000, 32, 3_000, 8e-4),
+        seed=5,
+        kinds=(("scene", 0.4), ("print", 0.45), ("chart", 0.15)),
+    ),
 )
 
 
@@ -118,7 +94,10 @@ class TowerWithHeads(nn.Module):
             {name: nn.Linear(vision.hidden_size, HEADS[name]) for name in ("shape", "colour")}
         )
         self.patch: int = vision.patch_size  # pixels a side
-        self.inside = nn.Linear(vision.hidden_size, _FINE * _FINE)
+        self.inside = nn.Linear(vision.hidden_size, FINE * FINE)
+        known = len(CHARACTERS) + 1  # 0 is none
+        self.cell_characters = nn.Linear(vision.hidden_size, CELL_CHARACTERS * known)
+        self.patch_characters = nn.Linear(vision.hidden_size, PATCH_CHARACTERS * known)
         self.patches: int = vision.image_size // self.patch  # a side
         self.pooled = self.patches // math.isqrt(
             config.mm_tokens_per_image or 0
@@ -178,9 +157,28 @@ class TowerWithHeads(nn.Module):
             scores = head(patches[inside])
             total = total + nn.functional.cross_entropy(scores, parts[..., number][inside])
         masks = torch.from_numpy(drawn.masks).float() / 255  # (B, P, fine * fine)
-        return total + nn.functional.binary_cross_entropy_with_logits(
-            self.inside(patches), masks
-        ), right
+        total = total + nn.functional.binary_cross_entropy_with_logits(self.inside(patches), masks)
+        if (drawn.patch_characters != NOTHING).any():
+            near, _ = _character_loss(self.patch_characters(patches), drawn.patch_characters)
+            read, right["characters"] = _character_loss(
+                self.cell_characters(cells), drawn.cell_characters
+            )
+            total = total + near + read
+        return total, right
+
+
+def _character_loss(scores: torch.Tensor, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss on characters, and the share of those told rightly.
+
+    `scores` (B, parts, slots * known), `labels` (B, parts, slots), at least one of which is there.
+    """
+    wanted = torch.from_numpy(labels).long() + 1  # 0 is none
+    scores = scores.view(*wanted.shape, -1)  # (B, parts, slots, known)
+    there = wanted > 0
+    found, none = scores[there], scores[~there]
+    loss = nn.functional.cross_entropy(found, wanted[there])
+    loss = loss + _NO_CHARACTER_WEIGHT * nn.functional.cross_entropy(none, wanted[~there])
+    return loss, (found.argmax(-1) == wanted[there]).float().mean()
 
 
 def places_as_waves(side: int, width: int) -> torch.Tensor:
@@ -197,79 +195,6 @@ def places_as_waves(side: int, width: int) -> torch.Tensor:
     columns = waves[None].expand(side, -1, -1)
     table = torch.cat([rows, columns], dim=-1).reshape(side * side, width)
     return table / table.std()
-
-
-def labels_of(scene: Scene, cells_a_side: int) -> npt.NDArray[np.int8]:
-    """Return what each cell is to say, in the order of `HEADS`; (C, heads)."""
-    labels = np.full((cells_a_side, cells_a_side, len(HEADS)), NOTHING, dtype=np.int8)
-    for thing in scene.things:
-        row, column = int(thing.y * cells_a_side), int(thing.x * cells_a_side)
-        labels[row, column] = (
-            SHAPES.index(thing.shape),
-            COLOURS.index(thing.colour),
-            SIZES.index(thing.size),
-            thing.outlined,
-            PLACES.index(thing.place),
-        )
-    return labels.reshape(-1, len(HEADS))
-
-
-def parts_of(scene: Scene, patches_a_side: int) -> npt.NDArray[np.int8]:
-    """Return shape and colour of what each patch lies well inside of; (P, 2)."""
-    labels = np.full((patches_a_side, patches_a_side, 2), NOTHING, dtype=np.int8)
-    middles = (np.arange(patches_a_side) + 0.5) / patches_a_side
-    for thing in scene.things:
-        across = (middles[None, :] - thing.x) * max(1.0, scene.aspect)
-        down = (middles[:, None] - thing.y) / min(1.0, scene.aspect)
-        inside = across**2 + down**2 < (_INSIDE * thing.radius) ** 2
-        labels[inside] = SHAPES.index(thing.shape), COLOURS.index(thing.colour)
-    return labels.reshape(-1, 2)
-
-
-def draw_stage(stage: Stage, count: int, seed: int, model: TowerWithHeads) -> Drawn:
-    """Draw pictures for a stage, several at once."""
-    sizes = stage.side // model.patch, stage.side // (model.patch * model.pooled)
-    parts = [
-        (stage, min(_PART, count - at), f"{seed}/{at}", *sizes) for at in range(0, count, _PART)
-    ]
-    if len(parts) == 1:
-        return _drawn_part(parts[0])
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        done = list(pool.map(_drawn_part, parts))
-    return Drawn(
-        np.concatenate([each.pixels for each in done]),
-        np.concatenate([each.cells for each in done]),
-        np.concatenate([each.patches for each in done]),
-        np.concatenate([each.masks for each in done]),
-    )
-
-
-def _drawn_part(part: tuple[Stage, int, str, int, int]) -> Drawn:
-    stage, count, seed, patches_a_side, cells_a_side = part
-    rng = random.Random(seed)
-    pixels = np.empty((count, stage.side, stage.side, 3), dtype=np.uint8)
-    cells, patches, masks = [], [], []
-    for number in range(count):
-        if stage.single:
-            scene = random_scene(rng, count=1, scale=1.9, black=stage.black)
-            picture, mask = draw_with_mask(scene, rng, side=stage.side)
-        else:
-            scene = random_scene(rng)
-            picture, mask = draw_with_mask(scene, rng)
-        small = picture.resize((stage.side, stage.side), Image.Resampling.BILINEAR)
-        pixels[number] = np.asarray(small)
-        cells.append(labels_of(scene, cells_a_side))
-        patches.append(parts_of(scene, patches_a_side))
-        masks.append(_fine(mask, patches_a_side))
-    return Drawn(pixels, np.stack(cells), np.stack(patches), np.stack(masks))
-
-
-def _fine(mask: Image.Image, patches_a_side: int) -> Masks:
-    """Return how much of each part of each patch is covered, 0 to 255; (P, fine * fine)."""
-    side = patches_a_side * _FINE
-    parts = np.asarray(mask.resize((side, side), Image.Resampling.BOX))
-    grid = parts.reshape(patches_a_side, _FINE, patches_a_side, _FINE).transpose(0, 2, 1, 3)
-    return grid.reshape(-1, _FINE * _FINE)
 
 
 def whitened_patches(pixels: Pixels, model: TowerWithHeads) -> None:
@@ -322,25 +247,26 @@ def train_stage(
     state_file, step = out / f"{stage.name}.pt", first_step
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        take_tower(model, state["model"])
         step = state["step"]
-    if step == stage.steps:
-        return
+        if step == stage.steps:
+            return
+        optimizer.load_state_dict(state["optimizer"])
     began = time.perf_counter()
-    drawn = draw_stage(stage, stage.pictures, stage.seed, model)
-    test = draw_stage(stage, _TEST_PICTURES, stage.seed + _TEST_SEEDS, model)
+    sizes = {"patch": model.patch, "pooled": model.pooled}
+    drawn = draw_stage(stage, stage.pictures, stage.seed, **sizes)
+    test = draw_stage(stage, _TEST_PICTURES, stage.seed + _TEST_SEEDS, **sizes)
     logger.info("%s: drawn in %.0f s", stage.name, time.perf_counter() - began)
     if first and step == 0:
         whitened_patches(drawn.pixels, model)
-    if "place" in stage.heads and step == 0:
+    if stage.places and step == 0:
         put_places_in(model, drawn.pixels[:200])
     began = time.perf_counter()
     while step < stage.steps:
         rng = np.random.default_rng((stage.seed, step))
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * _rate(step, stage.steps, step - first_step)
-        batch = _flipped(drawn[rng.integers(0, stage.pictures, stage.batch)], rng)
+        batch = flipped(drawn[rng.integers(0, stage.pictures, stage.batch)], rng)
         room = model.patches - stage.side // model.patch + 1
         row, column = (int(at) // model.pooled * model.pooled for at in rng.integers(0, room, 2))
         loss, right = model.loss(batch, stage.heads, (row, column))
@@ -358,6 +284,17 @@ def train_stage(
             logger.info("%s %d TEST %s", stage.name, step, json.dumps(figures))
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
             save_checkpoint(state, state_file)
+
+
+def take_tower(model: TowerWithHeads, state: Mapping[str, torch.Tensor]) -> None:
+    """Load a state into `model`; one of before it learned to read has no heads for characters."""
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    lost = [name for name in missing if "_characters." not in name]
+    if lost or unexpected:
+        raise TrainingError(
+            f"The tower's checkpoint lacks {len(lost)} tensors and has {len(unexpected)} that are "
+            "unknown: it is one of another version. Delete it and begin anew."
+        )
 
 
 def save_checkpoint(state: dict[str, Any], file: Path) -> None:
@@ -389,24 +326,3 @@ def _rate(step: int, steps: int, since_start: int) -> float:
 def _scaled(pixels: Pixels) -> torch.Tensor:
     """Return pixels as the tower gets them: (B, 3, side, side), -1 to 1."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _flipped(drawn: Drawn, rng: np.random.Generator) -> Drawn:
-    """Mirror half of the pictures from left to right, and what is said about them."""
-    mirrored = rng.random(len(drawn.pixels)) < 0.5
-    pixels, cells, patches = drawn.pixels.copy(), drawn.cells.copy(), drawn.patches.copy()
-    masks = drawn.masks.copy()
-    pixels[mirrored] = pixels[mirrored, :, ::-1]
-    patches[mirrored] = _mirrored(patches[mirrored])
-    cells[mirrored] = _mirrored(cells[mirrored])
-    fine = _mirrored(masks[mirrored])
-    masks[mirrored] = fine.reshape(*fine.shape[:2], _FINE, _FINE)[..., ::-1].reshape(fine.shape)
-    place = cells[mirrored, :, -1]
-    cells[mirrored, :, -1] = np.where(place == NOTHING, NOTHING, place // 3 * 3 + 2 - place % 3)
-    return Drawn(pixels, cells, patches, masks)
-
-
-def _mirrored(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    side = math.isqrt(labels.shape[1])
-    grid = labels.reshape(-1, side, side, labels.shape[-1])
-    return grid[:, :, ::-1].reshape(labels.shape)

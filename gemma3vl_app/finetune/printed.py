@@ -35,6 +35,7 @@ MOST_LINES = 3
 LEAST_CONTRAST = 64  # between the brightness of text and of all that is behind it, of 255
 LEAST_HEIGHT = 0.08  # of a capital letter: 15 pixels in a picture of 192
 _MOST_HEIGHT = 0.4
+_LARGE, _LARGEST = 0.25, 0.6  # of a few characters alone: 16 to 38 pixels in a picture of 64
 _EDGE = 0.035  # between text and the picture's edge
 ABOVE, BELOW = 1.1, 0.35  # how far letters reach over and under a line, in heights of a capital
 SIGN = 0.35  # by how much a sign is larger than its text, in heights of a capital
@@ -83,29 +84,48 @@ def random_print(rng: random.Random, *, held_out: bool = False) -> Print:
         TrainingError: too few fonts are installed.
     """
     while True:
-        colour, behind = random_colours(rng)
-        way: Way = rng.choices(WAYS, weights=(5, 1, 2, 2))[0]
-        level = way == "hard"  # turned pixel by pixel, thin letters would fall apart
-        wanted = Print(
-            lines=_lines(random_words(rng, held_out=held_out), rng),
-            face=random_face(rng, held_out=held_out),
-            colour=colour,
-            background=behind,
-            surround=rng.choice([c for c in COLOURS if c != behind]) if way == "sign" else behind,
-            fill=rng.choices(("plain", "graded", "noisy"), weights=(6, 2, 2))[0],
-            way=way,
-            size=LEAST_HEIGHT,
-            spacing=rng.uniform(1.55, 2.2),
-            x=0.5,
-            y=0.5,
-            align=rng.choices(("left", "center", "right"), weights=(3, 5, 1))[0],
-            angle=0.0 if level or rng.random() < 0.55 else rng.uniform(-0.16, 0.16),
-            lean=(0.0, 0.0) if level or rng.random() < 0.65 else (_lean(rng), _lean(rng)),
-            aspect=1.0 if rng.random() < 0.5 else math.exp(rng.uniform(-0.29, 0.29)),
-        )
-        placed = _placed(wanted, rng)
+        lines = _lines(random_words(rng, held_out=held_out), rng)
+        placed = _placed(_unplaced(lines, rng, held_out=held_out), rng)
         if placed is not None:
             return placed
+
+
+def random_characters(rng: random.Random) -> Print:
+    """Return a print of one to three characters that fill much of a small picture.
+
+    Raises:
+        TrainingError: too few fonts are installed.
+    """
+    while True:
+        count = rng.choices((1, 2, 3), weights=(5, 3, 2))[0]
+        line = "".join(rng.choice(fonts.CHARACTERS) for _ in range(count))
+        placed = _placed(_unplaced((line,), rng), rng, least=_LARGE, most=_LARGEST)
+        if placed is not None:
+            return placed
+
+
+def _unplaced(lines: tuple[str, ...], rng: random.Random, *, held_out: bool = False) -> Print:
+    """Draw how lines look, but for their size and place."""
+    colour, behind = random_colours(rng)
+    way: Way = rng.choices(WAYS, weights=(5, 1, 2, 2))[0]
+    level = way == "hard"  # turned pixel by pixel, thin letters would fall apart
+    return Print(
+        lines=lines,
+        face=random_face(rng, held_out=held_out),
+        colour=colour,
+        background=behind,
+        surround=rng.choice([c for c in COLOURS if c != behind]) if way == "sign" else behind,
+        fill=rng.choices(("plain", "graded", "noisy"), weights=(6, 2, 2))[0],
+        way=way,
+        size=LEAST_HEIGHT,
+        spacing=rng.uniform(1.55, 2.2),
+        x=0.5,
+        y=0.5,
+        align=rng.choices(("left", "center", "right"), weights=(3, 5, 1))[0],
+        angle=0.0 if level or rng.random() < 0.55 else rng.uniform(-0.16, 0.16),
+        lean=(0.0, 0.0) if level or rng.random() < 0.65 else (_lean(rng), _lean(rng)),
+        aspect=1.0 if rng.random() < 0.5 else math.exp(rng.uniform(-0.29, 0.29)),
+    )
 
 
 def random_words(rng: random.Random, *, held_out: bool = False) -> tuple[str, ...]:
@@ -227,15 +247,17 @@ def _lean(rng: random.Random) -> float:
     return rng.uniform(-0.25, 0.25)
 
 
-def _placed(wanted: Print, rng: random.Random) -> Print | None:
+def _placed(
+    wanted: Print, rng: random.Random, *, least: float = LEAST_HEIGHT, most: float = _MOST_HEIGHT
+) -> Print | None:
     """Give a print a size and a place at which all of it is in the picture; None if it has none."""
     wide, high = _extent(wanted)
     sides = max(1.0, wanted.aspect), max(1.0, 1 / wanted.aspect)
-    most = min((side - 2 * _EDGE) / of for side, of in zip(sides, (wide, high), strict=True))
-    if most < LEAST_HEIGHT:
+    room = min((side - 2 * _EDGE) / of for side, of in zip(sides, (wide, high), strict=True))
+    if room < least:
         return None
     for _ in range(_TRIES):
-        size = rng.uniform(LEAST_HEIGHT, min(most, _MOST_HEIGHT))
+        size = rng.uniform(least, min(room, most))
         x, y = (
             rng.uniform(_EDGE + size * of / 2 / side, 1 - _EDGE - size * of / 2 / side)
             for side, of in zip(sides, (wide, high), strict=True)

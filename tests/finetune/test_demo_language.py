@@ -1,22 +1,18 @@
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from transformers import Gemma3ForConditionalGeneration
 
-from gemma3vl_app.finetune.demo_language import (
-    IGNORED,
-    Leg,
-    Pool,
-    Reader,
-    Talks,
-    measured,
-    train,
-)
-from gemma3vl_app.finetune.demo_tower import NOTHING, labels_of
+from gemma3vl_app.finetune.demo_language import Leg, Reader, measured, train
+from gemma3vl_app.finetune.demo_talks import IGNORED, Pool, Talks
+from gemma3vl_app.finetune.fonts import CHARACTERS
+from gemma3vl_app.finetune.printed import random_print
 from gemma3vl_app.finetune.scenes import SHAPES, random_scene
+from gemma3vl_app.finetune.tower_pictures import NOTHING, labels_of
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.prepare import prepare
@@ -57,7 +53,9 @@ def talks(folder, tokenizer, format):
     scenes = tuple(random_scene(rng) for _ in range(20))
     width = json.loads((folder / "config.json").read_text())["vision_config"]["hidden_size"]
     cells = torch.randn(20, format.image_tokens, width, generator=torch.manual_seed(1))
-    return Talks(Pool(scenes, cells), tokenizer, format)
+    labels = np.stack([labels_of(scene, int(format.image_tokens**0.5)) for scene in scenes])
+    characters = np.full((*labels.shape[:2], 6), NOTHING, dtype=np.int8)
+    return Talks(Pool(scenes, cells, labels, characters), tokenizer, format)
 
 
 def test_a_talk_is_the_prompt_of_its_turns_and_labels_are_its_answers(talks, tokenizer, format):
@@ -117,14 +115,13 @@ def _reference(reader, talk, talks):
 
 
 def test_the_projector_begins_with_the_words_for_what_there_is(talks, reader, tokenizer):
-    scenes, (_, soft_tokens, width) = talks.pool.scenes, talks.pool.cells.shape
-    codes = torch.randn(len(SHAPES), width, generator=torch.manual_seed(2))
-    cells = torch.zeros(len(scenes), soft_tokens, width)
-    labels = torch.stack([torch.from_numpy(labels_of(s, int(soft_tokens**0.5))) for s in scenes])
+    codes = torch.randn(len(SHAPES), talks.pool.cells.shape[-1], generator=torch.manual_seed(2))
+    cells = torch.zeros_like(talks.pool.cells)
+    labels = torch.from_numpy(talks.pool.labels)
     there = labels[..., 0] != NOTHING
     shapes = labels[there][:, 0].long()
     cells[there] = codes[shapes]  # a tower that sees shapes, and nothing else
-    reader.start_projector(Pool(scenes, cells), tokenizer)
+    reader.start_projector(replace(talks.pool, cells=cells), tokenizer)
     words = torch.stack(
         [reader.embedding(torch.tensor(tokenizer.encode(f" {name}"))).mean(0) for name in SHAPES]
     )
@@ -134,6 +131,25 @@ def test_the_projector_begins_with_the_words_for_what_there_is(talks, reader, to
         nearest = (soft @ (words - words.mean(0)).T).argmax(-1)
     seen = shapes.unique()
     assert (nearest[seen] == seen).float().mean() > 0.8
+
+
+def test_a_token_for_characters_begins_as_their_sum(talks, reader, tokenizer):
+    pool, width = talks.pool, talks.pool.cells.shape[-1]
+    codes = torch.randn(len(CHARACTERS), width, generator=torch.manual_seed(2))
+    chosen = np.random.default_rng(0).integers(0, 20, pool.characters.shape[:2])  # small letters
+    characters = pool.characters.copy()
+    characters[..., 0] = chosen
+    labels = np.full_like(pool.labels, NOTHING)
+    cells = codes[torch.from_numpy(chosen)]  # a tower that reads, and sees nothing else
+    shown = replace(pool, cells=cells, labels=labels, characters=characters)
+    reader.start_projector(shown, tokenizer)
+    with torch.no_grad():
+        soft = codes[:20] @ reader.projector.mm_input_projection_weight
+        words = torch.stack(
+            [reader.embedding(torch.tensor(tokenizer.encode(c))).mean(0) for c in CHARACTERS[:20]]
+        )
+        nearest = ((soft - soft.mean(0)) @ (words - words.mean(0)).T).argmax(-1)
+    assert (nearest == torch.arange(20)).float().mean() > 0.8
 
 
 def test_training_goes_on_where_it_was_ended_with_the_very_same_losses(
@@ -184,3 +200,14 @@ def test_pictures_to_be_compared_in_words_are_labelled_as_the_task_labels_them(t
     for number, (first, _) in enumerate(talk.pictures, start=1):
         before = tokenizer.decode(talk.ids[:first].tolist())
         assert f"Picture {number}:" in before[-60:]
+
+
+def test_prints_are_asked_about_beside_scenes(talks, tokenizer, format, needs_fonts):
+    rng = random.Random(5)
+    shown = (*talks.pool.shown[:3], *(random_print(rng) for _ in range(17)))
+    mixed = Talks(replace(talks.pool, shown=shown), tokenizer, format)
+    made = [mixed.talk(random.Random(seed)) for seed in range(80)]
+    kinds = {kind for talk in made for kind, _, _ in talk.kinds}
+    assert {"read", "text_colour", "describe", "compare"} <= kinds
+    several = [talk for talk in made if len(talk.pictures) > 1]
+    assert all(number < 3 for talk in several for _, number in talk.pictures)  # scenes only

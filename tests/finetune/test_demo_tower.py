@@ -1,30 +1,28 @@
-import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
 
+from gemma3vl_app.errors import TrainingError
 from gemma3vl_app.finetune.demo_tower import (
-    HEADS,
-    NOTHING,
-    Drawn,
-    Stage,
     TowerWithHeads,
-    _fine,
-    _flipped,
-    draw_stage,
-    labels_of,
     measured,
-    parts_of,
     places_as_waves,
+    take_tower,
     train_stage,
     whitened_patches,
 )
-from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, random_scene
+from gemma3vl_app.finetune.tower_pictures import HEADS, Stage, draw_stage
 
 TINY = Stage("single", 32, True, 40, 8, 6, 1e-3, seed=1, heads=("shape", "colour"))
+READING = replace(
+    TINY, name="letters", side=64, heads=tuple(HEADS), kinds=(("scene", 0.5), ("print", 0.5))
+)
+
+
+def drawn_for(tower, stage, count):
+    return draw_stage(stage, count, stage.seed, patch=tower.patch, pooled=tower.pooled)
 
 
 def test_cells_are_what_the_projector_of_the_real_model_sees(tower):
@@ -35,24 +33,6 @@ def test_cells_are_what_the_projector_of_the_real_model_sees(tower):
         reference = tower.projector(tower.tower(pixel_values=scaled).last_hidden_state)
         ours = tower.look(pixels) @ tower.projector.mm_input_projection_weight
     torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
-
-
-def test_a_cell_is_labelled_with_the_thing_whose_centre_it_holds():
-    thing = Thing("star", "blue", "large", True, 0.9, 0.1, 0.25, 0.0)
-    scene = Scene((thing,), "white", "plain", "plain", 1.0)
-    labels = labels_of(scene, 4)
-    assert labels.shape == (16, len(HEADS))
-    expected = [SHAPES.index("star"), COLOURS.index("blue"), 2, 1, PLACES.index(thing.place)]
-    assert labels[3].tolist() == expected
-    assert (np.delete(labels, 3, axis=0) == NOTHING).all()
-
-
-def test_patches_inside_a_thing_are_a_part_of_it():
-    thing = Thing("star", "blue", "large", False, 0.5, 0.5, 0.3, 0.0)
-    grid = parts_of(Scene((thing,), "white", "plain", "plain", 1.0), 8).reshape(8, 8, 2)
-    assert grid[3, 3].tolist() == [SHAPES.index("star"), COLOURS.index("blue")]
-    assert (grid[0] == NOTHING).all()
-    assert 4 <= (grid[..., 0] != NOTHING).sum() <= 16
 
 
 def test_places_are_told_from_each_other_and_near_ones_are_alike():
@@ -71,33 +51,16 @@ def test_where_places_are_asked_positions_begin_a_third_as_strong_as_patches(
     table = embeddings.position_embedding.weight
     stages = [
         replace(TINY, steps=1, learning_rate=1e-9),
-        replace(TINY, name="scenes", side=64, steps=1, learning_rate=1e-9, heads=tuple(HEADS)),
+        replace(TINY, name="scenes", side=64, steps=1, learning_rate=1e-9, places=True),
     ]
     before = table.detach().std().item()
     train_stage(tower, stages[0], tmp_path, first=True)
-    assert table.detach().std().item() == pytest.approx(before, rel=1e-4)  # single things lie anywhere
+    assert table.detach().std().item() == pytest.approx(before, rel=1e-4)
     train_stage(tower, stages[1], tmp_path, first=False)
-    pixels = torch.from_numpy(draw_stage(stages[1], 40, stages[1].seed, tower).pixels)
+    pixels = torch.from_numpy(drawn_for(tower, stages[1], 40).pixels)
     with torch.no_grad():
         patches = embeddings.patch_embedding(pixels.permute(0, 3, 1, 2) / 127.5 - 1)
     assert (table.detach().std() / patches.std()).item() == pytest.approx(1 / 3, rel=0.1)
-
-
-def test_mirrored_pictures_are_labelled_as_if_drawn_so():
-    scene = random_scene(random.Random(4), count=3)
-    turned = replace(scene, things=tuple(replace(t, x=1 - t.x) for t in scene.things))
-    pixels = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
-    mask = Image.fromarray(pixels[0, :, :, 0])
-    fine = [_fine(each, 8) for each in (mask, ImageOps.mirror(mask))]
-    drawn = Drawn(pixels, labels_of(scene, 4)[None], parts_of(scene, 8)[None], fine[0][None])
-    found = [_flipped(drawn, np.random.default_rng(seed)) for seed in range(8)]
-    mirrored = [each for each in found if (each.pixels != pixels).any()]
-    assert 0 < len(mirrored) < 8
-    for each in mirrored:
-        assert (each.pixels == pixels[:, :, ::-1]).all()
-        assert (each.cells == labels_of(turned, 4)).all()
-        assert (each.patches == parts_of(turned, 8)).all()
-        assert (each.masks == fine[1]).all()
 
 
 def test_whitened_patches_come_out_about_equally_strong(tower):
@@ -138,7 +101,7 @@ def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(tower, tmp_path, mon
 
 
 def test_learning_lowers_the_loss_on_what_was_seen(tower, tmp_path):
-    drawn = draw_stage(TINY, 8, 1, tower)
+    drawn = drawn_for(tower, TINY, 8)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=3e-3)
     losses = []
     for _ in range(60):
@@ -149,3 +112,25 @@ def test_learning_lowers_the_loss_on_what_was_seen(tower, tmp_path):
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
     assert measured(tower, drawn, ("colour",))["colour"] > 0.9
+
+
+def test_characters_are_learned_beside_shapes(tower, needs_fonts):
+    drawn = drawn_for(tower, READING, 12)
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=3e-3)
+    for _ in range(100):
+        loss, _ = tower.loss(drawn, READING.heads)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    figures = measured(tower, drawn, READING.heads)
+    assert figures["characters"] > 0.9
+    assert figures["shape"] > 0.9
+
+
+def test_a_tower_of_before_it_learned_to_read_is_taken_and_another_s_refused(tower):
+    state = {k: v for k, v in tower.state_dict().items() if "_characters." not in k}
+    assert len(state) < len(tower.state_dict())
+    take_tower(tower, state)
+    del state["centre.bias"]
+    with pytest.raises(TrainingError, match="another version"):
+        take_tower(tower, state)

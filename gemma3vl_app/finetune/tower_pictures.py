@@ -1,0 +1,269 @@
+"""What the demo's vision tower is shown while it is trained, and what it is to say of it.
+
+A soft token of the demo stands for one cell of the picture. Labels say for each cell whether a
+thing has its centre there, what it is, and which characters begin there; for each patch which parts
+of it are covered, and of what they are a part. Shapes: N pictures, C cells, P patches.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
+from multiprocessing import get_context
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from gemma3vl_app.finetune import charts, print_drawing
+from gemma3vl_app.finetune.fonts import CHARACTERS
+from gemma3vl_app.finetune.print_drawing import Letter
+from gemma3vl_app.finetune.printed import random_characters, random_print
+from gemma3vl_app.finetune.scene_drawing import draw_with_mask
+from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, random_scene
+
+HEADS = {
+    "shape": len(SHAPES),
+    "colour": len(COLOURS),
+    "size": len(SIZES),
+    "outlined": 2,
+    "place": len(PLACES),
+}
+NOTHING = -1  # the label of a cell in which no thing has its centre, or no character
+CELL_CHARACTERS, PATCH_CHARACTERS = 6, 2  # that are labelled, in reading order
+FINE = 4  # parts a side of a patch
+_INSIDE = 0.8  # of a thing's radius: patches so near its centre are taken for a part of it
+_PART = 1_000  # pictures that one process draws at a time
+
+Kind = Literal["scene", "print", "chart"]
+Kinds = tuple[tuple[Kind, float], ...]  # with their shares
+SCENES_ONLY: Kinds = (("scene", 1.0),)
+Pixels = npt.NDArray[np.uint8]  # (N, side, side, 3)
+Labels = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures, and what their cells and patches are to say.
+
+    `cells` (N, C, heads) in the order of `HEADS`; `patches` (N, P, 2), shape and colour; `masks`
+    (N, P, fine * fine), how much of each part of a patch is covered, 0 to 255; `cell_characters`
+    (N, C, 6) and `patch_characters` (N, P, 2), numbers in `CHARACTERS`.
+    """
+
+    pixels: Pixels
+    cells: Labels
+    patches: Labels
+    masks: npt.NDArray[np.uint8]
+    cell_characters: Labels
+    patch_characters: Labels
+
+    def __getitem__(self, chosen: npt.NDArray[np.int64] | slice) -> Drawn:
+        return Drawn(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    @staticmethod
+    def joined(parts: Iterable[Drawn]) -> Drawn:
+        """Return the pictures of several parts as one."""
+        columns = zip(*([getattr(p, f.name) for f in fields(p)] for p in parts), strict=True)
+        return Drawn(*(np.concatenate(column) for column in columns))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum: what is drawn, and how long and how fast is learned from it."""
+
+    name: str
+    side: int  # pixels
+    single: bool  # one thing, or a few characters, that fill much of the picture
+    pictures: int
+    batch: int
+    steps: int
+    learning_rate: float
+    seed: int
+    heads: tuple[str, ...] = tuple(HEADS)
+    black: bool = False  # on white: shapes alone
+    kinds: Kinds = SCENES_ONLY
+    places: bool = False  # positions are put in at its beginning
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+def draw_stage(stage: Stage, count: int, seed: int, *, patch: int, pooled: int) -> Drawn:
+    """Draw pictures for a stage, several at once.
+
+    A patch has `patch` pixels a side, a cell `pooled` patches.
+    """
+    sizes = stage.side // patch, stage.side // (patch * pooled)
+    parts = [
+        (stage, min(_PART, count - at), f"{seed}/{at}", *sizes) for at in range(0, count, _PART)
+    ]
+    if len(parts) == 1:
+        return _drawn_part(parts[0])
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return Drawn.joined(pool.map(_drawn_part, parts))
+
+
+def _drawn_part(part: tuple[Stage, int, str, int, int]) -> Drawn:
+    stage, count, seed, patches_a_side, cells_a_side = part
+    rng = random.Random(seed)
+    drawn = [_draw_one(stage, rng, patches_a_side, cells_a_side) for _ in range(count)]
+    return Drawn(*(np.stack(column) for column in zip(*drawn, strict=True)))
+
+
+def drawn_kind(kinds: Kinds, rng: random.Random) -> Kind:
+    """Draw a kind of picture; nothing is drawn from `rng` where there is one kind only."""
+    if len(kinds) == 1:
+        return kinds[0][0]
+    return rng.choices([kind for kind, _ in kinds], weights=[share for _, share in kinds])[0]
+
+
+def _draw_one(
+    stage: Stage, rng: random.Random, patches_a_side: int, cells_a_side: int
+) -> tuple[npt.NDArray[Any], ...]:
+    """Draw one picture; returns the fields of `Drawn`, without N."""
+    letters: tuple[Letter, ...] = ()
+    side = stage.side if stage.single else None
+    kind = drawn_kind(stage.kinds, rng)
+    cells = np.full((cells_a_side**2, len(HEADS)), NOTHING, dtype=np.int8)
+    if kind == "scene":
+        scene = (
+            random_scene(rng, count=1, scale=1.9, black=stage.black)
+            if stage.single
+            else random_scene(rng)
+        )
+        picture, mask = draw_with_mask(scene, rng, side=side)
+        cells, patches = labels_of(scene, cells_a_side), parts_of(scene, patches_a_side)
+    elif kind == "print":
+        shown = random_characters(rng) if stage.single else random_print(rng)
+        picture, letters = print_drawing.draw_with_letters(shown, rng, side=side)
+        mask = _boxes([(e.left, e.top, e.right, e.bottom) for e in letters], picture.size)
+        patches = np.full((patches_a_side**2, 2), NOTHING, dtype=np.int8)
+    else:
+        chart = charts.random_chart(rng)
+        picture, letters = charts.draw_with_letters(chart, rng)
+        boxes = _bars(chart)
+        mask = _boxes([box for box, _ in boxes], picture.size)
+        patches = _bar_parts(boxes, patches_a_side)
+    small = picture.resize((stage.side, stage.side), Image.Resampling.BILINEAR)
+    return (
+        np.asarray(small),
+        cells,
+        patches,
+        fine_mask(mask, patches_a_side),
+        characters_of(letters, cells_a_side, CELL_CHARACTERS),
+        characters_of(letters, patches_a_side, PATCH_CHARACTERS),
+    )
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def labels_of(scene: Scene, cells_a_side: int) -> Labels:
+    """Return what each cell is to say, in the order of `HEADS`; (C, heads)."""
+    labels = np.full((cells_a_side, cells_a_side, len(HEADS)), NOTHING, dtype=np.int8)
+    for thing in scene.things:
+        row, column = int(thing.y * cells_a_side), int(thing.x * cells_a_side)
+        labels[row, column] = (
+            SHAPES.index(thing.shape),
+            COLOURS.index(thing.colour),
+            SIZES.index(thing.size),
+            thing.outlined,
+            PLACES.index(thing.place),
+        )
+    return labels.reshape(-1, len(HEADS))
+
+
+def parts_of(scene: Scene, patches_a_side: int) -> Labels:
+    """Return shape and colour of what each patch lies well inside of; (P, 2)."""
+    labels = np.full((patches_a_side, patches_a_side, 2), NOTHING, dtype=np.int8)
+    middles = (np.arange(patches_a_side) + 0.5) / patches_a_side
+    for thing in scene.things:
+        across = (middles[None, :] - thing.x) * max(1.0, scene.aspect)
+        down = (middles[:, None] - thing.y) / min(1.0, scene.aspect)
+        inside = across**2 + down**2 < (_INSIDE * thing.radius) ** 2
+        labels[inside] = SHAPES.index(thing.shape), COLOURS.index(thing.colour)
+    return labels.reshape(-1, 2)
+
+
+def characters_of(letters: Iterable[Letter], parts_a_side: int, most: int) -> Labels:
+    """Return the characters that have their middle in each part of a picture; (parts, most)."""
+    labels = np.full((parts_a_side**2, most), NOTHING, dtype=np.int8)
+    counts = [0] * len(labels)
+    for each in letters:
+        column = int((each.left + each.right) / 2 * parts_a_side)
+        row = int((each.top + each.bottom) / 2 * parts_a_side)
+        if 0 <= column < parts_a_side and 0 <= row < parts_a_side:
+            part = row * parts_a_side + column
+            if counts[part] < most:
+                labels[part, counts[part]] = CHARACTERS.index(each.character)
+            counts[part] += 1
+    return labels
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in fractions of the picture
+
+
+def _bars(chart: charts.Chart) -> list[tuple[Box, str]]:
+    """Return where each bar is, in fractions of the picture, and its colour."""
+    wide, high = max(1.0, chart.aspect), max(1.0, 1 / chart.aspect)
+    return [
+        ((left / wide, top / high, right / wide, bottom / high), bar.colour)
+        for bar, (left, top, right, bottom) in zip(chart.bars, charts.bar_boxes(chart), strict=True)
+    ]
+
+
+def _bar_parts(boxes: Iterable[tuple[Box, str]], patches_a_side: int) -> Labels:
+    """Return for patches whose middle lies in a bar that they are a part of one; (P, 2)."""
+    labels = np.full((patches_a_side, patches_a_side, 2), NOTHING, dtype=np.int8)
+    middles = (np.arange(patches_a_side) + 0.5) / patches_a_side
+    for (left, top, right, bottom), colour in boxes:
+        rows, columns = (middles > top) & (middles < bottom), (middles > left) & (middles < right)
+        labels[np.ix_(rows, columns)] = SHAPES.index("rectangle"), COLOURS.index(colour)
+    return labels.reshape(-1, 2)
+
+
+def _boxes(boxes: Iterable[Box], size: tuple[int, int]) -> Image.Image:
+    """Return a mask of mode L, 255 within boxes."""
+    mask = Image.new("L", size)
+    for left, top, right, bottom in boxes:
+        corners = (left * size[0], top * size[1], right * size[0], bottom * size[1])
+        ImageDraw.Draw(mask).rectangle(corners, fill=255)
+    return mask
+
+
+def fine_mask(mask: Image.Image, patches_a_side: int) -> npt.NDArray[np.uint8]:
+    """Return how much of each part of each patch is covered, 0 to 255; (P, fine * fine)."""
+    side = patches_a_side * FINE
+    parts = np.asarray(mask.resize((side, side), Image.Resampling.BOX))
+    grid = parts.reshape(patches_a_side, FINE, patches_a_side, FINE).transpose(0, 2, 1, 3)
+    return grid.reshape(-1, FINE * FINE)
+
+
+# --- mirrored pictures ----------------------------------------------------------------------------
+
+
+def flipped(drawn: Drawn, rng: np.random.Generator) -> Drawn:
+    """Mirror half of the pictures without text from left to right, and what is said about them."""
+    mirrored = rng.random(len(drawn.pixels)) < 0.5
+    mirrored &= (drawn.cell_characters == NOTHING).all((1, 2))
+    pixels, cells, patches = drawn.pixels.copy(), drawn.cells.copy(), drawn.patches.copy()
+    masks = drawn.masks.copy()
+    pixels[mirrored] = pixels[mirrored, :, ::-1]
+    patches[mirrored] = _mirrored(patches[mirrored])
+    cells[mirrored] = _mirrored(cells[mirrored])
+    fine = _mirrored(masks[mirrored])
+    masks[mirrored] = fine.reshape(*fine.shape[:2], FINE, FINE)[..., ::-1].reshape(fine.shape)
+    place = cells[mirrored, :, -1]
+    cells[mirrored, :, -1] = np.where(place == NOTHING, NOTHING, place // 3 * 3 + 2 - place % 3)
+    return Drawn(pixels, cells, patches, masks, drawn.cell_characters, drawn.patch_characters)
+
+
+def _mirrored(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    side = math.isqrt(labels.shape[1])
+    grid = labels.reshape(-1, side, side, labels.shape[-1])
+    return grid[:, :, ::-1].reshape(labels.shape)

@@ -1,0 +1,102 @@
+"""What the tower is shown, and what it is to say of it."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from gemma3vl_app.finetune.fonts import CHARACTERS
+from gemma3vl_app.finetune.print_drawing import Letter
+from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, random_scene
+from gemma3vl_app.finetune.tower_pictures import (
+    CELL_CHARACTERS,
+    HEADS,
+    NOTHING,
+    Drawn,
+    Stage,
+    characters_of,
+    draw_stage,
+    fine_mask,
+    flipped,
+    labels_of,
+    parts_of,
+)
+
+MIXED = Stage(
+    *("reading", 64, False, 60, 8, 6, 1e-3),
+    seed=2,
+    kinds=(("scene", 0.3), ("print", 0.4), ("chart", 0.3)),
+)
+
+
+def test_a_cell_is_labelled_with_the_thing_whose_centre_it_holds():
+    thing = Thing("star", "blue", "large", True, 0.9, 0.1, 0.25, 0.0)
+    scene = Scene((thing,), "white", "plain", "plain", 1.0)
+    labels = labels_of(scene, 4)
+    assert labels.shape == (16, len(HEADS))
+    expected = [SHAPES.index("star"), COLOURS.index("blue"), 2, 1, PLACES.index(thing.place)]
+    assert labels[3].tolist() == expected
+    assert (np.delete(labels, 3, axis=0) == NOTHING).all()
+
+
+def test_patches_inside_a_thing_are_a_part_of_it():
+    thing = Thing("star", "blue", "large", False, 0.5, 0.5, 0.3, 0.0)
+    grid = parts_of(Scene((thing,), "white", "plain", "plain", 1.0), 8).reshape(8, 8, 2)
+    assert grid[3, 3].tolist() == [SHAPES.index("star"), COLOURS.index("blue")]
+    assert (grid[0] == NOTHING).all()
+    assert 4 <= (grid[..., 0] != NOTHING).sum() <= 16
+
+
+def test_mirrored_pictures_are_labelled_as_if_drawn_so():
+    scene = random_scene(random.Random(4), count=3)
+    turned = replace(scene, things=tuple(replace(t, x=1 - t.x) for t in scene.things))
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
+    mask = Image.fromarray(pixels[0, :, :, 0])
+    fine = [fine_mask(each, 8) for each in (mask, ImageOps.mirror(mask))]
+    none = [characters_of((), *size)[None] for size in ((4, 6), (8, 2))]
+    drawn = Drawn(
+        *(pixels, labels_of(scene, 4)[None], parts_of(scene, 8)[None], fine[0][None]), *none
+    )
+    found = [flipped(drawn, np.random.default_rng(seed)) for seed in range(8)]
+    mirrored = [each for each in found if (each.pixels != pixels).any()]
+    assert 0 < len(mirrored) < 8
+    for each in mirrored:
+        assert (each.pixels == pixels[:, :, ::-1]).all()
+        assert (each.cells == labels_of(turned, 4)).all()
+        assert (each.patches == parts_of(turned, 8)).all()
+        assert (each.masks == fine[1]).all()
+
+
+def test_characters_are_told_in_reading_order_where_their_middle_is():
+    def letter(character, x, y):
+        return Letter(character, x - 0.02, y - 0.02, x + 0.02, y + 0.02)
+
+    letters = [letter("H", 0.05, 0.1), letter("i", 0.2, 0.1), letter("!", 0.3, 0.1)]
+    labels = characters_of(letters, 4, 2)
+    assert labels.shape == (16, 2)
+    told = ["".join(CHARACTERS[n] for n in part if n != NOTHING) for part in labels]
+    assert told[:3] == ["Hi", "!", ""]
+    crowded = characters_of([letter("x", 0.1, 0.1)] * 5, 4, 2)  # no more than there is room for
+    assert (crowded[0] == CHARACTERS.index("x")).all()
+    assert (crowded[1:] == NOTHING).all()
+
+
+def test_a_reading_stage_shows_scenes_prints_and_charts(needs_fonts):
+    drawn = draw_stage(MIXED, MIXED.pictures, 2, patch=8, pooled=2)
+    has_things = (drawn.cells[..., 0] != NOTHING).any(1)
+    has_text = (drawn.cell_characters != NOTHING).any((1, 2))
+    has_colour = (drawn.patches != NOTHING).any((1, 2))
+    assert drawn.cells.shape == (60, 16, len(HEADS))
+    assert drawn.cell_characters.shape == (60, 16, CELL_CHARACTERS)
+    assert not (has_things & has_text).any()
+    kinds = [has_things, has_text & ~has_colour, has_text & has_colour]  # scene, print, chart
+    assert all(kind.sum() > 5 for kind in kinds)
+    assert sum(kind.sum() for kind in kinds) == 60
+    assert (drawn.masks[has_text].max((1, 2)) > 0).all()
+
+
+def test_text_is_never_mirrored(needs_fonts):
+    stage = replace(MIXED, kinds=(("print", 1.0),))
+    drawn = draw_stage(stage, 20, 3, patch=8, pooled=2)
+    assert (flipped(drawn, np.random.default_rng(0)).pixels == drawn.pixels).all()
