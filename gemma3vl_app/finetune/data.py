@@ -84,6 +84,11 @@ def _check_hub_fields(recipe: Recipe) -> None:
                     f"{name} is stated, and the data are a file or a folder here, which has none. "
                     "Leave it out."
                 )
+    if recipe.eval_split is not None and recipe.eval_data and is_local(recipe.eval_data):
+        raise TrainingDataError(
+            "eval_split is stated, and eval_data is a file or a folder here, which has none. "
+            "Leave one out."
+        )
 
 
 def _kept_for_evaluation(recipe: Recipe, count: int) -> int:

@@ -37,7 +37,8 @@ class Recipe:
         lora_dropout: the part of the adapter's inputs that is dropped while training.
         data: a .jsonl of conversations, a folder of pictures with a text beside each, or a
             data set of the hub.
-        data_config: which configuration of a data set of the hub, where it has several.
+        data_config: which configuration of `data`, a set of the hub that has several; another
+            `eval_data` is read in its own default.
         columns: for a data set of the hub, which column is what: picture, question, answer, or
             messages.
         split: the part of a data set of the hub that is trained on.

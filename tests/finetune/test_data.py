@@ -406,6 +406,12 @@ def test_what_is_evaluated_may_be_another_split_or_configuration(hub, recipe, re
     assert [each.turns[1].text for each in data.evaluation] == ["evaluated"]
 
 
+def test_a_split_of_a_file_to_evaluate_on_is_refused(recipe, read_as):
+    wanted = but(recipe, data="me/set", eval_data=recipe.data, eval_split="validation")
+    with pytest.raises(TrainingDataError, match="eval_split is stated, and eval_data is a file"):
+        load_data(wanted, *read_as)
+
+
 @pytest.mark.parametrize("kind", ["DatasetsError", RuntimeError, ValueError, ConnectionError])
 def test_what_datasets_says_is_told_in_one_line(hub, kind):
     kind = hub.get(kind, kind)
