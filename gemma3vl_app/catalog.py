@@ -58,15 +58,15 @@ DEMO = Entry(
     name="demo",
     title="Demo: Gemma 3 270M with a small vision tower",
     knows=(
-        "It knows drawn scenes of 1 to 4 coloured shapes, in one or two pictures, one question "
-        "at a time. It cannot read text, knows no follow-up questions, and is often wrong. "
-        "This is a demo: for anything else load a larger model, such as 4b-it."
+        "It knows drawings of one to six simple shapes: what, which color, where, how many, in "
+        "up to three pictures, follow-up questions included. It cannot read text, knows no photos, "
+        "and makes mistakes. This is a demo: for anything else load a larger model, such as 4b-it."
     ),
     size="demo",
-    parameters=271_050_752,
-    vision_parameters=2_829_504,
+    parameters=271_066_112,
+    vision_parameters=2_844_864,
     context_tokens=32_768,
-    answer_tokens=96,  # a sentence is all it knows; on strange questions it repeats itself
+    answer_tokens=160,  # the longest comparison it knows; on strange questions it repeats itself
 )
 BASE_270M = Entry(
     name="270m-pt",
@@ -174,5 +174,5 @@ def published_config(size: str) -> dict[str, Any]:
     Values it leaves out are transformers' defaults for the architecture. "demo" is this package's.
     """
     folder = resources.files("gemma3vl_app")
-    path = ("loading", "demo_v0", "config.json") if size == "demo" else ("configs", f"{size}.json")
+    path = ("loading", "demo_weights", "config.json") if size == "demo" else ("configs", f"{size}.json")
     return dict(json.loads(folder.joinpath(*path).read_text("utf-8")))

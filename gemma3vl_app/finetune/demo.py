@@ -22,7 +22,7 @@ from gemma3vl_app.loading.checkpoint import open_checkpoint, read_json, read_ten
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
-DATA = shipped_demo.DATA.parent / "demo_weights"
+DATA = shipped_demo.DATA
 POOL_PICTURES, TEST_PICTURES = 8_000, 600
 LEG = demo_language.Leg(steps=400, learning_rate=8e-4)
 

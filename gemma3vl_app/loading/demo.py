@@ -1,7 +1,7 @@
 """The demo model's tensors: the base language model with a LoRA merged in, and the trained tower.
 
-The tower, the projector, the LoRA and the configs are package data (`demo_v0/`); the base comes
-from `base_270m`. `demo_v0/README.md` says how they were trained and what they know.
+The tower, the projector, the LoRA and the configs are package data (`demo_weights/`); the base
+comes from `base_270m`. docs/demo-model.md says how they were trained and what they know.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gemma3vl_app.loading.checkpoint import (
     read_tensors,
 )
 
-DATA = Path(__file__).parent / "demo_v0"
+DATA = Path(__file__).parent / "demo_weights"
 ADAPTER_PREFIX = "base_model.model."  # peft's own, before the name of the adapted layer
 
 

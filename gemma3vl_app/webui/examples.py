@@ -44,11 +44,11 @@ class Example:
 EXAMPLES = (
     Example("What is in the picture?", ((Thing("red", "circle", (0.5, 0.5), 0.25),),)),
     Example(
-        "How many shapes are there?",
+        "Where is the blue square?",
         ((Thing("red", "circle", (0.3, 0.3), 0.15), Thing("blue", "square", (0.7, 0.7), 0.15)),),
     ),
     Example(
-        "Which picture has more shapes?",
+        "Which picture has a star?",
         (
             (Thing("red", "circle", (0.5, 0.5), 0.25),),
             (

@@ -21,6 +21,7 @@ from gemma3vl_app.webui.live_chat import OUR_FAULT, Moment
 from gemma3vl_app.webui.shown_pictures import ShownPictures
 from gemma3vl_app.webui.view import DEFAULTS, Draft, Settings, Shown, View
 
+ALTERNATIVES = 4  # that are told for each token, where its confidence is shown
 _log = logging.getLogger(__name__)
 
 
@@ -134,6 +135,7 @@ class Tab:
             "sampling": settings.sampling(about.sampling),
             "max_new_tokens": settings.max_new_tokens or about.answer_tokens,
             "adapter": settings.adapter,
+            "logprobs": ALTERNATIVES if settings.confidence and about.logprobs else None,
         }
 
     def _answer(
@@ -188,6 +190,10 @@ class Tab:
             )
             for message, version in zip(moment.messages, moment.versions, strict=True)
         ]
+        if moment.answer is not None and messages and messages[-1].role == "assistant":
+            said = "".join(token.text for token in moment.answer.tokens)
+            if said == messages[-1].text and moment.answer.tokens[0].logprob is not None:
+                messages[-1] = replace(messages[-1], tokens=moment.answer.tokens)
         if moment.continues and messages:
             messages[-1] = replace(messages[-1], text=messages[-1].text + moment.said)
         elif moment.said:

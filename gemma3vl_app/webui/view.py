@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gemma3vl_app.generation import Greedy, Sample, Sampling
+from gemma3vl_app.generation import Greedy, Sample, Sampling, Token
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Draft:
 class Shown:
     """One message of the page; `files` are pictures of a user's message.
 
-    It is number `version` (from 0) of `versions` branches.
+    It is number `version` (from 0) of `versions` branches. `tokens` say how sure the model was of
+    each, where that was asked for.
     """
 
     role: Literal["user", "assistant"]
@@ -28,6 +29,7 @@ class Shown:
     files: tuple[str, ...] = ()
     version: int = 0
     versions: int = 1
+    tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class View:
 class Settings:
     """How answers are asked for; None leaves it to the model.
 
-    A `temperature` of 0 always takes the likeliest token.
+    A `temperature` of 0 always takes the likeliest token. `confidence` asks how sure the model is
+    of each token.
     """
 
     system: str = ""
@@ -61,6 +64,7 @@ class Settings:
     max_new_tokens: int | None = None
     crops: Literal["off", "on", "auto"] = "auto"
     adapter: str | None = None
+    confidence: bool = False
 
     def sampling(self, default: Sampling) -> Sampling:
         """Return the rule for the next answer; raises `ConversationError` for bad numbers."""

@@ -91,5 +91,5 @@ def test_what_is_wrong_is_told(ask, error, told):
 def test_the_demo_captions_a_drawing():
     circle = Path(__file__).parents[2] / "docs" / "circle.png"
     with gv.load("demo") as demo:
-        for detail in ("short", "detailed"):
-            assert str(gv.caption(demo, circle, detail=detail)) == "The image shows a red circle."
+        assert str(gv.caption(demo, circle)) == "A large red circle in the middle."
+        assert "red circle in the middle" in str(gv.caption(demo, circle, detail="detailed"))

@@ -178,3 +178,11 @@ def test_deleting_what_is_shown_leaves_a_new_one_and_no_pictures(tab, red):
     with pytest.raises(FileNotFoundError):
         Image.open(file)
     assert "no longer there" in last(tab.open(id)).line
+
+
+def test_on_demand_each_token_says_how_sure_the_model_was(tab, backend):
+    backend._chunks = ["Two ", "words."]
+    assert last(tab.ask(Draft("How many?"))).messages[1].tokens == ()
+    shown = last(tab.ask(Draft("How many?"), Settings(confidence=True))).messages[-1]
+    assert "".join(token.text for token in shown.tokens) == shown.text == "Two words."
+    assert all(token.logprob is not None and token.alternatives for token in shown.tokens)

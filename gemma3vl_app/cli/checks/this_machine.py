@@ -169,7 +169,7 @@ class _ThisMachine:
     def look_at_demo(self) -> list[Check]:
         from gemma3vl_app.loading.cache import cache_root
 
-        own = resources.files("gemma3vl_app").joinpath("loading", "demo_v0")
+        own = resources.files("gemma3vl_app").joinpath("loading", "demo_weights")
         return [
             models.demo(
                 tower=own.joinpath("tower_projector.safetensors").is_file(),

@@ -1,0 +1,128 @@
+// Draws a conversation, and says what a person does with its messages.
+//
+// Runs as the `js_on_load` of a gr.HTML whose template never changes: `props.value` is a
+// conversation as `conversation_view.py` makes it. All text goes in as text, never as markup, so that
+// nothing in it can load or run anything. Only what has changed is drawn again: selections, focus
+// and pictures stay while an answer grows.
+
+const log = element.querySelector(".conversation");
+let drawn = [];      // per message: what was drawn, and its node
+let editing = null;  // index of the message whose text is being changed
+
+const say = (name) => (props.value && props.value.words[name]) || name;
+
+function make(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "text") node.textContent = value;
+    else if (name === "onclick") node.addEventListener("click", value);
+    else if (value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.filter(Boolean));
+  return node;
+}
+
+const button = (name, icon, onclick, more = {}) =>
+  make("button", { type: "button", class: "tool", title: say(name), "aria-label": say(name),
+                   text: icon, onclick, ...more });
+
+// --- one message ---
+
+function picture(shown) {
+  const image = make("img", { src: shown.url, alt: shown.name, loading: "lazy" });
+  return make("a", { class: "picture", href: shown.url, target: "_blank", rel: "noopener noreferrer",
+                     title: `${shown.name} · ${shown.width} × ${shown.height}` }, image);
+}
+
+function versions(message, index, idle) {
+  if (message.versions < 2) return null;
+  const turn = (step) => () => trigger("select", { action: "switch", index, version: message.version + step });
+  return make("span", { class: "versions", role: "group", "aria-label": say("versions") },
+    button("earlier", "‹", turn(-1), { disabled: !idle || message.version === 0 }),
+    make("span", { text: `${message.version + 1} / ${message.versions}` }),
+    button("later", "›", turn(1), { disabled: !idle || message.version === message.versions - 1 }));
+}
+
+function tools(message, index, value) {
+  const idle = !value.answering, last = index === value.messages.length - 1;
+  const row = make("div", { class: "tools" }, versions(message, index, idle));
+  row.append(button("copy", "⧉", () => navigator.clipboard.writeText(message.text)));
+  if (message.role === "user")
+    row.append(button("edit", "✎", () => { editing = index; render(); }, { disabled: !idle }));
+  else if (last) {
+    row.append(button("again", "↻", () => trigger("select", { action: "again" }), { disabled: !idle }));
+    if (value.can_continue)
+      row.append(make("button", { type: "button", class: "continue", text: say("go_on"),
+                                  onclick: () => trigger("select", { action: "continue" }) }));
+  }
+  return row;
+}
+
+function editor(message, index) {
+  const box = make("textarea", { class: "editor", rows: 3, "aria-label": say("edit") });
+  box.value = message.text;
+  const done = (send) => () => {
+    editing = null;
+    render();
+    if (send && box.value.trim() && box.value !== message.text)
+      trigger("select", { action: "edit", index, text: box.value });
+  };
+  box.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") done(false)();
+    if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); done(true)(); }
+  });
+  queueMicrotask(() => box.focus());
+  return make("div", { class: "editing" }, box, make("div", { class: "tools" },
+    make("button", { type: "button", class: "continue", text: say("send"), onclick: done(true) }),
+    make("button", { type: "button", class: "tool", text: say("cancel"), onclick: done(false) })));
+}
+
+// Tokens with how sure the model was of each; four steps of colour, and the other choices on hover.
+function tokens(message) {
+  return message.tokens.map(([text, probability, others]) =>
+    make("span", { class: `token sure-${Math.min(3, Math.floor(4 * probability))}`, text, tabindex: -1,
+                   title: [`${Math.round(100 * probability)} %`, ...others].join("\n") }));
+}
+
+function message_node(message, index, value) {
+  const text = editing === index ? editor(message, index) : make("div", { class: "text", dir: "auto" });
+  if (editing !== index) {
+    if (message.tokens && value.show_confidence) text.append(...tokens(message));
+    else text.textContent = message.text;
+  }
+  return make("article", { class: `message ${message.role}`, "aria-label": say(message.role) },
+    message.pictures.length ? make("div", { class: "pictures" }, ...message.pictures.map(picture)) : null,
+    text,
+    editing === index ? null : tools(message, index, value));
+}
+
+// --- all of them ---
+
+function render() {
+  const value = props.value || { messages: [], words: {} };
+  const at_end = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+  if (editing !== null && (value.answering || editing >= value.messages.length)) editing = null;
+  value.messages.forEach((message, index) => {
+    const last = index === value.messages.length - 1;
+    const key = JSON.stringify([message, editing === index, value.answering, value.show_confidence,
+                                last && value.can_continue, last]);
+    const before = drawn[index];
+    if (before && before.key === key) return;
+    const grows = before && value.answering && last && !message.tokens && before.role === message.role;
+    if (grows && before.answering) {  // only its text: nothing else of it is drawn again
+      before.node.querySelector(".text").textContent = message.text;
+      before.key = key;
+      return;
+    }
+    const node = message_node(message, index, value);
+    if (before) before.node.replaceWith(node); else log.append(node);
+    drawn[index] = { key, node, role: message.role, answering: value.answering };
+  });
+  drawn.splice(value.messages.length).forEach((each) => each.node.remove());
+  log.toggleAttribute("data-empty", value.messages.length === 0);
+  log.setAttribute("aria-busy", String(Boolean(value.answering)));
+  if (at_end) log.scrollTop = log.scrollHeight;
+}
+
+watch("value", render);
+render();

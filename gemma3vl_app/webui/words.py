@@ -1,0 +1,384 @@
+"""What the page says, in the languages it speaks; English is what all others are measured by.
+
+Errors, and what a model says of itself, stay English: they come from below the page.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class Words(TypedDict):
+    """All that stands on buttons and beside fields."""
+
+    conversation: str
+    conversations: str
+    user: str
+    assistant: str
+    placeholder: str
+    welcome: str
+    send: str
+    stop: str
+    cancel: str
+    copy: str
+    edit: str
+    again: str
+    undo: str
+    versions: str
+    earlier: str
+    later: str
+    new: str
+    search: str
+    nothing_found: str
+    rename: str
+    pin: str
+    unpin: str
+    delete: str
+    really_delete: str
+    export: str
+    bring_in: str
+    settings: str
+    system: str
+    temperature: str
+    top_k: str
+    top_p: str
+    seed: str
+    answer_tokens: str
+    crops: str
+    confidence: str
+    pictures: str
+    remove: str
+    move_left: str
+    move_right: str
+    webcam: str
+    tokens: str
+    context: str
+    squashed: str
+    chat: str
+    models: str
+    compare: str
+    load: str
+    unload: str
+    go_on: str
+
+
+ENGLISH = Words(
+    conversation="Conversation",
+    conversations="Conversations",
+    user="You",
+    assistant="Model",
+    placeholder="Ask something; add pictures with the clip, or paste or drop them",
+    welcome="Try one of these, or ask about pictures of your own.",
+    send="Send",
+    stop="Stop",
+    cancel="Cancel",
+    copy="Copy",
+    edit="Edit",
+    again="Answer again",
+    undo="Take back",
+    versions="Versions",
+    earlier="Earlier version",
+    later="Later version",
+    new="New conversation",
+    search="Search",
+    nothing_found="Nothing found.",
+    rename="Rename",
+    pin="Keep at the top",
+    unpin="No longer at the top",
+    delete="Delete",
+    really_delete="Delete this conversation and its pictures?",
+    export="Export",
+    bring_in="Import",
+    settings="Settings",
+    system="System prompt",
+    temperature="Temperature",
+    top_k="Top k",
+    top_p="Top p",
+    seed="Seed",
+    answer_tokens="Longest answer, in tokens",
+    crops="Look at parts of large pictures, too",
+    confidence="Show how sure the model was",
+    pictures="Pictures",
+    remove="Remove",
+    move_left="Move left",
+    move_right="Move right",
+    webcam="Camera",
+    tokens="tokens",
+    context="Context",
+    squashed="will be squashed to a square",
+    chat="Chat",
+    models="Models",
+    compare="Compare",
+    load="Load",
+    unload="Unload",
+    go_on="Go on",
+)
+
+GERMAN = Words(
+    conversation="Gespräch",
+    conversations="Gespräche",
+    user="Sie",
+    assistant="Modell",
+    placeholder="Stellen Sie eine Frage; Bilder mit der Klammer, durch Einfügen oder Ziehen",
+    welcome="Probieren Sie eines davon, oder fragen Sie nach eigenen Bildern.",
+    send="Senden",
+    stop="Anhalten",
+    cancel="Abbrechen",
+    copy="Kopieren",
+    edit="Ändern",
+    again="Noch einmal antworten",
+    undo="Zurücknehmen",
+    versions="Fassungen",
+    earlier="Frühere Fassung",
+    later="Spätere Fassung",
+    new="Neues Gespräch",
+    search="Suchen",
+    nothing_found="Nichts gefunden.",
+    rename="Umbenennen",
+    pin="Oben halten",
+    unpin="Nicht mehr oben halten",
+    delete="Löschen",
+    really_delete="Dieses Gespräch und seine Bilder löschen?",
+    export="Ausgeben",
+    bring_in="Einlesen",
+    settings="Einstellungen",
+    system="Systemtext",
+    temperature="Temperatur",
+    top_k="Top k",
+    top_p="Top p",
+    seed="Startzahl",
+    answer_tokens="Längste Antwort, in Token",
+    crops="Auch Ausschnitte großer Bilder ansehen",
+    confidence="Zeigen, wie sicher das Modell war",
+    pictures="Bilder",
+    remove="Entfernen",
+    move_left="Nach links",
+    move_right="Nach rechts",
+    webcam="Kamera",
+    tokens="Token",
+    context="Kontext",
+    squashed="wird zum Quadrat gestaucht",
+    chat="Gespräch",
+    models="Modelle",
+    compare="Vergleichen",
+    load="Laden",
+    unload="Entladen",
+    go_on="Weiter",
+)
+
+FRENCH = Words(
+    conversation="Conversation",
+    conversations="Conversations",
+    user="Vous",
+    assistant="Modèle",
+    placeholder="Posez une question ; ajoutez des images avec le trombone, ou collez-les",
+    welcome="Essayez l'un de ces exemples, ou interrogez vos propres images.",
+    send="Envoyer",
+    stop="Arrêter",
+    cancel="Annuler",
+    copy="Copier",
+    edit="Modifier",
+    again="Répondre à nouveau",
+    undo="Reprendre",
+    versions="Versions",
+    earlier="Version précédente",
+    later="Version suivante",
+    new="Nouvelle conversation",
+    search="Rechercher",
+    nothing_found="Rien trouvé.",
+    rename="Renommer",
+    pin="Garder en haut",
+    unpin="Ne plus garder en haut",
+    delete="Supprimer",
+    really_delete="Supprimer cette conversation et ses images ?",
+    export="Exporter",
+    bring_in="Importer",
+    settings="Réglages",
+    system="Consigne",
+    temperature="Température",
+    top_k="Top k",
+    top_p="Top p",
+    seed="Graine",
+    answer_tokens="Réponse la plus longue, en jetons",
+    crops="Regarder aussi des parties des grandes images",
+    confidence="Montrer la certitude du modèle",
+    pictures="Images",
+    remove="Retirer",
+    move_left="Vers la gauche",
+    move_right="Vers la droite",
+    webcam="Caméra",
+    tokens="jetons",
+    context="Contexte",
+    squashed="sera comprimée en carré",
+    chat="Conversation",
+    models="Modèles",
+    compare="Comparer",
+    load="Charger",
+    unload="Décharger",
+    go_on="Continuer",
+)
+
+SPANISH = Words(
+    conversation="Conversación",
+    conversations="Conversaciones",
+    user="Usted",
+    assistant="Modelo",
+    placeholder="Pregunte algo; añada imágenes con el clip, o péguelas o arrástrelas",
+    welcome="Pruebe uno de estos ejemplos, o pregunte por sus propias imágenes.",
+    send="Enviar",
+    stop="Detener",
+    cancel="Cancelar",
+    copy="Copiar",
+    edit="Editar",
+    again="Responder otra vez",
+    undo="Deshacer",
+    versions="Versiones",
+    earlier="Versión anterior",
+    later="Versión siguiente",
+    new="Nueva conversación",
+    search="Buscar",
+    nothing_found="No se encontró nada.",
+    rename="Renombrar",
+    pin="Mantener arriba",
+    unpin="Dejar de mantener arriba",
+    delete="Eliminar",
+    really_delete="¿Eliminar esta conversación y sus imágenes?",
+    export="Exportar",
+    bring_in="Importar",
+    settings="Ajustes",
+    system="Instrucción del sistema",
+    temperature="Temperatura",
+    top_k="Top k",
+    top_p="Top p",
+    seed="Semilla",
+    answer_tokens="Respuesta más larga, en tokens",
+    crops="Mirar también partes de imágenes grandes",
+    confidence="Mostrar la seguridad del modelo",
+    pictures="Imágenes",
+    remove="Quitar",
+    move_left="Mover a la izquierda",
+    move_right="Mover a la derecha",
+    webcam="Cámara",
+    tokens="tokens",
+    context="Contexto",
+    squashed="se comprimirá a un cuadrado",
+    chat="Conversación",
+    models="Modelos",
+    compare="Comparar",
+    load="Cargar",
+    unload="Descargar",
+    go_on="Continuar",
+)
+
+CHINESE = Words(
+    conversation="对话",
+    conversations="对话列表",
+    user="您",
+    assistant="模型",
+    placeholder="请输入问题；可用回形针添加图片，也可粘贴或拖放",
+    welcome="试试下面的例子，或者询问您自己的图片。",
+    send="发送",
+    stop="停止",
+    cancel="取消",
+    copy="复制",
+    edit="编辑",
+    again="重新回答",
+    undo="撤回",
+    versions="版本",
+    earlier="上一版本",
+    later="下一版本",
+    new="新对话",
+    search="搜索",
+    nothing_found="没有找到。",
+    rename="重命名",
+    pin="置顶",
+    unpin="取消置顶",
+    delete="删除",
+    really_delete="要删除此对话及其图片吗？",
+    export="导出",
+    bring_in="导入",
+    settings="设置",
+    system="系统提示",
+    temperature="温度",
+    top_k="Top k",
+    top_p="Top p",
+    seed="随机种子",
+    answer_tokens="回答的最大词元数",
+    crops="同时查看大图的局部",
+    confidence="显示模型的把握程度",
+    pictures="图片",
+    remove="移除",
+    move_left="左移",
+    move_right="右移",
+    webcam="摄像头",
+    tokens="词元",
+    context="上下文",
+    squashed="将被压缩成正方形",
+    chat="对话",
+    models="模型",
+    compare="比较",
+    load="加载",
+    unload="卸载",
+    go_on="继续",
+)
+
+JAPANESE = Words(
+    conversation="会話",
+    conversations="会話一覧",
+    user="あなた",
+    assistant="モデル",
+    placeholder="質問を入力してください。画像はクリップ、貼り付け、ドラッグで追加できます",
+    welcome="例を試すか、ご自分の画像について質問してください。",
+    send="送信",
+    stop="停止",
+    cancel="キャンセル",
+    copy="コピー",
+    edit="編集",
+    again="もう一度答える",
+    undo="取り消す",
+    versions="バージョン",
+    earlier="前のバージョン",
+    later="次のバージョン",
+    new="新しい会話",
+    search="検索",
+    nothing_found="見つかりませんでした。",
+    rename="名前を変更",
+    pin="先頭に固定",
+    unpin="固定を解除",
+    delete="削除",
+    really_delete="この会話と画像を削除しますか？",
+    export="書き出し",
+    bring_in="読み込み",
+    settings="設定",
+    system="システムプロンプト",
+    temperature="温度",
+    top_k="Top k",
+    top_p="Top p",
+    seed="シード",
+    answer_tokens="回答の最大トークン数",
+    crops="大きな画像は部分も見る",
+    confidence="モデルの確信度を表示",
+    pictures="画像",
+    remove="外す",
+    move_left="左へ",
+    move_right="右へ",
+    webcam="カメラ",
+    tokens="トークン",
+    context="コンテキスト",
+    squashed="正方形に縮められます",
+    chat="会話",
+    models="モデル",
+    compare="比較",
+    load="読み込む",
+    unload="解放",
+    go_on="続ける",
+)
+
+LANGUAGES: dict[str, Words] = {
+    "en": ENGLISH,
+    "de": GERMAN,
+    "fr": FRENCH,
+    "es": SPANISH,
+    "zh-CN": CHINESE,
+    "ja": JAPANESE,
+}
