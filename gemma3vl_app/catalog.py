@@ -174,5 +174,6 @@ def published_config(size: str) -> dict[str, Any]:
     Values it leaves out are transformers' defaults for the architecture. "demo" is this package's.
     """
     folder = resources.files("gemma3vl_app")
-    path = ("loading", "demo_weights", "config.json") if size == "demo" else ("configs", f"{size}.json")
+    demo = ("loading", "demo_weights", "config.json")
+    path = demo if size == "demo" else ("configs", f"{size}.json")
     return dict(json.loads(folder.joinpath(*path).read_text("utf-8")))
