@@ -33,7 +33,8 @@ Pixel = tuple[int, int, int]
 def first_pixel(source: Any) -> Pixel:
     pixel = Picture.open(source).rgb.getpixel((0, 0))
     assert isinstance(pixel, tuple)
-    return pixel  # type: ignore[return-value]
+    red, green, blue = pixel  # one of mode RGB has three
+    return red, green, blue
 
 
 # --- orientation ---

@@ -134,4 +134,4 @@ def needs_fonts():
         fonts.faces()
         fonts.faces(held_out=True)
     except TrainingError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # Debian's packages; .ci/run installs them, a laptop need not
