@@ -60,6 +60,7 @@ STAGES = (
         heads=("shape", "colour", "outlined"),  # sizes and places make sense in scenes only
     ),
     Stage("scenes", 192, False, 24_000, 32, 2_000, 8e-4, seed=2, places=True),
+    Stage("centres", 192, False, 24_000, 32, 1_200, 5e-4, seed=6),
 )
 
 # What comes after it, to read: mixed with scenes, so that these are not forgotten.
@@ -137,9 +138,9 @@ class TowerWithHeads(nn.Module):
         """Return the loss on pictures, and the share of right answers of some heads."""
         patches = self.patch_vectors(_scaled(drawn.pixels), corner)
         cells = self.cells(patches)
-        labels = torch.from_numpy(drawn.cells).long()
-        there = labels[..., 0] != NOTHING  # (B, C)
         centre = self.centre(cells)[..., 0]  # (B, C)
+        labels = claimed(centre.detach(), drawn)  # (B, C, heads)
+        there = labels[..., 0] != NOTHING  # (B, C)
         total = nn.functional.binary_cross_entropy_with_logits(
             centre, there.float(), pos_weight=torch.tensor(_CENTRE_WEIGHT)
         )
@@ -165,6 +166,28 @@ class TowerWithHeads(nn.Module):
             )
             total = total + near + read
         return total, right
+
+
+def claimed(centre: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+    """Return what each cell is to say: of several that a thing may belong to, the surest has it.
+
+    No picture of 32 pixels a cell shows on which side of a border a centre lies that is within a
+    pixel of it. With fixed labels both cells, or neither, would say that the thing is theirs, and
+    it would be counted twice. `centre` (B, C) scores, result (B, C, heads).
+    """
+    labels = torch.from_numpy(drawn.cells).long()
+    picture, own = torch.nonzero(labels[..., 0] != NOTHING, as_tuple=True)  # (things,)
+    down, across = torch.from_numpy(drawn.neighbours).long()[picture, own].T
+    side = math.isqrt(labels.shape[1])
+    steps = (torch.zeros_like(own), across, side * down, side * down + across)
+    near = own[:, None] + torch.stack(steps, dim=1)  # (things, 4) cells
+    scores = centre[picture[:, None], near]
+    taken = labels[picture[:, None], near, 0] != NOTHING
+    scores = scores.masked_fill(taken & (near != own[:, None]), -math.inf)
+    chosen = near[torch.arange(len(own)), scores.argmax(1)]
+    result = torch.full_like(labels, NOTHING)
+    result[picture, chosen] = labels[picture, own]
+    return result
 
 
 def _character_loss(scores: torch.Tensor, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:

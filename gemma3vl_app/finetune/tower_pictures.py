@@ -37,6 +37,7 @@ NOTHING = -1  # the label of a cell in which no thing has its centre, or no char
 CELL_CHARACTERS, PATCH_CHARACTERS = 6, 2  # that are labelled, in reading order
 FINE = 4  # parts a side of a patch
 _INSIDE = 0.8  # of a thing's radius: patches so near its centre are taken for a part of it
+_NEAR = 0.2  # of a cell: centres so near its border may be taken for the neighbour's
 _PART = 1_000  # pictures that one process draws at a time
 
 Kind = Literal["scene", "print", "chart"]
@@ -50,13 +51,15 @@ Labels = npt.NDArray[np.int8]
 class Drawn:
     """Pictures, and what their cells and patches are to say.
 
-    `cells` (N, C, heads) in the order of `HEADS`; `patches` (N, P, 2), shape and colour; `masks`
-    (N, P, fine * fine), how much of each part of a patch is covered, 0 to 255; `cell_characters`
-    (N, C, 6) and `patch_characters` (N, P, 2), numbers in `CHARACTERS`.
+    `cells` (N, C, heads) in the order of `HEADS`; `neighbours` (N, C, 2), -1, 0 or 1 down and
+    across: next to which cells a thing's centre lies, see `neighbours_of`; `patches` (N, P, 2),
+    shape and colour; `masks` (N, P, fine * fine), how much of each part of a patch is covered, 0 to
+    255; `cell_characters` (N, C, 6) and `patch_characters` (N, P, 2), numbers in `CHARACTERS`.
     """
 
     pixels: Pixels
     cells: Labels
+    neighbours: Labels
     patches: Labels
     masks: npt.NDArray[np.uint8]
     cell_characters: Labels
@@ -130,6 +133,7 @@ def _draw_one(
     side = stage.side if stage.single else None
     kind = drawn_kind(stage.kinds, rng)
     cells = np.full((cells_a_side**2, len(HEADS)), NOTHING, dtype=np.int8)
+    neighbours = np.zeros((cells_a_side**2, 2), dtype=np.int8)
     if kind == "scene":
         scene = (
             random_scene(rng, count=1, scale=1.9, black=stage.black)
@@ -138,6 +142,7 @@ def _draw_one(
         )
         picture, mask = draw_with_mask(scene, rng, side=side)
         cells, patches = labels_of(scene, cells_a_side), parts_of(scene, patches_a_side)
+        neighbours = neighbours_of(scene, cells_a_side)
     elif kind == "print":
         shown = random_characters(rng) if stage.single else random_print(rng)
         picture, letters = print_drawing.draw_with_letters(shown, rng, side=side)
@@ -153,6 +158,7 @@ def _draw_one(
     return (
         np.asarray(small),
         cells,
+        neighbours,
         patches,
         fine_mask(mask, patches_a_side),
         characters_of(letters, cells_a_side, CELL_CHARACTERS),
@@ -176,6 +182,25 @@ def labels_of(scene: Scene, cells_a_side: int) -> Labels:
             PLACES.index(thing.place),
         )
     return labels.reshape(-1, len(HEADS))
+
+
+def neighbours_of(scene: Scene, cells_a_side: int) -> Labels:
+    """Return for each cell whether the centre it holds lies near the one above or below (-1, 1).
+
+    And near the one to its left or right; (C, 2). Zeros for cells that hold none, and outwards.
+    """
+    near = np.zeros((cells_a_side, cells_a_side, 2), dtype=np.int8)
+    for thing in scene.things:
+        row, column = int(thing.y * cells_a_side), int(thing.x * cells_a_side)
+        near[row, column] = _next_to(thing.y, cells_a_side), _next_to(thing.x, cells_a_side)
+    return near.reshape(-1, 2)
+
+
+def _next_to(position: float, cells_a_side: int) -> int:
+    cell, within = divmod(position * cells_a_side, 1)
+    if within < _NEAR and cell > 0:
+        return -1
+    return 1 if within > 1 - _NEAR and cell < cells_a_side - 1 else 0
 
 
 def parts_of(scene: Scene, patches_a_side: int) -> Labels:
@@ -252,15 +277,17 @@ def flipped(drawn: Drawn, rng: np.random.Generator) -> Drawn:
     mirrored = rng.random(len(drawn.pixels)) < 0.5
     mirrored &= (drawn.cell_characters == NOTHING).all((1, 2))
     pixels, cells, patches = drawn.pixels.copy(), drawn.cells.copy(), drawn.patches.copy()
-    masks = drawn.masks.copy()
+    masks, neighbours = drawn.masks.copy(), drawn.neighbours.copy()
     pixels[mirrored] = pixels[mirrored, :, ::-1]
     patches[mirrored] = _mirrored(patches[mirrored])
     cells[mirrored] = _mirrored(cells[mirrored])
+    neighbours[mirrored] = _mirrored(neighbours[mirrored]) * np.array([1, -1], dtype=np.int8)
     fine = _mirrored(masks[mirrored])
     masks[mirrored] = fine.reshape(*fine.shape[:2], FINE, FINE)[..., ::-1].reshape(fine.shape)
     place = cells[mirrored, :, -1]
     cells[mirrored, :, -1] = np.where(place == NOTHING, NOTHING, place // 3 * 3 + 2 - place % 3)
-    return Drawn(pixels, cells, patches, masks, drawn.cell_characters, drawn.patch_characters)
+    characters = drawn.cell_characters, drawn.patch_characters
+    return Drawn(pixels, cells, neighbours, patches, masks, *characters)
 
 
 def _mirrored(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -7,13 +7,23 @@ import torch
 from gemma3vl_app.errors import TrainingError
 from gemma3vl_app.finetune.demo_tower import (
     TowerWithHeads,
+    claimed,
     measured,
     places_as_waves,
     take_tower,
     train_stage,
     whitened_patches,
 )
-from gemma3vl_app.finetune.tower_pictures import HEADS, Stage, draw_stage
+from gemma3vl_app.finetune.scenes import Scene, Thing
+from gemma3vl_app.finetune.tower_pictures import (
+    HEADS,
+    NOTHING,
+    Drawn,
+    Stage,
+    draw_stage,
+    labels_of,
+    neighbours_of,
+)
 
 TINY = Stage("single", 32, True, 40, 8, 6, 1e-3, seed=1, heads=("shape", "colour"))
 READING = replace(
@@ -61,6 +71,37 @@ def test_where_places_are_asked_positions_begin_a_third_as_strong_as_patches(
     with torch.no_grad():
         patches = embeddings.patch_embedding(pixels.permute(0, 3, 1, 2) / 127.5 - 1)
     assert (table.detach().std() / patches.std()).item() == pytest.approx(1 / 3, rel=0.1)
+
+
+def test_a_thing_on_a_border_belongs_to_the_surest_of_the_cells_that_touch_it_and_to_no_other():
+    things = (
+        Thing("star", "blue", "small", False, 0.5, 0.5, 0.08, 0.0),  # where four cells meet
+        Thing("circle", "red", "small", False, 0.1, 0.1, 0.08, 0.0),  # well within one
+    )
+    scene = Scene(things, "white", "plain", "plain", 1.0)
+    empty = np.zeros(0)
+    cells = labels_of(scene, 4)[None], neighbours_of(scene, 4)[None]
+    drawn = Drawn(empty, *cells, empty, empty, empty, empty)
+    for surest in (5, 6, 9, 10):  # of 4 x 4
+        centre = torch.full((1, 16), -2.0)
+        centre[0, surest], centre[0, 3] = -1.0, 9.0
+        labels = claimed(centre, drawn)
+        assert labels[0, surest].tolist() == drawn.cells[0, 10].tolist()
+        assert labels[0, 0].tolist() == drawn.cells[0, 0].tolist()
+        assert (labels[..., 0] != NOTHING).sum() == 2
+
+
+def test_two_things_side_by_side_keep_their_cells():
+    things = (
+        Thing("star", "blue", "small", False, 0.49, 0.4, 0.08, 0.0),
+        Thing("circle", "red", "small", False, 0.7, 0.4, 0.08, 0.0),
+    )
+    scene = Scene(things, "white", "plain", "plain", 1.0)
+    empty = np.zeros(0)
+    cells = labels_of(scene, 4)[None], neighbours_of(scene, 4)[None]
+    drawn = Drawn(empty, *cells, empty, empty, empty, empty)
+    centre = torch.arange(16.0)[None]  # the star's right neighbour is surer than its own cell
+    assert (claimed(centre, drawn).numpy() == drawn.cells).all()
 
 
 def test_whitened_patches_come_out_about_equally_strong(tower):

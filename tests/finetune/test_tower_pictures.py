@@ -20,6 +20,7 @@ from gemma3vl_app.finetune.tower_pictures import (
     fine_mask,
     flipped,
     labels_of,
+    neighbours_of,
     parts_of,
 )
 
@@ -40,6 +41,19 @@ def test_a_cell_is_labelled_with_the_thing_whose_centre_it_holds():
     assert (np.delete(labels, 3, axis=0) == NOTHING).all()
 
 
+def test_a_centre_near_a_border_is_next_to_the_cell_beyond_it():
+    def near(x, y):
+        thing = Thing("star", "blue", "large", True, x, y, 0.1, 0.0)
+        grid = neighbours_of(Scene((thing,), "white", "plain", "plain", 1.0), 4).reshape(4, 4, 2)
+        assert np.abs(grid).sum() == np.abs(grid[int(4 * y), int(4 * x)]).sum()
+        return grid[int(4 * y), int(4 * x)].tolist()  # down, across
+
+    assert near(0.375, 0.375) == [0, 0]
+    assert near(0.5, 0.375) == [0, -1]
+    assert near(0.49, 0.51) == [-1, 1]
+    assert near(0.01, 0.99) == [0, 0]  # there is no cell beyond
+
+
 def test_patches_inside_a_thing_are_a_part_of_it():
     thing = Thing("star", "blue", "large", False, 0.5, 0.5, 0.3, 0.0)
     grid = parts_of(Scene((thing,), "white", "plain", "plain", 1.0), 8).reshape(8, 8, 2)
@@ -55,15 +69,15 @@ def test_mirrored_pictures_are_labelled_as_if_drawn_so():
     mask = Image.fromarray(pixels[0, :, :, 0])
     fine = [fine_mask(each, 8) for each in (mask, ImageOps.mirror(mask))]
     none = [characters_of((), *size)[None] for size in ((4, 6), (8, 2))]
-    drawn = Drawn(
-        *(pixels, labels_of(scene, 4)[None], parts_of(scene, 8)[None], fine[0][None]), *none
-    )
+    cells = labels_of(scene, 4)[None], neighbours_of(scene, 4)[None]
+    drawn = Drawn(pixels, *cells, parts_of(scene, 8)[None], fine[0][None], *none)
     found = [flipped(drawn, np.random.default_rng(seed)) for seed in range(8)]
     mirrored = [each for each in found if (each.pixels != pixels).any()]
     assert 0 < len(mirrored) < 8
     for each in mirrored:
         assert (each.pixels == pixels[:, :, ::-1]).all()
         assert (each.cells == labels_of(turned, 4)).all()
+        assert (each.neighbours == neighbours_of(turned, 4)).all()
         assert (each.patches == parts_of(turned, 8)).all()
         assert (each.masks == fine[1]).all()
 
