@@ -41,7 +41,7 @@ from gemma3vl_app.finetune.tower_pictures import (
 logger = logging.getLogger(__name__)
 
 _WAVES_TO_PATCHES = 1 / 3  # how strong positions begin beside what patches look like
-_CENTRE_WEIGHT = 3.0  # few cells hold a centre
+_CENTRE_WEIGHT = 3.0  # few cells hold a centre, or are beside one
 _NO_CHARACTER_WEIGHT = 0.5  # many places hold none
 _TEST_PICTURES, _TEST_SEEDS = 512, 1_000_000
 _SAVE_EVERY = 100  # steps
@@ -60,7 +60,7 @@ STAGES = (
         heads=("shape", "colour", "outlined"),  # sizes and places make sense in scenes only
     ),
     Stage("scenes", 192, False, 24_000, 32, 2_000, 8e-4, seed=2, places=True),
-    Stage("centres", 192, False, 24_000, 32, 1_200, 5e-4, seed=6),
+    Stage("centres", 192, False, 24_000, 32, 1_600, 5e-4, seed=6),
 )
 
 # What comes after it, to read: mixed with scenes, so that these are not forgotten.
@@ -139,10 +139,10 @@ class TowerWithHeads(nn.Module):
         patches = self.patch_vectors(_scaled(drawn.pixels), corner)
         cells = self.cells(patches)
         centre = self.centre(cells)[..., 0]  # (B, C)
-        labels = claimed(centre.detach(), drawn)  # (B, C, heads)
+        labels, claimable = claimed(centre.detach(), drawn)  # (B, C, heads), (B, C)
         there = labels[..., 0] != NOTHING  # (B, C)
         total = nn.functional.binary_cross_entropy_with_logits(
-            centre, there.float(), pos_weight=torch.tensor(_CENTRE_WEIGHT)
+            centre, there.float(), weight=torch.where(claimable, _CENTRE_WEIGHT, 1.0)
         )
         right = {"centre": ((centre > 0) == there).all(1).float().mean()}  # whole pictures
         found = cells[there]  # (things, D)
@@ -168,12 +168,13 @@ class TowerWithHeads(nn.Module):
         return total, right
 
 
-def claimed(centre: torch.Tensor, drawn: Drawn) -> torch.Tensor:
-    """Return what each cell is to say: of several that a thing may belong to, the surest has it.
+def claimed(centre: torch.Tensor, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what each cell is to say, and which cells some thing may belong to.
 
-    No picture of 32 pixels a cell shows on which side of a border a centre lies that is within a
-    pixel of it. With fixed labels both cells, or neither, would say that the thing is theirs, and
-    it would be counted twice. `centre` (B, C) scores, result (B, C, heads).
+    Of several that a thing may belong to, the surest has it. No picture of 32 pixels a cell shows
+    on which side of a border a centre lies that is within a pixel of it: with fixed labels both
+    cells, or neither, would say that the thing is theirs. `centre` (B, C) scores, results (B, C,
+    heads) and (B, C).
     """
     labels = torch.from_numpy(drawn.cells).long()
     picture, own = torch.nonzero(labels[..., 0] != NOTHING, as_tuple=True)  # (things,)
@@ -182,12 +183,14 @@ def claimed(centre: torch.Tensor, drawn: Drawn) -> torch.Tensor:
     steps = (torch.zeros_like(own), across, side * down, side * down + across)
     near = own[:, None] + torch.stack(steps, dim=1)  # (things, 4) cells
     scores = centre[picture[:, None], near]
+    claimable = torch.zeros_like(labels[..., 0], dtype=torch.bool)
+    claimable[picture[:, None], near] = True
     taken = labels[picture[:, None], near, 0] != NOTHING
     scores = scores.masked_fill(taken & (near != own[:, None]), -math.inf)
     chosen = near[torch.arange(len(own)), scores.argmax(1)]
     result = torch.full_like(labels, NOTHING)
     result[picture, chosen] = labels[picture, own]
-    return result
+    return result, claimable
 
 
 def _character_loss(scores: torch.Tensor, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:

@@ -37,7 +37,7 @@ NOTHING = -1  # the label of a cell in which no thing has its centre, or no char
 CELL_CHARACTERS, PATCH_CHARACTERS = 6, 2  # that are labelled, in reading order
 FINE = 4  # parts a side of a patch
 _INSIDE = 0.8  # of a thing's radius: patches so near its centre are taken for a part of it
-_NEAR = 0.2  # of a cell: centres so near its border may be taken for the neighbour's
+_NEAR = 0.3  # of a cell: centres so near its border may be taken for the neighbour's
 _PART = 1_000  # pictures that one process draws at a time
 
 Kind = Literal["scene", "print", "chart"]
