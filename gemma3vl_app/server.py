@@ -14,6 +14,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import gradio as gr
 import uvicorn
@@ -23,7 +24,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.errors import Gemma3VLError
-from gemma3vl_app.webui.page import CSS, build_page, theme
+from gemma3vl_app.store import ConversationStore
+from gemma3vl_app.webui.desk import Desk
+from gemma3vl_app.webui.page import build_page, css, i18n, theme
+from gemma3vl_app.webui.visitors import RememberVisitors
 
 DEFAULT_PORT = 7860
 PORTS_TRIED = 20
@@ -51,13 +55,16 @@ SAFETY_HEADERS = (
 _log = logging.getLogger(__name__)
 
 
-def create_app(backend: Backend, *, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+def create_app(
+    backend: Backend, *, hosts: Sequence[str] = LOOPBACK, store: ConversationStore | None = None
+) -> FastAPI:
     """Return the app for `backend`: the page at `/`, `{"status": "ok"}` at `/healthz`.
 
-    Only requests that name one of `hosts` are answered, so that no other site can reach a server
+    Conversations are kept in `store`; without one, as long as the process runs. Only requests that name one of `hosts` are answered, so that no other site can reach a server
     on this machine through the browser; `"*"` answers all.
     """
-    _keep_gradio_private()
+    uploads = _keep_gradio_private()
+    desk = Desk.set_up(lambda: backend, uploads, store)
     app = FastAPI(title="gemma3vl_app", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
@@ -66,10 +73,11 @@ def create_app(backend: Backend, *, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
 
     gr.mount_gradio_app(
         app,
-        build_page(backend),
+        build_page(desk),
         path="/",
         theme=theme(),
-        css=CSS,
+        css=css(),
+        i18n=i18n(),
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -80,6 +88,7 @@ def create_app(backend: Backend, *, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
         max_file_size=UPLOAD_LIMIT,
         allowed_paths=[],
     )
+    app.add_middleware(RememberVisitors)
     app.add_middleware(_Shield)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
@@ -135,10 +144,10 @@ def _listen(host: str, port: int, tries: int) -> socket.socket:
     )
 
 
-def _keep_gradio_private() -> None:
+def _keep_gradio_private() -> Path:
     """Set what gradio reads from the environment only: no telemetry, uploads in a private folder.
 
-    The folder is new for every process, readable by this user alone, and goes when the process
+    Returns that folder. The folder is new for every process, readable by this user alone, and goes when the process
     ends.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -147,6 +156,7 @@ def _keep_gradio_private() -> None:
         folder = tempfile.mkdtemp(prefix="gemma3vl-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["GRADIO_TEMP_DIR"] = folder
+    return Path(os.environ["GRADIO_TEMP_DIR"])
 
 
 class _Shield:

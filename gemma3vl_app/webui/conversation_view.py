@@ -1,51 +1,37 @@
-"""The conversation on the page: a component that draws plain values, text as text.
-
-`assets/conversation.js` draws it in the browser and sends back what a person does with a message.
-What it gets is made here. Nothing of it is ever markup: text of people and models cannot become
-HTML, load anything or run anything.
-"""
+"""What the page's conversation is drawn from: `assets/conversation.js` draws it."""
 
 from __future__ import annotations
 
-import html
 import math
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import gradio as gr
 from PIL import Image
 
 from gemma3vl_app.generation import Token
-from gemma3vl_app.webui.view import Shown, View
-
-FILE_ROUTE = "gradio_api/file="  # relative to the page, which may lie below a proxy's path
-_TEMPLATE = '<div class="conversation" role="log" aria-live="polite" aria-label="{label}"></div>'
-
-
-def conversation(label: str, **options: Any) -> gr.HTML:
-    """Return the component; its `select` event brings an action and the message it is about."""
-    return gr.HTML(
-        None,
-        html_template=_TEMPLATE.format(label=html.escape(label)),
-        css_template="",
-        js_on_load=asset("conversation.js"),
-        apply_default_css=False,
-        **options,
-    )
-
-
-def asset(name: str) -> str:
-    """Return the text of a script or style of the page."""
-    return resources.files("gemma3vl_app.webui").joinpath("assets", name).read_text("utf-8")
+from gemma3vl_app.webui.component import file_url
+from gemma3vl_app.webui.view import Draft, Shown, View
 
 
 def as_values(
-    view: View, words: dict[str, str], *, show_confidence: bool = False
+    view: View,
+    words: Mapping[str, object],
+    *,
+    id: str = "",
+    examples: Sequence[Draft] = (),
+    show_confidence: bool = False,
 ) -> dict[str, Any]:
-    """Return what the component draws for a view; `words` are its labels in the page's language."""
+    """Return what the component draws for a view of conversation `id`.
+
+    `words` are its labels in the page's language; `examples` are offered before the first message.
+    """
     return {
+        "id": id,
+        "examples": [
+            {"question": example.text, "pictures": [file_url(file) for file in example.files]}
+            for example in examples
+        ],
         "messages": [_message(shown) for shown in view.messages],
         "answering": view.answering,
         "can_continue": view.can_continue,
@@ -69,7 +55,7 @@ def _picture(file: str) -> dict[str, Any]:
     with Image.open(file) as image:  # one of ours: only its header is read
         width, height = image.size
     name = Path(file).name.split("-", 1)[-1]
-    return {"url": FILE_ROUTE + quote(file), "name": name, "width": width, "height": height}
+    return {"url": file_url(file), "name": name, "width": width, "height": height}
 
 
 def _token(token: Token) -> list[Any]:

@@ -56,14 +56,22 @@ class Library:
         self._open: OrderedDict[tuple[str, str], LiveChat] = OrderedDict()
 
     @property
+    def is_kept(self) -> bool:
+        """Whether conversations outlast this server."""
+        return self._store is not None
+
+    @property
     def notice(self) -> str | None:
         """What people should know about how the store was opened."""
         return self._store.notice if self._store else None
 
     def new(self, owner: str, transcript: Transcript | None = None) -> Opened:
-        """Begin a conversation, or take one over; it is stored with its first message."""
+        """Begin a conversation, stored with its first message; or take over `transcript` at once."""
         id = secrets.token_hex(16)
-        live = self._live(owner, id, transcript or Transcript(), is_stored=False)
+        if transcript is not None and self._store is not None:
+            self._store.create(owner, transcript, id=id)
+        is_stored = transcript is not None
+        live = self._live(owner, id, transcript or Transcript(), is_stored=is_stored)
         return Opened(id, self._keep_open(owner, id, live))
 
     def open(self, owner: str, id: str) -> Opened:

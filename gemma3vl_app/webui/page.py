@@ -1,24 +1,18 @@
-"""The chat page: pictures and questions in, streamed answers out, in a browser.
-
-Lays out gradio components and wires them to a `Session`. Text of people, models and errors is
-shown as text: never as HTML, never as Markdown, so nothing in it can load or run anything. Knows
-the backend protocol; knows nothing of engines or HTTP.
-"""
+"""The chat page: which components stand where, and what each of them sets off."""
 
 from __future__ import annotations
 
 import html
-import mimetypes
-from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
 
-from gemma3vl_app.backends.protocol import Backend, Capabilities
-from gemma3vl_app.webui.examples import EXAMPLES, save
-from gemma3vl_app.webui.session import Draft, Session, Shown, View
+from gemma3vl_app.backends.protocol import Capabilities
+from gemma3vl_app.generation import Greedy, Sampling
+from gemma3vl_app.webui.actions import Actions, Visit, line
+from gemma3vl_app.webui.component import asset, drawn
+from gemma3vl_app.webui.desk import Desk
+from gemma3vl_app.webui.words import LANGUAGES
 
 # Backends queue on their own and say how many are ahead; these bound what one process holds open.
 ANSWERS_AT_ONCE = 32
@@ -28,32 +22,6 @@ UPLOADS_KEPT_SEC = 24 * 3600
 
 _SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 _SYSTEM_MONO = ["ui-monospace", "monospace"]
-
-# One rule per dark selector: gradio rewrites only the first of a list that begins with .dark.
-CSS = """
-.gradio-container { max-width: 54rem !important; width: 100% !important; }
-.gradio-container { margin: 0 auto !important; }
-.gradio-container main { width: 100%; }
-#head h1 { font-size: 1.35rem; font-weight: 650; margin: 0.75rem 0 0.1rem; }
-#head p, #line p { color: var(--neutral-600); margin: 0; }
-.dark #head p { color: var(--neutral-300); }
-.dark #line p { color: var(--neutral-300); }
-#line { min-height: 1.5rem; }
-#line p { font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-#line p.error { color: #b91c1c; font-size: 0.95rem; }
-.dark #line p.error { color: #fca5a5; }
-#chat { border-width: 0 !important; height: calc(100dvh - 25rem) !important; }
-@media (max-width: 640px) {
-  #head p { font-size: 0.8rem; }
-  #chat { height: calc(100dvh - 30rem) !important; }
-}
-#chat .message-content { white-space: pre-wrap; overflow-wrap: anywhere; }
-#chat .message img { max-height: 10rem; width: auto; }
-#chat .message-buttons { display: none; }
-footer { display: none !important; }
-"""
-
-Update = tuple[Any, Any, Any]  # for the chat, the box and the line
 
 
 def theme() -> gr.themes.Base:
@@ -67,119 +35,99 @@ def theme() -> gr.themes.Base:
     )
 
 
-def build_page(backend: Backend) -> gr.Blocks:
-    """Return the page for `backend`, to be mounted by a server with `theme()` and `CSS`."""
-    about = backend.capabilities
+def css() -> str:
+    """Return the page's styles."""
+    names = ("page", "conversation", "composer", "shelf")
+    return "\n".join(asset(f"{name}.css") for name in names)
+
+
+def i18n() -> gr.I18n:
+    """Return the words of gradio's own components, in all languages."""
+    return gr.I18n(**{name: dict(words) for name, words in LANGUAGES.items()})
+
+
+def build_page(desk: Desk) -> gr.Blocks:
+    """Return the page for `desk`, to be mounted by a server with `theme()`, `css()`, `i18n()`."""
+    about = desk.backend().capabilities
     page = gr.Blocks(
         title=f"{about.title or about.model} · gemma3vl",
         analytics_enabled=False,
         delete_cache=(UPLOADS_CHECKED_EVERY_SEC, UPLOADS_KEPT_SEC),
     )
-    with page, TemporaryDirectory() as folder:  # the pictures are copied while the page is built
-        files = save(Path(folder)) if about.pictures else ()
-        _lay_out(page, backend, files)
+    with page:
+        _lay_out(page, desk, about)
     page.queue(max_size=WAITING_AT_MOST)
     return page
 
 
-def _lay_out(page: gr.Blocks, backend: Backend, example_files: tuple[tuple[str, ...], ...]) -> None:
-    about = backend.capabilities
-    session = gr.State(
-        Session(backend), time_to_live=UPLOADS_KEPT_SEC, delete_callback=Session.stop
-    )
-    gr.HTML(_head(about), elem_id="head")
-    chat = _chat(example_files)
-    line = gr.HTML(_line(""), elem_id="line")
-    box = gr.MultimodalTextbox(
-        placeholder="Ask something; add pictures with the clip, or paste or drop them",
-        file_types=["image"],
-        file_count="multiple",
-        sources=["upload"],
-        show_label=False,
-        autofocus=True,
-        max_plain_text_length=1_000_000,  # pasted text stays text
-        elem_id="box",
-    )
-    clear = gr.Button("New conversation", variant="secondary", size="sm", elem_id="clear")
+def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
+    words, actions = i18n(), Actions(desk)
+    visit = gr.State(None, time_to_live=UPLOADS_KEPT_SEC)
+    with gr.Sidebar(width=300, open=True):
+        gr.HTML(_head(about), elem_id="head")
+        shelf = drawn("shelf")
+        fields = _settings(words, about)
+    with gr.Column(elem_id="talk"):
+        conversation = drawn("conversation", 'role="log" aria-live="polite"')
+        said = gr.HTML(line(""), elem_id="line")
+        composer = drawn("composer")
 
-    drafts = _drafts(chat)
-
-    def send_example(event: gr.SelectData, session: Session) -> Iterator[Update]:
-        # Only the number is taken from the browser: the rest of the event could name any file.
-        yield from map(_update, session.ask(drafts[int(event.index)]))
-
-    shown = [chat, box, line]
+    shown = [visit, conversation, composer, said, shelf]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    page.load(lambda: Session(backend), None, session, queue=False, **quiet)
-    box.submit(_send, [box, session], shown, concurrency_limit=ANSWERS_AT_ONCE, **quiet)
-    chat.example_select(send_example, session, shown, concurrency_limit=ANSWERS_AT_ONCE, **quiet)
-    box.stop(Session.stop, session, None, queue=False, **quiet)
-    gr.on([clear.click, chat.clear], _clear, session, shown, queue=False, **quiet)
-
-
-def _chat(example_files: tuple[tuple[str, ...], ...]) -> gr.Chatbot:
-    cards: Any = [
-        {"text": example.question, "files": list(files)}
-        for example, files in zip(EXAMPLES, example_files, strict=False)
-    ]
-    return gr.Chatbot(
-        examples=cards,
-        show_label=False,
-        render_markdown=False,
-        sanitize_html=True,
-        allow_tags=False,
-        feedback_options=None,
-        buttons=[],
-        layout="bubble",
-        min_height=240,
-        placeholder="Try one of these, or ask about pictures of your own.",
-        elem_id="chat",
+    answers = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "trigger_mode": "multiple"}
+    page.load(actions.load, None, shown, **answers)
+    composer.submit(actions.submit, [visit, *fields], shown, **{**answers, "trigger_mode": "once"})
+    composer.weigh(
+        actions.weigh,
+        [visit, *fields],
+        [visit, composer],
+        **{**answers, "trigger_mode": "always_last"},
+    )
+    composer.halt(actions.halt, visit, None, queue=False, **quiet)
+    conversation.select(actions.on_message, [visit, *fields], shown, **answers)
+    shelf.select(actions.on_shelf, visit, shown, **answers)
+    confidence = fields[6]
+    confidence.change(
+        actions.show_confidence, [visit, confidence], [visit, conversation], queue=False, **quiet
     )
 
 
-def _drafts(chat: gr.Chatbot) -> list[Draft]:
-    """Return the examples as drafts, with the paths gradio serves their pictures from."""
-    cards: Any = chat.examples or ()
-    return [Draft(c["text"], tuple(file["path"] for file in c["files"])) for c in cards]
+def _settings(words: gr.I18n, about: Capabilities) -> list[Any]:
+    """Return the fields of `actions.settings_of`, in its order; empty ones leave it to the model."""
+    default = _sampling_defaults(about.sampling)
+    with gr.Accordion(words("settings"), open=False, elem_id="settings"):
+        system = gr.Textbox(label=words("system"), lines=2, max_lines=8)
+        with gr.Row():
+            temperature = gr.Number(
+                None, label=words("temperature"), placeholder=default[0], minimum=0, maximum=2
+            )
+            top_k = gr.Number(
+                None, label=words("top_k"), placeholder=default[1], precision=0, minimum=1
+            )
+        with gr.Row():
+            top_p = gr.Number(
+                None, label=words("top_p"), placeholder=default[2], minimum=0, maximum=1
+            )
+            seed = gr.Number(None, label=words("seed"), precision=0, minimum=0)
+        answer_tokens = gr.Number(
+            None,
+            label=words("answer_tokens"),
+            placeholder=str(about.answer_tokens),
+            precision=0,
+            minimum=1,
+        )
+        confidence = gr.Checkbox(False, label=words("confidence"), visible=about.logprobs)
+        schema = gr.Code(
+            None, language="json", label=words("schema"), lines=3, visible=about.schema
+        )
+    return [system, temperature, top_k, top_p, seed, answer_tokens, confidence, schema]
 
 
-def _send(message: dict[str, Any], session: Session) -> Iterator[Update]:
-    draft = Draft(message["text"], tuple(message["files"]))
-    yield from map(_update, session.ask(draft))
-
-
-def _clear(session: Session) -> Update:
-    return _update(session.clear())
-
-
-def _update(view: View) -> Update:
-    """Turn a view into new values for the chat, the box and the line."""
-    box: dict[str, Any] = {"submit_btn": not view.answering, "stop_btn": view.answering}
-    if view.draft is not None:
-        box["value"] = {"text": view.draft.text, "files": list(view.draft.files)}
-    return (
-        [_message(shown) for shown in view.messages],
-        gr.update(**box),
-        _line(view.line, view.is_error),
-    )
-
-
-def _message(shown: Shown) -> dict[str, Any]:
-    """Return a message for gradio's chat, which inserts text as HTML even without Markdown."""
-    files = [{"type": "file", "file": _file(path)} for path in shown.files]
-    text = html.escape(shown.text, quote=False)
-    return {"role": shown.role, "content": [*files, {"type": "text", "text": text}]}
-
-
-def _file(path: str) -> dict[str, Any]:
-    name = Path(path).name
-    return {"path": path, "orig_name": name, "mime_type": mimetypes.guess_type(name)[0]}
+def _sampling_defaults(sampling: Sampling) -> tuple[str, str, str]:
+    if isinstance(sampling, Greedy):
+        return "0", "", ""
+    return str(sampling.temperature), str(sampling.top_k), str(sampling.top_p)
 
 
 def _head(about: Capabilities) -> str:
     return f"<h1>{html.escape(about.title or about.model)}</h1><p>{html.escape(about.knows)}</p>"
-
-
-def _line(text: str, is_error: bool = False) -> str:
-    kind = "error" if is_error else "quiet"
-    return f'<p class="{kind}" role="status">{html.escape(text)}</p>'

@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from gemma3vl_app.backends.protocol import Backend, StreamOptions
 from gemma3vl_app.chat import Chat
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
+from gemma3vl_app.messages import Conversation, Message, Text
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.stream import Stream
+from gemma3vl_app.transcript import Transcript
+from gemma3vl_app.webui.drafts import DraftPictures, Weighed, items_of
 from gemma3vl_app.webui.library import Library, Opened
 from gemma3vl_app.webui.live_chat import OUR_FAULT, Moment
 from gemma3vl_app.webui.shown_pictures import ShownPictures
@@ -40,6 +42,7 @@ class Tab:
         self._library = library
         self._pictures = pictures
         self._backend = backend
+        self._drafted = DraftPictures(pictures)
         self.owner = owner
         self._opened = library.open(owner, id) if id else library.new(owner)
 
@@ -53,6 +56,11 @@ class Tab:
     def new(self) -> View:
         """Show a new, empty conversation; the one before goes on by itself."""
         self._opened = self._library.new(self.owner)
+        return self._view(draft=Draft())
+
+    def take_over(self, opened: Opened) -> View:
+        """Show a conversation that was brought in."""
+        self._opened = opened
         return self._view(draft=Draft())
 
     def open(self, id: str) -> Iterator[View]:
@@ -73,11 +81,35 @@ class Tab:
         self._pictures.forget(id)
         return self.new() if id == self.id else self._view()
 
+    @property
+    def transcript(self) -> Transcript:
+        """All branches of what is shown, a running answer left out."""
+        return self._opened.live.transcript
+
     def watch(self) -> Iterator[View]:
         """Show the conversation as it is, until no answer is being written."""
         yield from self._watch(self._opened)
 
     # --- what is said ---
+
+    def weigh(self, draft: Draft, settings: Settings = DEFAULTS) -> Weighed:
+        """Say what `draft` would cost; files that are no pictures are left out and told."""
+        opened, error = self._drafted.open_what_can_be(draft.files, self.id)
+        pictures = [_with_crops(picture, settings) for _, picture in opened]
+        parts = (*pictures, *([Text(draft.text)] if draft.text else ()))
+        backend, said = self._backend(), self._opened.live.moment.messages
+        about = backend.capabilities
+        messages = (*said, Message("user", parts)) if parts else said
+        if not messages:
+            return Weighed((), 0, about.context_tokens, error)
+        try:
+            if pictures and not about.pictures:
+                raise ConversationError(f"{about.title or about.model} takes no pictures.")
+            preview = backend.preview(Conversation(messages, settings.system or None))
+        except Gemma3VLError as refused:
+            return Weighed((), 0, about.context_tokens, str(refused))
+        items = items_of(opened, preview, about.image_tokens)
+        return Weighed(items, preview.prompt_tokens, preview.context_tokens, error)
 
     def ask(self, draft: Draft, settings: Settings = DEFAULTS) -> Iterator[View]:
         """Send `draft` and show the answer; where nothing comes of it, the draft comes back."""
@@ -85,13 +117,14 @@ class Tab:
         def begin(chat: Chat) -> Stream:
             chat.system = settings.system or None
             return chat.stream(
-                draft.text.strip(), images=pictures, crops=settings.crops, **self._options(settings)
+                draft.text.strip(), images=pictures, **self._options(settings)
             )
 
         try:
             if not draft.text.strip():
                 raise ConversationError("Write a question first; pictures can go with it.")
-            pictures = [Picture.open(file, name=Path(file).name) for file in draft.files]
+            opened = self._drafted.open(draft.files, self.id)
+            pictures = [_with_crops(picture, settings) for _, picture in opened]
         except Gemma3VLError as error:
             yield replace(self._told(error), draft=draft)
             return
@@ -120,7 +153,7 @@ class Tab:
         view = self._change(Chat.undo)
         if asked is None or view.is_error:
             return view
-        files = tuple(self._pictures.path(self.id, picture) for picture in asked.pictures)
+        files = self._drafted.put_back(asked.pictures, self.id)
         return replace(view, draft=Draft(asked.text, files))
 
     def stop(self) -> None:
@@ -135,6 +168,7 @@ class Tab:
             "sampling": settings.sampling(about.sampling),
             "max_new_tokens": settings.max_new_tokens or about.answer_tokens,
             "adapter": settings.adapter,
+            "schema": settings.json_schema(),
             "logprobs": ALTERNATIVES if settings.confidence and about.logprobs else None,
         }
 
@@ -206,3 +240,7 @@ class Tab:
             moment.answering,
             can_continue=cut and not moment.answering,
         )
+
+
+def _with_crops(picture: Picture, settings: Settings) -> Picture:
+    return replace(picture, crops=settings.crops)

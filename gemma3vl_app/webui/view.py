@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.generation import Greedy, Sample, Sampling, Token
 
 
@@ -53,7 +55,7 @@ class Settings:
     """How answers are asked for; None leaves it to the model.
 
     A `temperature` of 0 always takes the likeliest token. `confidence` asks how sure the model is
-    of each token.
+    of each token. `schema` is the JSON schema that the answer has to follow, as text.
     """
 
     system: str = ""
@@ -65,6 +67,7 @@ class Settings:
     crops: Literal["off", "on", "auto"] = "auto"
     adapter: str | None = None
     confidence: bool = False
+    schema: str = ""
 
     def sampling(self, default: Sampling) -> Sampling:
         """Return the rule for the next answer; raises `ConversationError` for bad numbers."""
@@ -77,6 +80,19 @@ class Settings:
             top_p=base.top_p if self.top_p is None else self.top_p,
             seed=self.seed,
         )
+
+
+    def json_schema(self) -> dict[str, Any] | None:
+        """Return the schema as a value, None for none; raises `ConversationError`."""
+        if not self.schema.strip():
+            return None
+        try:
+            value = json.loads(self.schema)
+        except (ValueError, RecursionError) as error:
+            raise ConversationError(f"The schema in the settings is no JSON: {error}.") from None
+        if not isinstance(value, dict):
+            raise ConversationError("The schema in the settings has to be a JSON object: {...}.")
+        return value
 
 
 DEFAULTS = Settings()

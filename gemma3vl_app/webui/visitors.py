@@ -6,6 +6,7 @@ send it along, and nobody can guess it. Where people log in, their name takes it
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from http.cookies import SimpleCookie
@@ -22,6 +23,18 @@ def visitor_of(cookies: dict[str, str]) -> str | None:
     """Return the secret that a browser has brought, or None where it is none of ours."""
     value = cookies.get(COOKIE, "")
     return value if _SECRET.fullmatch(value) else None
+
+
+def owner_of(username: str | None, cookies: dict[str, str]) -> str:
+    """Return whose conversations a request may see: a login name's, or those of a browser.
+
+    The secret itself is not kept: who reads the database cannot take a browser's place. Without
+    either, nobody else's and for this once only.
+    """
+    if username:
+        return f"user {username}"
+    secret = visitor_of(cookies) or secrets.token_urlsafe(32)
+    return f"browser {hashlib.sha256(secret.encode()).hexdigest()[:32]}"
 
 
 class RememberVisitors:

@@ -60,6 +60,22 @@ class Words(TypedDict):
     load: str
     unload: str
     go_on: str
+    attach: str
+    take: str
+    close: str
+    no_camera: str
+    not_taken: str
+    more: str
+    presets: str
+    preset_short: str
+    preset_detailed: str
+    preset_read: str
+    preset_compare: str
+    preset_json: str
+    schema: str
+    crops_off: str
+    crops_on: str
+    crops_auto: str
 
 
 ENGLISH = Words(
@@ -67,7 +83,7 @@ ENGLISH = Words(
     conversations="Conversations",
     user="You",
     assistant="Model",
-    placeholder="Ask something; add pictures with the clip, or paste or drop them",
+    placeholder="Ask something; pictures can be pasted or dropped here, too",
     welcome="Try one of these, or ask about pictures of your own.",
     send="Send",
     stop="Stop",
@@ -112,6 +128,22 @@ ENGLISH = Words(
     load="Load",
     unload="Unload",
     go_on="Go on",
+    attach="Add pictures or PDFs",
+    take="Take picture",
+    close="Close",
+    no_camera="The camera cannot be used. Allow it in the browser, or choose a file.",
+    not_taken="could not be sent; is it larger than 25 MB?",
+    more="More",
+    presets="Ready-made questions",
+    preset_short="Caption, short",
+    preset_detailed="Caption, detailed",
+    preset_read="Read the text",
+    preset_compare="Compare the pictures",
+    preset_json="Take out the data as JSON",
+    schema="Answer as JSON of this schema",
+    crops_off="No crops",
+    crops_on="Crops",
+    crops_auto="Crops if useful",
 )
 
 GERMAN = Words(
@@ -119,7 +151,7 @@ GERMAN = Words(
     conversations="Gespräche",
     user="Sie",
     assistant="Modell",
-    placeholder="Stellen Sie eine Frage; Bilder mit der Klammer, durch Einfügen oder Ziehen",
+    placeholder="Stellen Sie eine Frage; auch Bilder lassen sich hier einfügen oder ablegen",
     welcome="Probieren Sie eines davon, oder fragen Sie nach eigenen Bildern.",
     send="Senden",
     stop="Anhalten",
@@ -164,6 +196,22 @@ GERMAN = Words(
     load="Laden",
     unload="Entladen",
     go_on="Weiter",
+    attach="Bilder oder PDFs hinzufügen",
+    take="Aufnehmen",
+    close="Schließen",
+    no_camera="Die Kamera ist nicht verfügbar. Erlauben Sie sie im Browser, oder wählen Sie eine Datei.",
+    not_taken="konnte nicht gesendet werden; ist es größer als 25 MB?",
+    more="Mehr",
+    presets="Fertige Fragen",
+    preset_short="Bildunterschrift, kurz",
+    preset_detailed="Bildunterschrift, ausführlich",
+    preset_read="Text lesen",
+    preset_compare="Bilder vergleichen",
+    preset_json="Daten als JSON herausziehen",
+    schema="Als JSON nach diesem Schema antworten",
+    crops_off="Keine Ausschnitte",
+    crops_on="Ausschnitte",
+    crops_auto="Ausschnitte bei Bedarf",
 )
 
 FRENCH = Words(
@@ -216,6 +264,22 @@ FRENCH = Words(
     load="Charger",
     unload="Décharger",
     go_on="Continuer",
+    attach="Ajouter des images ou des PDF",
+    take="Prendre la photo",
+    close="Fermer",
+    no_camera="L’appareil photo n’est pas disponible. Autorisez-le dans le navigateur ou choisissez un fichier.",
+    not_taken="n’a pas pu être envoyé ; dépasse-t-il 25 Mo ?",
+    more="Plus",
+    presets="Questions toutes prêtes",
+    preset_short="Légende courte",
+    preset_detailed="Légende détaillée",
+    preset_read="Lire le texte",
+    preset_compare="Comparer les images",
+    preset_json="Extraire les données en JSON",
+    schema="Répondre en JSON selon ce schéma",
+    crops_off="Sans recadrages",
+    crops_on="Recadrages",
+    crops_auto="Recadrages si utile",
 )
 
 SPANISH = Words(
@@ -268,6 +332,22 @@ SPANISH = Words(
     load="Cargar",
     unload="Descargar",
     go_on="Continuar",
+    attach="Añadir imágenes o PDF",
+    take="Hacer la foto",
+    close="Cerrar",
+    no_camera="No se puede usar la cámara. Permítala en el navegador o elija un archivo.",
+    not_taken="no se pudo enviar; ¿supera los 25 MB?",
+    more="Más",
+    presets="Preguntas preparadas",
+    preset_short="Descripción breve",
+    preset_detailed="Descripción detallada",
+    preset_read="Leer el texto",
+    preset_compare="Comparar las imágenes",
+    preset_json="Extraer los datos como JSON",
+    schema="Responder en JSON según este esquema",
+    crops_off="Sin recortes",
+    crops_on="Recortes",
+    crops_auto="Recortes si conviene",
 )
 
 CHINESE = Words(
@@ -320,6 +400,22 @@ CHINESE = Words(
     load="加载",
     unload="卸载",
     go_on="继续",
+    attach="添加图片或 PDF",
+    take="拍照",
+    close="关闭",
+    no_camera="无法使用摄像头。请在浏览器中允许，或选择文件。",
+    not_taken="无法发送；是否超过 25 MB？",
+    more="更多",
+    presets="现成的问题",
+    preset_short="简短描述",
+    preset_detailed="详细描述",
+    preset_read="读取文字",
+    preset_compare="比较图片",
+    preset_json="提取为 JSON",
+    schema="按此模式以 JSON 回答",
+    crops_off="不裁剪",
+    crops_on="裁剪",
+    crops_auto="按需裁剪",
 )
 
 JAPANESE = Words(
@@ -372,6 +468,22 @@ JAPANESE = Words(
     load="読み込む",
     unload="解放",
     go_on="続ける",
+    attach="画像または PDF を追加",
+    take="撮影する",
+    close="閉じる",
+    no_camera="カメラを使えません。ブラウザーで許可するか、ファイルを選んでください。",
+    not_taken="送信できませんでした。25 MB を超えていませんか？",
+    more="その他",
+    presets="定型の質問",
+    preset_short="短い説明",
+    preset_detailed="詳しい説明",
+    preset_read="文字を読む",
+    preset_compare="画像を比べる",
+    preset_json="データを JSON で取り出す",
+    schema="このスキーマの JSON で答える",
+    crops_off="切り出しなし",
+    crops_on="切り出しあり",
+    crops_auto="必要なら切り出す",
 )
 
 LANGUAGES: dict[str, Words] = {
@@ -382,3 +494,22 @@ LANGUAGES: dict[str, Words] = {
     "zh-CN": CHINESE,
     "ja": JAPANESE,
 }
+
+
+def words_for(accepted: str) -> Words:
+    """Return the words of the language that a browser likes best, of those that there are.
+
+    `accepted` is its Accept-Language header: "de-AT,de;q=0.9,en;q=0.8".
+    """
+    ranked = []
+    for part in accepted.split(","):
+        name, _, weight = part.partition(";q=")
+        try:
+            ranked.append((float(weight or 1), name.strip().lower()))
+        except ValueError:
+            continue
+    known = {name.split("-")[0]: words for name, words in LANGUAGES.items()}
+    for _, name in sorted(ranked, key=lambda each: -each[0]):
+        if name.split("-")[0] in known:
+            return known[name.split("-")[0]]
+    return ENGLISH

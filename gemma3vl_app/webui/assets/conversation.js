@@ -47,8 +47,11 @@ function tools(message, index, value) {
   const idle = !value.answering, last = index === value.messages.length - 1;
   const row = make("div", { class: "tools" }, versions(message, index, idle));
   row.append(button("copy", "⧉", () => navigator.clipboard.writeText(message.text)));
-  if (message.role === "user")
+  if (message.role === "user") {
     row.append(button("edit", "✎", () => { editing = index; render(); }, { disabled: !idle }));
+    if (value.messages.findLastIndex((each) => each.role === "user") === index)
+      row.append(button("undo", "↶", () => trigger("select", { action: "undo" }), { disabled: !idle }));
+  }
   else if (last) {
     row.append(button("again", "↻", () => trigger("select", { action: "again" }), { disabled: !idle }));
     if (value.can_continue)
@@ -96,10 +99,29 @@ function message_node(message, index, value) {
     editing === index ? null : tools(message, index, value));
 }
 
+// --- before the first one ---
+
+function welcome(value) {
+  const cards = value.examples.map((example, index) =>
+    make("button", { type: "button", class: "example", onclick: () => trigger("select", { action: "example", index }) },
+      make("span", { class: "pictures" }, ...example.pictures.map((url) => make("img", { src: url, alt: "" }))),
+      make("span", { text: example.question })));
+  return make("div", { class: "welcome" }, make("p", { text: say("welcome") }), make("div", { class: "examples" }, ...cards));
+}
+
+// The address names the conversation, so that a reload shows it again.
+function name_in_address(value) {
+  const address = new URL(window.location.href);
+  if (value.id && value.messages.length) address.searchParams.set("c", value.id);
+  else address.searchParams.delete("c");
+  if (address.href !== window.location.href) window.history.replaceState(null, "", address);
+}
+
 // --- all of them ---
 
 function render() {
-  const value = props.value || { messages: [], words: {} };
+  const value = props.value;
+  if (!value) return;
   const at_end = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   if (editing !== null && (value.answering || editing >= value.messages.length)) editing = null;
   value.messages.forEach((message, index) => {
@@ -119,7 +141,10 @@ function render() {
     drawn[index] = { key, node, role: message.role, answering: value.answering };
   });
   drawn.splice(value.messages.length).forEach((each) => each.node.remove());
-  log.toggleAttribute("data-empty", value.messages.length === 0);
+  const empty = value.messages.length === 0, greeting = log.querySelector(".welcome");
+  if (empty && !greeting) log.append(welcome(value));
+  else if (!empty && greeting) greeting.remove();
+  name_in_address(value);
   log.setAttribute("aria-busy", String(Boolean(value.answering)));
   if (at_end) log.scrollTop = log.scrollHeight;
 }

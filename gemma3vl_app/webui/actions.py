@@ -1,0 +1,271 @@
+"""What happens on the server for each thing that a person does on the page.
+
+Turns what the page's components send into calls of a `Tab`, and its views into what the components
+are drawn from. What a browser sends may be anything: it is read field by field here.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import gradio as gr
+
+from gemma3vl_app.errors import ConversationError, Gemma3VLError
+from gemma3vl_app.webui import composer, conversation_view, shelf
+from gemma3vl_app.webui.desk import Desk
+from gemma3vl_app.webui.drafts import Weighed
+from gemma3vl_app.webui.live_chat import OUR_FAULT
+from gemma3vl_app.webui.tab import Tab
+from gemma3vl_app.webui.view import DEFAULTS, Draft, Settings, View
+from gemma3vl_app.webui.visitors import owner_of
+from gemma3vl_app.webui.words import Words, words_for
+
+Update = tuple[Any, ...]  # visit, conversation, composer, line, shelf
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Visit:
+    """One open page: what it shows, in which language, and what was last asked and found there."""
+
+    tab: Tab
+    words: Words
+    draft_number: int = 0
+    weighed: tuple[int, Weighed] = (0, Weighed())
+    query: str = ""
+    settings: Settings = DEFAULTS
+    view: View = View(())
+
+
+class Actions:
+    """The page's handlers; each yields new values for all components that it is wired to."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    # --- the page ---
+
+    def load(self, request: gr.Request) -> Iterator[Update]:
+        """Show the conversation that the address names, or a new one."""
+        visit = self._begin(request, None)
+        yield self._update(visit, visit.view, with_shelf=True)
+        if not visit.view.is_error:
+            yield from self._shown(visit, visit.tab.watch())
+
+    # --- the box ---
+
+    def submit(
+        self, event: gr.EventData, request: gr.Request, visit: Visit | None, *fields: Any
+    ) -> Iterator[Update]:
+        """Send what was written, and show the answer."""
+        visit = visit or self._begin(request, event)
+        text = _text(event, "text")
+        visit.settings = settings_of(fields, _text(event, "crops"))
+        try:
+            draft = Draft(text, self._desk.uploaded(getattr(event, "files", None)))
+        except Gemma3VLError as error:
+            yield self._told(visit, str(error))
+            return
+        yield from self._shown(visit, visit.tab.ask(draft, visit.settings))
+
+    def weigh(
+        self, event: gr.EventData, request: gr.Request, visit: Visit | None, *fields: Any
+    ) -> Update:
+        """Say what the box's pictures and words would cost."""
+        visit = visit or self._begin(request, event)
+        settings = settings_of(fields, _text(event, "crops"))
+        try:
+            files = self._desk.uploaded(getattr(event, "files", None))
+            weighed = visit.tab.weigh(Draft(_text(event, "text"), files), settings)
+        except Gemma3VLError as error:
+            weighed = Weighed(error=str(error))
+        visit.weighed = _number(event, "number"), weighed
+        return visit, self._composer(visit)
+
+    def halt(self, visit: Visit | None) -> None:
+        """Stop the answer."""
+        if visit is not None:
+            visit.tab.stop()
+
+    # --- the messages ---
+
+    def on_message(
+        self, event: gr.EventData, request: gr.Request, visit: Visit | None, *fields: Any
+    ) -> Iterator[Update]:
+        """Do what a button at a message asks for."""
+        visit = visit or self._begin(request, event)
+        visit.settings = settings_of(fields, visit.settings.crops)
+        tab, settings = visit.tab, visit.settings
+        action, index = _text(event, "action"), _number(event, "index")
+        views: Iterable[View]
+        match action:
+            case "again":
+                views = tab.regenerate(settings)
+            case "continue":
+                views = tab.resume(settings)
+            case "edit":
+                views = tab.edit(index, _text(event, "text"), settings)
+            case "switch":
+                views = [tab.switch(index, _number(event, "version"))]
+            case "undo":
+                views = [tab.undo()]
+            case "example" if 0 <= index < len(self._desk.examples):
+                views = tab.ask(self._desk.examples[index], settings)
+            case _:
+                views = []
+        yield from self._shown(visit, views)
+
+    def show_confidence(self, visit: Visit | None, wanted: bool) -> Update:
+        """Colour the words of the answer that is there, or no longer."""
+        if visit is None:
+            return visit, gr.skip()
+        visit.settings = replace(visit.settings, confidence=wanted)
+        return visit, self._conversation(visit)
+
+    # --- the list ---
+
+    def on_shelf(
+        self, event: gr.EventData, request: gr.Request, visit: Visit | None
+    ) -> Iterator[Update]:
+        """Do what a button in the list of conversations asks for."""
+        visit = visit or self._begin(request, event)
+        try:
+            yield from self._on_shelf(visit, event)
+        except Gemma3VLError as error:
+            yield self._told(visit, str(error))
+        except Exception:
+            _log.exception("an action on the list of conversations failed")
+            yield self._told(visit, OUR_FAULT)
+
+    def _on_shelf(self, visit: Visit, event: gr.EventData) -> Iterator[Update]:
+        tab, library, id = visit.tab, self._desk.library, _text(event, "id")
+        match _text(event, "action"):
+            case "new":
+                yield self._update(visit, tab.new(), with_shelf=True)
+            case "open":
+                yield from self._shown(visit, tab.open(id))
+            case "delete":
+                yield self._update(visit, tab.delete(id), with_shelf=True)
+            case "rename":
+                library.rename(tab.owner, id, _text(event, "title"))
+                yield self._update(visit, visit.view, with_shelf=True)
+            case "pin":
+                library.pin(tab.owner, id, getattr(event, "pinned", None) is True)
+                yield self._update(visit, visit.view, with_shelf=True)
+            case "search":
+                visit.query = _text(event, "query")
+                yield self._update(visit, visit.view, with_shelf=True)
+            case "export":
+                transcript = library.open(tab.owner, id).live.transcript
+                folder = self._desk.uploads / "exports"
+                file = shelf.write_out(transcript, _text(event, "kind"), folder)
+                yield self._update(visit, visit.view, download=file)
+            case "import":
+                (file,) = self._desk.uploaded([getattr(event, "file", None)])
+                opened = shelf.bring_in(library, tab.owner, file)
+                yield self._update(visit, tab.take_over(opened), with_shelf=True)
+
+    # --- inside ---
+
+    def _begin(self, request: gr.Request, event: gr.EventData | None) -> Visit:
+        """Begin a visit: of a page that was just loaded, or one that a former server loaded."""
+        owner = owner_of(request.username, dict(request.cookies))
+        words = words_for(request.headers.get("accept-language", ""))
+        id = request.query_params.get("c")
+        try:
+            return Visit(self._desk.tab(owner, id), words)
+        except Gemma3VLError as error:
+            visit = Visit(self._desk.tab(owner), words)
+            visit.view = View((), str(error), is_error=True)
+            return visit
+
+    def _shown(self, visit: Visit, views: Iterable[View]) -> Iterator[Update]:
+        """Yield what each view is drawn from; the list of conversations at the ends only."""
+        was_answering = None
+        for view in views:
+            changed = view.answering != was_answering
+            was_answering = view.answering
+            yield self._update(visit, view, with_shelf=changed)
+
+    def _told(self, visit: Visit, error: str) -> Update:
+        view = replace(visit.view, line=error, is_error=True, draft=None)
+        return self._update(visit, view, with_shelf=True)
+
+    def _update(
+        self, visit: Visit, view: View, *, with_shelf: bool = False, download: str = ""
+    ) -> Update:
+        if view.draft is not None:
+            visit.draft_number += 1
+        else:  # what the box was last given is still what it was given
+            view = replace(view, draft=visit.view.draft)
+        visit.view = view
+        return (
+            visit,
+            self._conversation(visit),
+            self._composer(visit),
+            line(view.line, view.is_error),
+            self._shelf(visit, download) if with_shelf or download else gr.skip(),
+        )
+
+    def _conversation(self, visit: Visit) -> dict[str, Any]:
+        return conversation_view.as_values(
+            visit.view,
+            cast("dict[str, object]", visit.words),
+            id=visit.tab.id,
+            examples=self._desk.examples,
+            show_confidence=visit.settings.confidence,
+        )
+
+    def _composer(self, visit: Visit) -> dict[str, Any]:
+        return composer.as_values(
+            visit.view,
+            visit.words,
+            self._desk.backend().capabilities,
+            draft_number=visit.draft_number,
+            weighed=visit.weighed,
+        )
+
+    def _shelf(self, visit: Visit, download: str) -> dict[str, Any]:
+        tab = visit.tab
+        return shelf.as_values(
+            self._desk.library, tab.owner, tab.id, visit.words, query=visit.query, download=download
+        )
+
+
+# --- what a browser sends -------------------------------------------------------------------------
+
+
+def settings_of(fields: tuple[Any, ...], crops: str) -> Settings:
+    """Return the settings in the order of `page.settings_fields`; empty fields leave it open."""
+    system, temperature, top_k, top_p, seed, max_new_tokens, confidence, schema = fields
+    return Settings(
+        system=str(system or "").strip(),
+        temperature=temperature,
+        top_k=None if top_k is None else int(top_k),
+        top_p=top_p,
+        seed=None if seed is None else int(seed),
+        max_new_tokens=None if max_new_tokens is None else int(max_new_tokens),
+        crops=cast(Literal["off", "on", "auto"], crops if crops in ("off", "on") else "auto"),
+        confidence=confidence is True,
+        schema=str(schema or "").strip(),
+    )
+
+
+def _text(event: gr.EventData, name: str) -> str:
+    value = getattr(event, name, "")
+    return value if isinstance(value, str) else ""
+
+
+def _number(event: gr.EventData, name: str) -> int:
+    value = getattr(event, name, -1)
+    return value if isinstance(value, int) and not isinstance(value, bool) else -1
+
+
+def line(text: str, is_error: bool = False) -> str:
+    """Return the line below the conversation, as HTML; the text in it is escaped."""
+    kind = "error" if is_error else "quiet"
+    return f'<p class="{kind}" role="status">{html.escape(text)}</p>'

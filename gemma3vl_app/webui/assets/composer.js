@@ -1,0 +1,267 @@
+// The box to write in: text, pictures with what they would cost, and the buttons beside them.
+//
+// Runs as the `js_on_load` of a gr.HTML whose template never changes; `props.value` is what
+// `composer.py` makes. Text goes in as text, never as markup. Nothing that a person has written is
+// cleared here: only the server's word that it was sent does that.
+
+const root = element.querySelector(".composer");
+const state = { items: [], busy: 0, number: 0, draft: null, sending: null, answering: false, crops: "auto" };
+
+const value = () => props.value || { words: {}, presets: [], answering: false };
+const say = (name) => value().words[name] || name;
+
+function make(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, content] of Object.entries(attributes)) {
+    if (name === "text") node.textContent = content;
+    else if (name.startsWith("on")) node.addEventListener(name.slice(2), content);
+    else if (content !== null && content !== false) node.setAttribute(name, content === true ? "" : content);
+  }
+  node.append(...children.filter(Boolean));
+  return node;
+}
+
+const button = (name, icon, onclick, more = {}) =>
+  make("button", { type: "button", class: "tool", title: say(name), "aria-label": say(name), text: icon, onclick, ...more });
+
+// --- pictures ---
+
+async function add(files) {
+  for (const file of files) {
+    const item = { name: file.name || "picture.png", pending: true };
+    state.items.push(item);
+    state.busy += 1;
+    draw();
+    try {
+      Object.assign(item, await upload(file), { pending: false });
+    } catch (error) {
+      state.items.splice(state.items.indexOf(item), 1);
+      show_error(`${item.name}: ${say("not_taken")}`);
+    }
+    state.busy -= 1;
+  }
+  weigh();
+}
+
+function weigh() {
+  draw();
+  if (state.busy) return;  // the last upload weighs all of them
+  trigger("weigh", { number: ++state.number, ...draft(), crops: state.crops });
+}
+
+const draft = () => ({ text: box.value, files: state.items.filter((item) => item.path).map((item) => item.path) });
+
+function move(index, step) {
+  const [item] = state.items.splice(index, 1);
+  state.items.splice(index + step, 0, item);
+  weigh();
+  const moved = strip.children[index + step];
+  const again = moved && moved.querySelector(step < 0 ? ".left" : ".right");
+  if (again) again.focus();
+}
+
+function remove(index) {
+  state.items.splice(index, 1);
+  weigh();
+  box.focus();
+}
+
+// Crops are drawn where the model will look again, in parts of the picture.
+function boxes(item) {
+  return (item.crops || []).map(([left, top, right, bottom]) => make("span", { class: "crop",
+    style: `left:${100 * left / item.width}%;top:${100 * top / item.height}%;` +
+           `width:${100 * (right - left) / item.width}%;height:${100 * (bottom - top) / item.height}%` }));
+}
+
+function enlarge(item) {
+  const dialog = make("dialog", { class: "enlarged", "aria-label": item.name },
+    make("div", { class: "frame" }, make("img", { src: item.url, alt: item.name }), ...boxes(item)),
+    make("p", { text: cost(item) }),
+    make("button", { type: "button", class: "plain", text: say("close"), onclick: () => dialog.close() }));
+  dialog.addEventListener("close", () => dialog.remove());
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+  root.append(dialog);
+  dialog.showModal();
+}
+
+const cost = (item) => item.pending || !item.width ? "…" :
+  `${item.width} × ${item.height} · ${item.tokens} ${say("tokens")}` + (item.squashed ? ` · ${say("squashed")}` : "");
+
+function thumbnail(item, index) {
+  const last = index === state.items.length - 1;
+  const node = make("li", { class: item.squashed ? "item squashed" : "item", draggable: true },
+    make("button", { type: "button", class: "thumb", title: item.name, "aria-label": item.name, onclick: () => item.url && enlarge(item) },
+      item.url ? make("img", { src: item.url, alt: "" }) : make("span", { text: "…" }), ...boxes(item)),
+    make("span", { class: "name", text: item.name }),
+    make("span", { class: "cost", text: cost(item) }),
+    make("span", { class: "moves" },
+      index > 0 && button("move_left", "‹", () => move(index, -1), { class: "tool left" }),
+      !last && button("move_right", "›", () => move(index, 1), { class: "tool right" }),
+      button("remove", "×", () => remove(index))));
+  node.addEventListener("dragstart", (event) => event.dataTransfer.setData("text/x-item", String(index)));
+  node.addEventListener("dragover", (event) => event.preventDefault());
+  node.addEventListener("drop", (event) => {
+    const from = event.dataTransfer.getData("text/x-item");
+    if (from === "") return;
+    event.preventDefault();
+    event.stopPropagation();
+    move(Number(from), index - Number(from));
+  });
+  return node;
+}
+
+// --- the camera ---
+
+async function camera() {
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  } catch (error) {
+    show_error(say("no_camera"));
+    return;
+  }
+  const video = make("video", { autoplay: true, playsinline: true, muted: true });
+  video.muted = true;
+  video.srcObject = stream;
+  const take = () => {
+    const canvas = make("canvas", { width: video.videoWidth, height: video.videoHeight });
+    canvas.getContext("2d").drawImage(video, 0, 0);
+    canvas.toBlob((blob) => add([new File([blob], "camera.png", { type: "image/png" })]), "image/png");
+    dialog.close();
+  };
+  const dialog = make("dialog", { class: "enlarged", "aria-label": say("webcam") }, video,
+    make("div", { class: "row" },
+      make("button", { type: "button", class: "plain", text: say("take"), onclick: take }),
+      make("button", { type: "button", class: "plain", text: say("cancel"), onclick: () => dialog.close() })));
+  dialog.addEventListener("close", () => { stream.getTracks().forEach((track) => track.stop()); dialog.remove(); });
+  root.append(dialog);
+  dialog.showModal();
+}
+
+// --- sending ---
+
+function send() {
+  if (value().answering || state.busy || state.sending) return;
+  state.sending = setTimeout(() => { state.sending = null; draw(); }, 10000);  // no word: it may be tried again
+  trigger("submit", { ...draft(), crops: state.crops });
+  draw();
+}
+
+function show_error(text) {
+  note.textContent = text;
+  note.hidden = !text;
+}
+
+// --- the parts ---
+
+const picker = make("input", { type: "file", multiple: true, hidden: true, accept: "image/*,.pdf,.heic,.avif", "aria-hidden": "true", tabindex: -1,
+                               onchange: () => { add([...picker.files]); picker.value = ""; } });
+const strip = make("ul", { class: "strip" });
+const note = make("p", { class: "note", role: "alert", hidden: true });
+const box = make("textarea", { rows: 1, maxlength: 1000000 });
+const attach = button("attach", "", () => picker.click(), { class: "tool attach" });
+const shoot = button("webcam", "", camera, { class: "tool webcam" });
+const presets = make("select", { class: "presets", onchange: () => {
+  const chosen = value().presets[presets.selectedIndex - 1];
+  if (chosen) { box.value = chosen.text; presets.selectedIndex = 0; grow(); weigh(); box.focus(); }
+} });
+const crops = make("select", { class: "crops", onchange: () => { state.crops = crops.value; weigh(); } });
+const meter = make("span", { class: "meter" }, make("span", { class: "bar" }, make("span", { class: "fill" })), make("span", { class: "of" }));
+const go = make("button", { type: "button", class: "send", onclick: send });
+const halt = make("button", { type: "button", class: "stop", onclick: () => trigger("halt", {}) });
+root.append(strip, note, box, make("div", { class: "row" }, attach, shoot, presets, crops, make("span", { class: "room" }), meter, go, halt), picker);
+
+function grow() {
+  box.style.height = "auto";
+  box.style.height = `${Math.min(box.scrollHeight, 0.35 * window.innerHeight)}px`;
+}
+
+let typed = null;
+box.addEventListener("input", () => {
+  grow();
+  clearTimeout(typed);
+  typed = setTimeout(weigh, 600);  // the meter counts the words, too, but not at every key
+});
+box.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
+  if (event.key === "Escape" && value().answering) trigger("halt", {});
+});
+box.addEventListener("paste", (event) => {
+  const files = [...event.clipboardData.files];
+  if (files.length) { event.preventDefault(); add(files); }
+});
+const has_files = (event) => [...(event.dataTransfer ? event.dataTransfer.types : [])].includes("Files");
+document.addEventListener("dragover", (event) => { if (has_files(event)) { event.preventDefault(); root.classList.add("dropping"); } });
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) root.classList.remove("dropping"); });
+document.addEventListener("drop", (event) => {
+  root.classList.remove("dropping");
+  if (has_files(event)) { event.preventDefault(); add([...event.dataTransfer.files]); }
+});
+
+function options(select, first, names) {
+  const wanted = [first, ...names].join("\n");
+  if (select.dataset.shown === wanted) return;
+  select.dataset.shown = wanted;
+  select.replaceChildren(...(first ? [make("option", { text: first, value: "" })] : []),
+    ...names.map(([key, name]) => make("option", { text: name, value: key })));
+}
+
+function draw() {
+  const now = value();
+  strip.replaceChildren(...state.items.map(thumbnail));
+  strip.hidden = state.items.length === 0;
+  strip.setAttribute("aria-label", say("pictures"));
+  box.placeholder = say("placeholder");
+  box.setAttribute("aria-label", say("placeholder"));
+  options(presets, say("presets"), now.presets.map((preset) => [preset.text, preset.name]));
+  presets.setAttribute("aria-label", say("presets"));
+  options(crops, "", [["auto", say("crops_auto")], ["on", say("crops_on")], ["off", say("crops_off")]]);
+  crops.value = state.crops;
+  crops.setAttribute("aria-label", say("crops"));
+  crops.title = say("crops");
+  for (const [node, name] of [[attach, "attach"], [shoot, "webcam"]]) {
+    node.title = say(name);
+    node.setAttribute("aria-label", say(name));
+  }
+  attach.hidden = shoot.hidden = crops.hidden = !now.takes_pictures;
+  shoot.hidden = shoot.hidden || !(navigator.mediaDevices && navigator.mediaDevices.getUserMedia);
+  go.hidden = now.answering;
+  go.disabled = Boolean(state.busy || state.sending);
+  halt.hidden = !now.answering;
+  for (const [node, name] of [[go, "send"], [halt, "stop"]]) { node.textContent = say(name); }
+  const weighed = now.weighed;
+  meter.hidden = !weighed || !weighed.context_tokens;
+  if (!meter.hidden) {
+    const share = weighed.used_tokens / weighed.context_tokens;
+    meter.querySelector(".fill").style.width = `${Math.min(100, 100 * share)}%`;
+    meter.classList.toggle("full", share > 0.9);
+    meter.querySelector(".of").textContent = `${weighed.used_tokens.toLocaleString()} / ${weighed.context_tokens.toLocaleString()} ${say("tokens")}`;
+    meter.title = say("context");
+  }
+}
+
+function renewed() {
+  const now = value();
+  if (now.draft && now.draft.number !== state.draft) {  // sent, or given back
+    state.draft = now.draft.number;
+    state.number += 1;  // what was asked about the draft before is out of date
+    box.value = now.draft.text;
+    state.items = now.draft.items;
+    show_error("");
+    grow();
+    clearTimeout(typed);
+    if (!now.answering) weigh();
+  } else if (now.weighed && now.weighed.number === state.number && !state.busy) {
+    state.items = now.weighed.items;
+    show_error(now.weighed.error);
+  }
+  else if (state.number === 0 || (state.answering && !now.answering)) weigh();  // for the meter
+  state.answering = now.answering;
+  clearTimeout(state.sending);
+  state.sending = null;
+  draw();
+}
+
+watch("value", renewed);
+draw();
+box.focus();
