@@ -185,11 +185,14 @@ class Actions:
 
     def _shown(self, visit: Visit, views: Iterable[View]) -> Iterator[Update]:
         """Yield what each view is drawn from; the list of conversations at the ends only."""
-        was_answering = None
+        was_answering, mine = None, visit.view
         for view in views:
             changed = view.answering != was_answering
             was_answering = view.answering
             yield self._update(visit, view, with_shelf=changed)
+            mine = visit.view
+        if visit.view is not mine:  # something else is shown by now
+            yield (gr.skip(),) * 5  # gradio sends the last values again at the end
 
     def _told(self, visit: Visit, error: str) -> Update:
         view = replace(visit.view, line=error, is_error=True, draft=None)

@@ -42,7 +42,7 @@ def test_two_pictures_and_a_follow_up_are_answered_rightly(open_page, demo, draw
     assert "red" in page.wait_for_answer(ANSWER_SEC).lower()
 
     page.send("What color is the square in the second picture?")
-    page.page.wait_for_function("document.querySelectorAll('#chat [data-testid=bot]').length == 2")
+    page.wait_for_messages(4)
     assert "blue" in page.wait_for_answer(ANSWER_SEC).lower()
     cached = int(page.line.split(" of them cached")[0].split()[-1])
     assert cached > 2 * demo.capabilities.image_tokens  # neither picture was computed again
