@@ -60,8 +60,9 @@ def create_app(
 ) -> FastAPI:
     """Return the app for `backend`: the page at `/`, `{"status": "ok"}` at `/healthz`.
 
-    Conversations are kept in `store`; without one, as long as the process runs. Only requests that name one of `hosts` are answered, so that no other site can reach a server
-    on this machine through the browser; `"*"` answers all.
+    Conversations are kept in `store`; without one, as long as the process runs. Only requests that
+    name one of `hosts` are answered, so that no other site can reach a server on this machine
+    through the browser; `"*"` answers all.
     """
     uploads = _keep_gradio_private()
     desk = Desk.set_up(lambda: backend, uploads, store)
@@ -147,7 +148,7 @@ def _listen(host: str, port: int, tries: int) -> socket.socket:
 def _keep_gradio_private() -> Path:
     """Set what gradio reads from the environment only: no telemetry, uploads in a private folder.
 
-    Returns that folder. The folder is new for every process, readable by this user alone, and goes when the process
+    Returns that folder: new for every process, readable by this user alone, gone when the process
     ends.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

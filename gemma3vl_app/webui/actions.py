@@ -10,7 +10,7 @@ import html
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import gradio as gr
 
@@ -20,11 +20,12 @@ from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.drafts import Weighed
 from gemma3vl_app.webui.live_chat import OUR_FAULT
 from gemma3vl_app.webui.tab import Tab
-from gemma3vl_app.webui.view import DEFAULTS, Draft, Settings, View
+from gemma3vl_app.webui.view import DEFAULTS, EMPTY, Draft, Settings, View
 from gemma3vl_app.webui.visitors import owner_of
-from gemma3vl_app.webui.words import Words, words_for
+from gemma3vl_app.webui.words import Words, texts_of, words_for
 
 Update = tuple[Any, ...]  # visit, conversation, composer, line, shelf
+_N = TypeVar("_N", int, float)
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +39,7 @@ class Visit:
     weighed: tuple[int, Weighed] = (0, Weighed())
     query: str = ""
     settings: Settings = DEFAULTS
-    view: View = View(())
+    view: View = EMPTY
 
 
 class Actions:
@@ -64,8 +65,8 @@ class Actions:
         """Send what was written, and show the answer."""
         visit = visit or self._begin(request, event)
         text = _text(event, "text")
-        visit.settings = settings_of(fields, _text(event, "crops"))
         try:
+            visit.settings = settings_of(fields, _text(event, "crops"))
             draft = Draft(text, self._desk.uploaded(getattr(event, "files", None)))
         except Gemma3VLError as error:
             yield self._told(visit, str(error))
@@ -77,8 +78,8 @@ class Actions:
     ) -> Update:
         """Say what the box's pictures and words would cost."""
         visit = visit or self._begin(request, event)
-        settings = settings_of(fields, _text(event, "crops"))
         try:
+            settings = settings_of(fields, _text(event, "crops"))
             files = self._desk.uploaded(getattr(event, "files", None))
             weighed = visit.tab.weigh(Draft(_text(event, "text"), files), settings)
         except Gemma3VLError as error:
@@ -98,7 +99,11 @@ class Actions:
     ) -> Iterator[Update]:
         """Do what a button at a message asks for."""
         visit = visit or self._begin(request, event)
-        visit.settings = settings_of(fields, visit.settings.crops)
+        try:
+            visit.settings = settings_of(fields, visit.settings.crops)
+        except ConversationError as error:
+            yield self._told(visit, str(error))
+            return
         tab, settings = visit.tab, visit.settings
         action, index = _text(event, "action"), _number(event, "index")
         views: Iterable[View]
@@ -180,7 +185,7 @@ class Actions:
             return Visit(self._desk.tab(owner, id), words)
         except Gemma3VLError as error:
             visit = Visit(self._desk.tab(owner), words)
-            visit.view = View((), str(error), is_error=True)
+            visit.view = replace(EMPTY, line=str(error), is_error=True)
             return visit
 
     def _shown(self, visit: Visit, views: Iterable[View]) -> Iterator[Update]:
@@ -217,7 +222,7 @@ class Actions:
     def _conversation(self, visit: Visit) -> dict[str, Any]:
         return conversation_view.as_values(
             visit.view,
-            cast("dict[str, object]", visit.words),
+            texts_of(visit.words),
             id=visit.tab.id,
             examples=self._desk.examples,
             show_confidence=visit.settings.confidence,
@@ -243,19 +248,36 @@ class Actions:
 
 
 def settings_of(fields: tuple[Any, ...], crops: str) -> Settings:
-    """Return the settings in the order of `page.settings_fields`; empty fields leave it open."""
-    system, temperature, top_k, top_p, seed, max_new_tokens, confidence, schema = fields
+    """Return the settings in the order of the page's fields; empty ones leave it to the model.
+
+    Raises `ConversationError` for what is no number.
+    """
+    system, temperature, top_k, top_p, seed, answer_tokens, confidence, schema = fields
     return Settings(
         system=str(system or "").strip(),
-        temperature=temperature,
-        top_k=None if top_k is None else int(top_k),
-        top_p=top_p,
-        seed=None if seed is None else int(seed),
-        max_new_tokens=None if max_new_tokens is None else int(max_new_tokens),
+        temperature=_as_number("temperature", temperature, float),
+        top_k=_as_number("top k", top_k, int),
+        top_p=_as_number("top p", top_p, float),
+        seed=_as_number("seed", seed, int),
+        max_new_tokens=_as_number("longest answer", answer_tokens, int),
         crops=cast(Literal["off", "on", "auto"], crops if crops in ("off", "on") else "auto"),
         confidence=confidence is True,
         schema=str(schema or "").strip(),
     )
+
+
+def _as_number(name: str, text: object, kind: type[_N]) -> _N | None:
+    written = str(text or "").strip()
+    if not written:
+        return None
+    try:
+        return kind(written.replace(",", "."))
+    except ValueError:
+        whole = "a whole number" if kind is int else "a number"
+        raise ConversationError(
+            f"The {name} in the settings has to be {whole}, not {written!r}; leave it empty for "
+            "the model's own."
+        ) from None
 
 
 def _text(event: gr.EventData, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from gemma3vl_app.tasks import prompts
 from gemma3vl_app.webui.component import file_url
 from gemma3vl_app.webui.drafts import Item, Weighed
 from gemma3vl_app.webui.view import Draft, View
-from gemma3vl_app.webui.words import Words
+from gemma3vl_app.webui.words import Words, texts_of
 
 _PRESETS = {  # the key of its name, and what it puts into the box
     "preset_short": prompts.CAPTION["short"].text,
@@ -35,7 +34,7 @@ def as_values(
     A draft is taken over once, when `draft_number` is new. `weighed` is the last answer to the
     box's own question what its pictures cost, with the number of the question.
     """
-    texts: Mapping[str, object] = words
+    texts = texts_of(words)
     return {
         "words": words,
         "answering": view.answering,
@@ -55,9 +54,7 @@ def as_values(
 
 
 def _draft(draft: Draft) -> dict[str, Any]:
-    files = [
-        {"path": file, "url": file_url(file), "name": Path(file).name} for file in draft.files
-    ]
+    files = [{"path": file, "url": file_url(file), "name": Path(file).name} for file in draft.files]
     return {"text": draft.text, "items": files}  # what they cost is asked for by the box
 
 

@@ -16,7 +16,7 @@ from gemma3vl_app.webui.view import Draft, Shown, View
 
 def as_values(
     view: View,
-    words: Mapping[str, object],
+    words: Mapping[str, str],
     *,
     id: str = "",
     examples: Sequence[Draft] = (),

@@ -30,7 +30,7 @@ class Desk:
     def set_up(
         backend: Callable[[], Backend], uploads: Path, store: ConversationStore | None = None
     ) -> Desk:
-        """Make a desk whose files lie in `uploads`, a private folder that the page may load from."""
+        """Make a desk with its files in `uploads`, a private folder that the page may load from."""
         folder = uploads / "examples"
         drafts: tuple[Draft, ...] = ()
         if backend().capabilities.pictures:
@@ -56,7 +56,9 @@ class Desk:
         folder = self.uploads.resolve()
         for file in named:
             if not isinstance(file, str) or folder not in Path(file).resolve().parents:
-                raise ConversationError("A picture has to be sent to this server first; add it anew.")
+                raise ConversationError(
+                    "A picture has to be sent to this server first; add it anew."
+                )
             if not Path(file).is_file():
                 name = Path(file).name
                 raise ConversationError(f"{name} is no longer on the server; add it anew.")

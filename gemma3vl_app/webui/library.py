@@ -66,7 +66,7 @@ class Library:
         return self._store.notice if self._store else None
 
     def new(self, owner: str, transcript: Transcript | None = None) -> Opened:
-        """Begin a conversation, stored with its first message; or take over `transcript` at once."""
+        """Begin a conversation, stored with its first message; or take one over at once."""
         id = secrets.token_hex(16)
         if transcript is not None and self._store is not None:
             self._store.create(owner, transcript, id=id)

@@ -9,10 +9,10 @@ import gradio as gr
 
 from gemma3vl_app.backends.protocol import Capabilities
 from gemma3vl_app.generation import Greedy, Sampling
-from gemma3vl_app.webui.actions import Actions, Visit, line
+from gemma3vl_app.webui.actions import Actions, line
 from gemma3vl_app.webui.component import asset, drawn
 from gemma3vl_app.webui.desk import Desk
-from gemma3vl_app.webui.words import LANGUAGES
+from gemma3vl_app.webui.words import LANGUAGES, texts_of
 
 # Backends queue on their own and say how many are ahead; these bound what one process holds open.
 ANSWERS_AT_ONCE = 32
@@ -43,7 +43,7 @@ def css() -> str:
 
 def i18n() -> gr.I18n:
     """Return the words of gradio's own components, in all languages."""
-    return gr.I18n(**{name: dict(words) for name, words in LANGUAGES.items()})
+    return gr.I18n(**{name: texts_of(words) for name, words in LANGUAGES.items()})
 
 
 def build_page(desk: Desk) -> gr.Blocks:
@@ -93,28 +93,19 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
 
 
 def _settings(words: gr.I18n, about: Capabilities) -> list[Any]:
-    """Return the fields of `actions.settings_of`, in its order; empty ones leave it to the model."""
+    """Return the fields of `actions.settings_of`, in its order; empty: what the model does."""
     default = _sampling_defaults(about.sampling)
     with gr.Accordion(words("settings"), open=False, elem_id="settings"):
         system = gr.Textbox(label=words("system"), lines=2, max_lines=8)
+        # Text fields, not gr.Number: that one sends 0 for a field that was left empty.
         with gr.Row():
-            temperature = gr.Number(
-                None, label=words("temperature"), placeholder=default[0], minimum=0, maximum=2
-            )
-            top_k = gr.Number(
-                None, label=words("top_k"), placeholder=default[1], precision=0, minimum=1
-            )
+            temperature = gr.Textbox(label=words("temperature"), placeholder=default[0])
+            top_k = gr.Textbox(label=words("top_k"), placeholder=default[1])
         with gr.Row():
-            top_p = gr.Number(
-                None, label=words("top_p"), placeholder=default[2], minimum=0, maximum=1
-            )
-            seed = gr.Number(None, label=words("seed"), precision=0, minimum=0)
-        answer_tokens = gr.Number(
-            None,
-            label=words("answer_tokens"),
-            placeholder=str(about.answer_tokens),
-            precision=0,
-            minimum=1,
+            top_p = gr.Textbox(label=words("top_p"), placeholder=default[2])
+            seed = gr.Textbox(label=words("seed"))
+        answer_tokens = gr.Textbox(
+            label=words("answer_tokens"), placeholder=str(about.answer_tokens)
         )
         confidence = gr.Checkbox(False, label=words("confidence"), visible=about.logprobs)
         schema = gr.Code(

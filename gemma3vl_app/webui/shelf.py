@@ -29,7 +29,10 @@ def as_values(
     """Return what the list is drawn from; `download` is a file to be saved by the browser."""
     found: list[dict[str, Any]]
     if query.strip():
-        found = [{**_entry(each.entry), "snippet": _snippet(each)} for each in library.search(owner, query)]
+        found = [
+            {**_entry(each.entry), "snippet": _snippet(each)}
+            for each in library.search(owner, query)
+        ]
     else:
         found = [_entry(each) for each in library.entries(owner)]
     values = {

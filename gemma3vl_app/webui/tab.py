@@ -116,9 +116,7 @@ class Tab:
 
         def begin(chat: Chat) -> Stream:
             chat.system = settings.system or None
-            return chat.stream(
-                draft.text.strip(), images=pictures, **self._options(settings)
-            )
+            return chat.stream(draft.text.strip(), images=pictures, **self._options(settings))
 
         try:
             if not draft.text.strip():

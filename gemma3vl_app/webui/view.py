@@ -50,6 +50,9 @@ class View:
     draft: Draft | None = None
 
 
+EMPTY = View(())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How answers are asked for; None leaves it to the model.
@@ -80,7 +83,6 @@ class Settings:
             top_p=base.top_p if self.top_p is None else self.top_p,
             seed=self.seed,
         )
-
 
     def json_schema(self) -> dict[str, Any] | None:
         """Return the schema as a value, None for none; raises `ConversationError`."""

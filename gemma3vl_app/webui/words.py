@@ -199,7 +199,9 @@ GERMAN = Words(
     attach="Bilder oder PDFs hinzufügen",
     take="Aufnehmen",
     close="Schließen",
-    no_camera="Die Kamera ist nicht verfügbar. Erlauben Sie sie im Browser, oder wählen Sie eine Datei.",
+    no_camera=(
+        "Die Kamera ist nicht verfügbar. Erlauben Sie sie im Browser, oder wählen Sie eine Datei."
+    ),
     not_taken="konnte nicht gesendet werden; ist es größer als 25 MB?",
     more="Mehr",
     presets="Fertige Fragen",
@@ -267,7 +269,10 @@ FRENCH = Words(
     attach="Ajouter des images ou des PDF",
     take="Prendre la photo",
     close="Fermer",
-    no_camera="L’appareil photo n’est pas disponible. Autorisez-le dans le navigateur ou choisissez un fichier.",
+    no_camera=(
+        "L’appareil photo n’est pas disponible. Autorisez-le "
+        "dans le navigateur ou choisissez un fichier."
+    ),
     not_taken="n’a pas pu être envoyé ; dépasse-t-il 25 Mo ?",
     more="Plus",
     presets="Questions toutes prêtes",
@@ -494,6 +499,11 @@ LANGUAGES: dict[str, Words] = {
     "zh-CN": CHINESE,
     "ja": JAPANESE,
 }
+
+
+def texts_of(words: Words) -> dict[str, str]:
+    """Return words as a plain mapping."""
+    return {key: str(text) for key, text in words.items()}
 
 
 def words_for(accepted: str) -> Words:

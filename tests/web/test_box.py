@@ -41,7 +41,7 @@ def test_pictures_say_what_they_cost_and_are_gone_once_sent(open_page, pictures)
     page = open_page(ScriptedBackend(["Yes."]))
     page.attach(*pictures)
     costs = page.page.locator("#composer .item .cost").all_inner_texts()
-    assert costs[0] == "300 × 200 · 64 tokens"
+    assert costs[0] == "300 \N{MULTIPLICATION SIGN} 200 · 64 tokens"
     meter = page.page.locator("#composer .meter")
     assert "8,192 tokens" in meter.inner_text()
     assert int(meter.inner_text().split(" / ")[0].replace(",", "")) >= 2 * 64
@@ -102,7 +102,7 @@ def test_a_thumbnail_is_enlarged_with_its_cost(open_page, pictures):
     page.attach(pictures[0])
     page.page.get_by_role("button", name="red.png").click()
     dialog = page.page.get_by_role("dialog", name="red.png")
-    assert "300 × 200" in dialog.inner_text()
+    assert "64 tokens" in dialog.inner_text()
     page.page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
 
@@ -156,3 +156,15 @@ def test_a_camera_that_may_not_be_used_is_told(open_page):
     page = open_page(ScriptedBackend())
     page.page.get_by_role("button", name="Camera").click()
     page.page.locator("#composer .note", has_text="camera cannot be used").wait_for()
+
+
+def test_a_setting_that_is_no_number_is_told_and_nothing_is_lost(open_page):
+    backend = ScriptedBackend(["Yes."])
+    page = open_page(backend)
+    page.page.locator("#settings button").first.click()
+    page.page.get_by_label("Temperature").fill("warm")
+    page.page.get_by_label("Temperature").blur()
+    page.send("Hello")
+    page.wait_for_line("has to be a number, not 'warm'")
+    assert page.box.input_value() == "Hello"
+    assert backend.requests == []

@@ -218,7 +218,7 @@ def test_a_conversation_is_exported_for_others(open_page, store, kind, start):
     page.wait_for_answer()
     with page.page.expect_download() as download:
         page.menu("Show me", kind)
-    data = open(download.value.path(), "rb").read()
+    data = download.value.path().read_bytes()
     assert data.lower().startswith(start.lower())
 
 
@@ -228,7 +228,7 @@ def test_a_second_browser_sees_nothing_of_the_first(open_page, store, browser):
     page.wait_for_answer()
     stranger = ChatPage(browser.new_context().new_page(), page.page.url)  # even with its address
     assert stranger.said() == stranger.asked() == stranger.titles() == []
-    stranger.wait_for_line("no conversation")
+    stranger.wait_for_line("no such conversation")
     stranger.page.context.close()
 
 
@@ -236,7 +236,10 @@ def test_a_stranger_cannot_name_files_of_the_server(open_page, tmp_path, picture
     backend = ScriptedBackend(["Yes."])
     page = open_page(backend)
     body = {}
-    page.page.on("request", lambda r: body.update(r.post_data_json or {}) if "queue/join" in r.url else 0)
+    page.page.on(
+        "request",
+        lambda r: body.update(r.post_data_json or {}) if "queue/join" in r.url else None,
+    )
     page.send("Hello")
     page.wait_for_answer()
     page.page.wait_for_timeout(300)

@@ -105,9 +105,7 @@ def test_a_file_that_is_no_picture_is_told_at_once_and_nothing_is_lost(
     backend = ScriptedBackend()
     page = open_page(backend)
     page.box.fill("What is this?")
-    page.page.locator("#composer input[type=file]").set_input_files(
-        [str(broken), str(pictures[0])]
-    )
+    page.page.locator("#composer input[type=file]").set_input_files([str(broken), str(pictures[0])])
     note = page.page.locator("#composer .note")
     note.wait_for()
     assert "holiday.png" in note.inner_text()
