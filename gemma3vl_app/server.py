@@ -14,7 +14,9 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import gradio as gr
 import uvicorn
@@ -23,7 +25,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemma3vl_app.backends.protocol import Backend
-from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.errors import Gemma3VLError, StoreError
 from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.page import build_page, css, i18n, theme
@@ -33,6 +35,7 @@ DEFAULT_PORT = 7860
 PORTS_TRIED = 20
 UPLOAD_LIMIT = "25mb"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+Login = tuple[str, str]  # name and password
 
 # The page may load from itself only. Gradio's page is made of inline scripts and styles, so these
 # stay allowed; text of people and models never becomes markup, and nothing can be fetched from
@@ -56,11 +59,16 @@ _log = logging.getLogger(__name__)
 
 
 def create_app(
-    backend: Backend, *, hosts: Sequence[str] = LOOPBACK, store: ConversationStore | None = None
+    backend: Backend,
+    *,
+    hosts: Sequence[str] = LOOPBACK,
+    store: ConversationStore | None = None,
+    logins: Sequence[Login] = (),
 ) -> FastAPI:
     """Return the app for `backend`: the page at `/`, `{"status": "ok"}` at `/healthz`.
 
-    Conversations are kept in `store`; without one, as long as the process runs. Only requests that
+    Conversations are kept in `store`; without one, as long as the process runs. With `logins`, the
+    page is for them alone, and each has conversations of their own. Only requests that
     name one of `hosts` are answered, so that no other site can reach a server on this machine
     through the browser; `"*"` answers all.
     """
@@ -76,6 +84,7 @@ def create_app(
         app,
         build_page(desk),
         path="/",
+        auth=list(logins) or None,
         theme=theme(),
         css=css(),
         i18n=i18n(),
@@ -101,24 +110,56 @@ def serve(
     host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
     find_port: bool = False,
+    logins: Sequence[Login] = (),
+    no_auth: bool = False,
+    conversations: str | Path | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the page until interrupted; `on_ready` is told the address.
 
     When `port` is taken, raises `Gemma3VLError`, or with `find_port` takes the next free one. A
-    `host` other than this machine's own opens the page to everybody who can reach it: there is no
-    login.
+    `host` other than this machine's own needs `logins`, or `no_auth` that says that everybody may
+    come in. Conversations are kept in the folder `conversations`; without one, as long as the
+    process runs.
     """
+    check_access(host, logins, no_auth=no_auth)
     listener = _listen(host, port, PORTS_TRIED if find_port else 1)
-    hosts = LOOPBACK if host in ("127.0.0.1", "localhost", "::1") else ("*",)
-    if hosts != LOOPBACK:
-        _log.warning("The page is open to everybody who can reach %s: it has no login.", host)
-    app = create_app(backend, hosts=hosts)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
-    with listener:
+    with listener, ExitStack() as closing:
+        store = _open_store(conversations, closing)
+        hosts = LOOPBACK if is_own(host) else ("*",)
+        app = create_app(backend, hosts=hosts, store=store, logins=logins)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
         if on_ready is not None:
             on_ready(f"http://{host}:{listener.getsockname()[1]}")
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def is_own(host: str) -> bool:
+    """Return whether only this machine reaches that address."""
+    return host in ("127.0.0.1", "localhost", "::1")
+
+
+def check_access(host: str, logins: Sequence[Login], *, no_auth: bool) -> None:
+    """Raise `Gemma3VLError` where strangers could come in and nobody has said that they may."""
+    if is_own(host) or logins:
+        return
+    if not no_auth:
+        raise Gemma3VLError(
+            f"On {host} everybody who can reach this machine could use the page. Give a login with "
+            "--auth NAME:PASSWORD, or say --no-auth if that is what you want."
+        )
+    _log.warning("The page is open to everybody who can reach %s: it has no login.", host)
+
+
+def _open_store(folder: str | Path | None, closing: ExitStack) -> ConversationStore | None:
+    """Open the conversations; where that fails, the page works without, and the log says why."""
+    if folder is None:
+        return None
+    try:
+        return closing.enter_context(ConversationStore(folder))
+    except StoreError as error:
+        _log.warning("Conversations are not kept: %s", error)
+        return None
 
 
 def check_port(host: str, port: int, *, find_port: bool = False) -> None:
@@ -161,7 +202,10 @@ def _keep_gradio_private() -> Path:
 
 
 class _Shield:
-    """Add the safety headers, and refuse gradio's route that fetches addresses of other hosts."""
+    """Add the safety headers; refuse what other sites ask for through a visitor's browser.
+
+    And gradio's route that fetches addresses of other hosts.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -177,8 +221,21 @@ class _Shield:
             await send(message)
 
         _, is_file, name = scope["path"].partition("/file=")
-        if is_file and "://" in name[:16].replace(":/", "://"):
-            await send_with_headers({"type": "http.response.start", "status": 404, "headers": []})
+        refused = 404 if is_file and "://" in name[:16].replace(":/", "://") else 0
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and _is_foreign(scope):
+            refused = 403
+        if refused:
+            start = {"type": "http.response.start", "status": refused, "headers": []}
+            await send_with_headers(start)
             await send({"type": "http.response.body", "body": b""})
             return
         await self.app(scope, receive, send_with_headers)
+
+
+def _is_foreign(scope: Scope) -> bool:
+    """Return whether a browser says that another site's page asks; programs say nothing."""
+    headers = dict(scope["headers"])
+    origin = headers.get(b"origin")
+    if origin is None:
+        return False
+    return urlsplit(origin.decode("latin-1")).netloc != headers.get(b"host", b"").decode("latin-1")

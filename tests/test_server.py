@@ -1,12 +1,13 @@
 """The server is private by default: own host names only, nothing fetched, nothing told."""
 
 import socket
+from contextlib import ExitStack
 
 import pytest
 from fastapi.testclient import TestClient
 
 from gemma3vl_app.errors import Gemma3VLError
-from gemma3vl_app.server import create_app, serve
+from gemma3vl_app.server import _open_store, check_access, create_app, serve
 from gemma3vl_app.testing.scripted import ScriptedBackend
 
 
@@ -70,3 +71,55 @@ def test_a_taken_port_is_a_plain_error():
         port = taken.getsockname()[1]
         with pytest.raises(Gemma3VLError, match=f"Port {port} .*--port"):
             serve(ScriptedBackend(), port=port)
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.test", "http://localhost.evil.test", "null", "file://"]
+)
+def test_another_sites_page_may_change_nothing(client, origin):
+    headers = {"origin": origin}
+    assert client.post("/gradio_api/queue/join", json={}, headers=headers).status_code == 403
+    files = {"files": ("a.png", b"1", "image/png")}
+    assert client.post("/gradio_api/upload", files=files, headers=headers).status_code == 403
+
+
+def test_the_page_itself_and_programs_may_send(client):
+    files = {"files": ("a.png", b"1", "image/png")}
+    own = {"origin": "http://127.0.0.1"}
+    assert client.post("/gradio_api/upload", files=files, headers=own).status_code == 200
+    assert client.post("/gradio_api/upload", files=files).status_code == 200
+
+
+def test_a_public_address_needs_a_login_or_a_clear_word():
+    with pytest.raises(Gemma3VLError, match="--auth NAME:PASSWORD"):
+        serve(ScriptedBackend(), host="0.0.0.0", port=1)
+    check_access("0.0.0.0", [("anna", "secret")], no_auth=False)
+    check_access("127.0.0.1", [], no_auth=False)
+
+
+def test_an_open_page_on_a_public_address_is_warned_of(caplog):
+    check_access("0.0.0.0", [], no_auth=True)
+    assert "open to everybody" in caplog.text
+
+
+def test_with_logins_nobody_else_sees_the_page():
+    app = create_app(ScriptedBackend(), logins=[("anna", "secret")])
+    client = TestClient(app, base_url="http://127.0.0.1")
+    assert client.get("/config").status_code == 401
+    assert client.post("/login", data={"username": "anna", "password": "x"}).status_code == 400
+    assert client.post("/login", data={"username": "anna", "password": "secret"}).status_code == 200
+    assert client.get("/config").status_code == 200
+
+
+def test_where_conversations_cannot_be_kept_the_page_works_without(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    with ExitStack() as closing:
+        assert _open_store(tmp_path / "file" / "kept", closing) is None
+    assert "not kept" in caplog.text
+
+
+def test_every_browser_gets_a_secret_of_its_own():
+    app = create_app(ScriptedBackend())
+    cookies = [TestClient(app, base_url="http://127.0.0.1").get("/").cookies for _ in range(2)]
+    secrets = [jar["gemma3vl_visitor"] for jar in cookies]
+    assert len(set(secrets)) == 2

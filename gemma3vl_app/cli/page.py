@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +26,28 @@ def open_app(
     find_port: Annotated[
         bool, typer.Option("--find-port", help="When the port is taken, use the next free one.")
     ] = False,
+    auth: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Who may come in; once for each. Better in the environment: others on this "
+            "machine see what a command is called with.",
+            metavar="NAME:PASSWORD",
+            envvar="GEMMA3VL_AUTH",
+        ),
+    ] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="On a public address, let everybody in.")
+    ] = False,
+    conversations: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to keep conversations in; see docs/store.md for the usual one.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Keep no conversations when the program ends.")
+    ] = False,
     weights: load.Weights = "auto",
     device_map: load.DeviceMap = "auto",
     max_memory: load.MaxMemory = None,
@@ -39,7 +62,10 @@ def open_app(
     wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
     catalog.check_source(model)
     with load.spinner("Starting"):  # importing the page's library takes seconds
-        from gemma3vl_app.server import check_port, serve
+        from gemma3vl_app.server import check_access, check_port, serve
+        from gemma3vl_app.store import default_folder
+    logins = [_login(each) for each in auth or ()]
+    check_access(host, logins, no_auth=no_auth)
     check_port(host, port, find_port=find_port)  # before the model is loaded for nothing
     _end_tidily_on_signals()
     with load.load_backend(model, wishes) as backend:
@@ -48,8 +74,18 @@ def open_app(
             host=host,
             port=port,
             find_port=find_port,
+            logins=logins,
+            no_auth=no_auth,
+            conversations=None if forget else conversations or default_folder(),
             on_ready=lambda address: typer.echo(f"{model} is ready: {address}"),
         )
+
+
+def _login(text: str) -> tuple[str, str]:
+    name, _, password = text.partition(":")
+    if not name or not password:
+        raise typer.BadParameter("Write a login as NAME:PASSWORD.", param_hint="--auth")
+    return name, password
 
 
 def _end_tidily_on_signals() -> None:

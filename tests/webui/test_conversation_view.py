@@ -3,10 +3,12 @@
 import json
 import math
 
+import pytest
 from PIL import Image
 
 from gemma3vl_app.generation import Alternative, Token
-from gemma3vl_app.webui.conversation_view import as_values, asset
+from gemma3vl_app.webui.component import asset
+from gemma3vl_app.webui.conversation_view import as_values
 from gemma3vl_app.webui.view import Shown, View
 
 ATTACK = "<img src=x onerror=alert(1)> ${alert(2)} {{alert}} </script>"
@@ -38,7 +40,8 @@ def test_tokens_come_with_probabilities_and_other_choices():
     assert message["tokens"] == [["Red", 0.75, []], [".", 0.5, ["'!' 40%"]]]
 
 
-def test_the_script_puts_no_text_in_as_markup():
-    script = asset("conversation.js")
+@pytest.mark.parametrize("name", ["conversation.js", "composer.js", "shelf.js"])
+def test_the_scripts_put_no_text_in_as_markup(name):
+    script = asset(name)
     for markup in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
         assert markup not in script

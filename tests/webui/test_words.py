@@ -4,8 +4,15 @@ import re
 
 import pytest
 
-from gemma3vl_app.webui.conversation_view import asset
-from gemma3vl_app.webui.words import ENGLISH, LANGUAGES
+from gemma3vl_app.webui.component import asset
+from gemma3vl_app.webui.words import (
+    CHINESE,
+    ENGLISH,
+    FRENCH,
+    GERMAN,
+    LANGUAGES,
+    words_for,
+)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -28,7 +35,26 @@ def test_there_are_five_languages_or_more_and_they_differ():
     }
 
 
-def test_the_script_asks_for_words_that_there_are():
-    asked = set(re.findall(r'(?:say|button)\("(\w+)"', asset("conversation.js")))
+@pytest.mark.parametrize(
+    ("script", "word"),
+    [("conversation.js", "copy"), ("composer.js", "attach"), ("shelf.js", "rename")],
+)
+def test_the_scripts_ask_for_words_that_there_are(script, word):
+    asked = set(re.findall(r'(?:say|button|plain)\("(\w+)"', asset(script)))
     assert asked <= ENGLISH.keys()
-    assert "copy" in asked
+    assert word in asked
+
+
+@pytest.mark.parametrize(
+    ("accepted", "words"),
+    [
+        ("de-AT,de;q=0.9,en;q=0.8", GERMAN),
+        ("en;q=0.5,fr", FRENCH),
+        ("zh-TW", CHINESE),
+        ("xx,yy;q=0.3", ENGLISH),
+        ("de;q=broken", ENGLISH),
+        ("", ENGLISH),
+    ],
+)
+def test_a_browser_gets_the_language_it_likes_best(accepted, words):
+    assert words_for(accepted) is words

@@ -1,0 +1,191 @@
+"""What a browser may send, and what the page is drawn from then."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.store import ConversationStore
+from gemma3vl_app.testing import ScriptedBackend
+from gemma3vl_app.webui.actions import Actions, line, settings_of
+from gemma3vl_app.webui.desk import Desk
+from gemma3vl_app.webui.view import Settings
+from gemma3vl_app.webui.words import ENGLISH, GERMAN
+
+NO_SETTINGS = ("", "", "", "", "", "", False, "")
+
+
+class Browser:
+    """Calls the page's handlers as gradio would."""
+
+    def __init__(self, actions, secret="x" * 43, language="en", shows=None):
+        self.actions = actions
+        self.request = SimpleNamespace(
+            username=None,
+            cookies={"gemma3vl_visitor": secret},
+            headers={"accept-language": language},
+            query_params={"c": shows} if shows else {},
+        )
+        self.take(actions.load(self.request))
+
+    def take(self, updates):
+        for update in updates:
+            new = dict(zip(("visit", "talk", "box", "line", "shelf"), update, strict=True))
+            for name, value in new.items():
+                if not (isinstance(value, dict) and value.get("__type__") == "update"):
+                    setattr(self, name, value)
+        return self
+
+    def act(self, handler, *fields, **event):
+        event = SimpleNamespace(**event)
+        return self.take(getattr(self.actions, handler)(event, self.request, self.visit, *fields))
+
+    def submit(self, text, files=()):
+        return self.act("submit", *NO_SETTINGS, text=text, files=list(files), crops="auto")
+
+    def shelf_action(self, action, **more):
+        return self.act("on_shelf", action=action, **more)
+
+    @property
+    def texts(self):
+        return [message["text"] for message in self.talk["messages"]]
+
+
+@pytest.fixture
+def backend():
+    return ScriptedBackend(["Yes."])
+
+
+@pytest.fixture
+def actions(backend, tmp_path):
+    with ConversationStore(tmp_path / "kept") as store:
+        yield Actions(Desk.set_up(lambda: backend, tmp_path / "uploads", store))
+
+
+def test_a_question_is_answered_and_listed(actions):
+    browser = Browser(actions)
+    assert browser.texts == []
+    browser.submit("Really?")
+    assert browser.texts == ["Really?", "Yes."]
+    assert [entry["title"] for entry in browser.shelf["entries"]] == ["Really?"]
+    assert browser.talk["id"] == browser.shelf["shown"]
+
+
+def test_the_box_is_given_each_draft_once(actions):
+    browser = Browser(actions)
+    browser.submit("Really?")
+    first = browser.box["draft"]
+    assert first["text"] == ""
+    browser.act("on_message", *NO_SETTINGS, action="undo")
+    assert browser.box["draft"]["text"] == "Really?"
+    assert browser.box["draft"]["number"] > first["number"]
+
+
+@pytest.mark.parametrize(
+    "files", [["/etc/passwd"], ["uploads/../../etc/passwd"], [7], [None], [{"path": "x"}]]
+)
+def test_only_files_that_were_sent_to_the_server_are_opened(actions, backend, files):
+    browser = Browser(actions).submit("What is it?", files)
+    assert "sent to this server first" in browser.line
+    assert backend.requests == []
+
+
+def test_a_file_that_is_gone_is_told_by_name_alone(actions, tmp_path):
+    browser = Browser(actions).submit("?", [str(tmp_path / "uploads" / "holiday.png")])
+    assert "holiday.png is no longer on the server" in browser.line
+    assert str(tmp_path) not in browser.line
+
+
+def test_what_a_browser_sends_may_be_anything(actions, backend):
+    browser = Browser(actions)
+    browser.act("submit", *NO_SETTINGS)  # no fields at all
+    browser.act("submit", *NO_SETTINGS, text=7, files="x", crops=[])
+    browser.act("on_message", *NO_SETTINGS, action="example", index=99)
+    browser.act("on_message", *NO_SETTINGS, action="edit", index="0", text=None)
+    browser.act("on_message", *NO_SETTINGS, action={}, index=True)
+    browser.shelf_action("open", id=None)
+    browser.shelf_action("export", id="x", kind="exe")
+    browser.shelf_action("import", file="/etc/passwd")
+    browser.shelf_action("rename", id="../..", title="x")
+    browser.shelf_action(["new"])
+    assert backend.requests == []
+    assert browser.texts == []
+
+
+def test_nobody_opens_exports_or_deletes_what_is_anothers(actions):
+    anna, ben = Browser(actions, "a" * 43), Browser(actions, "b" * 43)
+    anna.submit("Secret")
+    id = anna.talk["id"]
+    for action in ("open", "export", "delete", "rename", "pin"):
+        ben.shelf_action(action, id=id, kind="zip", title="mine", pinned=True)
+        assert "no such conversation" in ben.line
+        assert ben.texts == []
+    assert Browser(actions, "b" * 43, shows=id).texts == []
+    assert Browser(actions, "a" * 43, shows=id).texts == ["Secret", "Yes."]
+
+
+def test_an_export_is_downloaded_once(actions):
+    browser = Browser(actions)
+    browser.submit("Take me along")
+    browser.shelf_action("export", id=browser.talk["id"], kind="md")
+    first = browser.shelf["download"]
+    assert first["name"].endswith(".zip")
+    browser.shelf_action("search", query="")
+    assert "download" not in browser.shelf
+
+
+def test_a_page_of_a_former_server_is_taken_up(actions):
+    browser = Browser(actions)
+    browser.submit("Before")
+    browser.request.query_params["c"] = browser.talk["id"]  # the page's own address
+    browser.visit = None  # this server has not seen it
+    browser.submit("After")
+    assert browser.texts == ["Before", "Yes.", "After", "Yes."]
+
+
+def test_the_page_speaks_the_browsers_language(actions):
+    assert Browser(actions, language="de-AT,de;q=0.9,en;q=0.8").talk["words"] == dict(GERMAN)
+    assert Browser(actions, language="xx").talk["words"] == dict(ENGLISH)
+
+
+def test_confidence_is_shown_for_the_answer_that_is_there(actions):
+    browser = Browser(actions)
+    browser.act("submit", *NO_SETTINGS[:6], True, "", text="Sure?", files=[], crops="auto")
+    assert browser.talk["show_confidence"]
+    assert browser.talk["messages"][-1]["tokens"]
+    _, talk = actions.show_confidence(browser.visit, False)
+    assert not talk["show_confidence"]
+
+
+def test_empty_settings_leave_it_to_the_model():
+    assert settings_of(NO_SETTINGS, "auto") == Settings()
+
+
+def test_settings_are_read_as_numbers():
+    settings = settings_of((" Be brief. ", "0,5", "40", "0.9", "7", "100", True, "{}"), "off")
+    assert settings == Settings(
+        system="Be brief.",
+        temperature=0.5,
+        top_k=40,
+        top_p=0.9,
+        seed=7,
+        max_new_tokens=100,
+        confidence=True,
+        schema="{}",
+        crops="off",
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "told"),
+    [(1, "warm", "temperature .* a number, not 'warm'"), (2, "1.5", "top k .* a whole number")],
+)
+def test_a_setting_that_is_no_number_is_told(number, value, told):
+    fields = list(NO_SETTINGS)
+    fields[number] = value
+    with pytest.raises(ConversationError, match=told):
+        settings_of(tuple(fields), "auto")
+
+
+def test_the_line_is_text():
+    assert line("<b>x</b>", is_error=True).count("<b>") == 0
