@@ -32,6 +32,10 @@ def theme() -> gr.themes.Base:
         font=_SYSTEM_FONTS,
         font_mono=_SYSTEM_MONO,
         radius_size="lg",
+    ).set(  # quiet, but dark enough to be read by everybody (WCAG AA)
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_title_text_color="*primary_700",
     )
 
 

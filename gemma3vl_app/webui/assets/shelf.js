@@ -24,7 +24,17 @@ function make(tag, attributes = {}, ...children) {
 }
 
 const plain = (name, onclick, more = {}) => make("button", { type: "button", class: "plain", text: say(name), onclick, ...more });
-const act = (action, more = {}) => { open_menu = renaming = deleting = null; trigger("select", { action, ...more }); };
+const act = (action, more = {}) => {
+  open_menu = renaming = deleting = null;
+  if (action === "open" || action === "new") close_on_phone();
+  trigger("select", { action, ...more });
+};
+
+// On a phone the list covers the conversation.
+function close_on_phone() {
+  const bar = element.closest(".sidebar");
+  if (bar && bar.classList.contains("open") && window.innerWidth < 768) bar.querySelector(".toggle-button").click();
+}
 
 function menu(entry) {
   const kinds = [["zip", ".zip"], ["html", "HTML"], ["md", "Markdown"], ["ipynb", "Notebook"]];
@@ -107,3 +117,4 @@ function draw() {
 
 watch("value", draw);
 draw();
+requestAnimationFrame(close_on_phone);
