@@ -24,7 +24,7 @@ from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 DATA = shipped_demo.DATA
 POOL_PICTURES, TEST_PICTURES = 8_000, 600
-LEG = demo_language.Leg(steps=1_000, learning_rate=8e-4)
+LEG = demo_language.Leg(steps=760, learning_rate=8e-4)
 
 
 def main() -> None:

@@ -6,12 +6,14 @@ import html
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from gemma3vl_app.backends.protocol import Capabilities
 from gemma3vl_app.generation import Greedy, Sampling
 from gemma3vl_app.webui.actions import Actions, line
 from gemma3vl_app.webui.component import asset, drawn
 from gemma3vl_app.webui.desk import Desk
+from gemma3vl_app.webui.programs import asking
 from gemma3vl_app.webui.words import LANGUAGES, texts_of
 
 # Backends queue on their own and say how many are ahead; these bound what one process holds open.
@@ -79,6 +81,7 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
     shown = [visit, conversation, composer, said, shelf]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     answers = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "trigger_mode": "multiple"}
+    api(asking(desk), api_name="ask", concurrency_limit=ANSWERS_AT_ONCE)
     page.load(actions.load, None, shown, **answers)
     composer.submit(actions.submit, [visit, *fields], shown, **{**answers, "trigger_mode": "once"})
     composer.weigh(
