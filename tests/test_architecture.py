@@ -28,6 +28,7 @@ ROWS = [
     {"chat", "tasks", "explain", "folders", "replay", "export"},
     {"webui", "api", "notebook", "finetune", "convert", "evaluate", "benchmark"},
     {"server", "launch"},
+    {"space"},
     {"cli"},
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
