@@ -43,7 +43,7 @@ HOMES = {
         *("hardware", "finetune", "convert", "evaluate", "benchmark"),
     },
     "gradio": {"webui", "server", "launch"},
-    "fastapi": {"api", "server"},
+    "fastapi": {"api", "server", "space"},
     "matplotlib": {"explain", "notebook", "benchmark"},
 }
 INSIDE_FUNCTIONS_ONLY = {("torch", "hardware")}

@@ -38,7 +38,7 @@ def test_free_hardware_runs_the_demo():
 
 
 @pytest.mark.parametrize(
-    ("gpu", "count", "model"), [("t4", 1, "12b-it"), ("l4", 1, "27b-it"), ("l4", 4, "27b-it")]
+    ("gpu", "count", "model"), [("t4", 1, "4b-it"), ("l4", 1, "27b-it"), ("l4", 4, "27b-it")]
 )
 def test_a_gpu_takes_the_largest_model_that_fits_on_it(gpu, count, model):
     assert chosen(machine(gpu, count)) == model
