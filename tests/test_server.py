@@ -7,8 +7,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from gemma3vl_app.errors import Gemma3VLError
-from gemma3vl_app.server import _open_store, check_access, create_app, serve
+from gemma3vl_app.manager import ModelManager
+from gemma3vl_app.server import LOOPBACK, _models, _open_store, check_access, create_app, serve
 from gemma3vl_app.testing.scripted import ScriptedBackend
+from gemma3vl_app.webui.words import ENGLISH
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +125,18 @@ def test_every_browser_gets_a_secret_of_its_own():
     cookies = [TestClient(app, base_url="http://127.0.0.1").get("/").cookies for _ in range(2)]
     secrets = [jar["gemma3vl_visitor"] for jar in cookies]
     assert len(set(secrets)) == 2
+
+
+@pytest.mark.parametrize(
+    ("hosts", "logins", "owner", "may", "any_source"),
+    [
+        (LOOPBACK, [], "browser 1", True, True),
+        (("*",), [], "browser 1", False, False),
+        (("*",), [("anna", "x"), ("ben", "y")], "user anna", True, False),
+        (("*",), [("anna", "x"), ("ben", "y")], "user ben", False, False),
+    ],
+)
+def test_who_sits_here_or_comes_first_changes_models(hosts, logins, owner, may, any_source):
+    with ModelManager(lambda source, **options: ScriptedBackend()) as manager:
+        shown = _models(manager, hosts, logins).as_values(owner, ENGLISH)
+    assert (shown["may_change"], shown["any_source"]) == (may, any_source)

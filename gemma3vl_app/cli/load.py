@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +22,7 @@ from gemma3vl_app.planning.wishes import check_device, check_weights, parse_max_
 
 if TYPE_CHECKING:
     from gemma3vl_app.backends.protocol import Backend
+    from gemma3vl_app.manager import ModelManager
 
 MIB, GIB = 1 << 20, 1 << 30
 MODEL = "A name that `gemma3vl models` shows, a hub id, a folder or a GGUF file."
@@ -130,22 +131,19 @@ def _parse_adapters(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def load_backend(model: str, wishes: Wishes) -> Backend:
-    """Load `model`, with its progress on stderr from the first moment."""
+def load_backend(model: str, wishes: Wishes, manager: ModelManager | None = None) -> Backend:
+    """Load `model`, with its progress on stderr from the first moment; into `manager` if given."""
     catalog.check_source(model)  # at once: what follows takes seconds to import
     with spinner(f"Loading {model}") as status:
         from gemma3vl_app.backends.local import load
 
-        return load(
-            model,
-            weights=wishes.weights,
-            device_map=wishes.device_map,
-            max_memory=wishes.max_memory,
-            context_tokens=wishes.context_tokens,
-            revision=wishes.revision,
-            adapters=wishes.adapters,
-            progress=lambda step: status.update(escape(describe(step))),
-        )
+        said = {  # a manager takes the same model with other options for another one
+            field.name: getattr(wishes, field.name)
+            for field in fields(wishes)
+            if getattr(wishes, field.name) != field.default
+        }
+        loading: Callable[..., Backend] = manager.load if manager else load
+        return loading(model, progress=lambda step: status.update(escape(describe(step))), **said)
 
 
 @contextmanager

@@ -62,15 +62,17 @@ def open_app(
     wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
     catalog.check_source(model)
     with load.spinner("Starting"):  # importing the page's library takes seconds
+        from gemma3vl_app.manager import ModelManager
         from gemma3vl_app.server import check_access, check_port, serve
         from gemma3vl_app.store import default_folder
     logins = [_login(each) for each in auth or ()]
     check_access(host, logins, no_auth=no_auth)
     check_port(host, port, find_port=find_port)  # before the model is loaded for nothing
     _end_tidily_on_signals()
-    with load.load_backend(model, wishes) as backend:
+    with ModelManager() as manager:
         serve(
-            backend,
+            load.load_backend(model, wishes, manager),
+            manager=manager,
             host=host,
             port=port,
             find_port=find_port,

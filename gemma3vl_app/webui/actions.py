@@ -174,12 +174,41 @@ class Actions:
                 opened = shelf.bring_in(library, tab.owner, file)
                 yield self._update(visit, tab.take_over(opened), with_shelf=True)
 
+    # --- the models ---
+
+    def show_models(self, request: gr.Request, visit: Visit | None) -> dict[str, Any]:
+        """Show what there is, what fits, and what is loaded."""
+        owner = owner_of(request.username, dict(request.cookies))
+        assert self._desk.models is not None  # the page has them then only
+        return self._desk.models.as_values(owner, _words(request))
+
+    def on_model(
+        self, event: gr.EventData, request: gr.Request, visit: Visit | None
+    ) -> Iterator[Update]:
+        """Load or unload a model, or plan it anew; yields models and the list's values."""
+        models = self._desk.models
+        assert models is not None
+        visit = visit or self._begin(request, event)
+        owner, wishes = visit.tab.owner, _texts(event, "wishes")
+        action, name = _text(event, "action"), _text(event, "name")
+        said = ""
+        try:
+            if action in ("use", "unload"):
+                for said in models.act(owner, action, name, _text(event, "weights")):
+                    yield models.as_values(owner, visit.words, wishes, said), gr.skip()
+        except Gemma3VLError as error:
+            said = str(error)
+        except Exception:
+            _log.exception("changing models failed")
+            said = OUR_FAULT
+        yield models.as_values(owner, visit.words, wishes, said), self._shelf(visit, "")
+
     # --- inside ---
 
     def _begin(self, request: gr.Request, event: gr.EventData | None) -> Visit:
         """Begin a visit: of a page that was just loaded, or one that a former server loaded."""
         owner = owner_of(request.username, dict(request.cookies))
-        words = words_for(request.headers.get("accept-language", ""))
+        words = _words(request)
         id = request.query_params.get("c")
         try:
             return Visit(self._desk.tab(owner, id), words)
@@ -219,12 +248,16 @@ class Actions:
             self._shelf(visit, download) if with_shelf or download else gr.skip(),
         )
 
+    @property
+    def _takes_pictures(self) -> bool:
+        return self._desk.backend().capabilities.pictures
+
     def _conversation(self, visit: Visit) -> dict[str, Any]:
         return conversation_view.as_values(
             visit.view,
             texts_of(visit.words),
             id=visit.tab.id,
-            examples=self._desk.examples,
+            examples=self._desk.examples if self._takes_pictures else (),
             show_confidence=visit.settings.confidence,
         )
 
@@ -239,9 +272,15 @@ class Actions:
 
     def _shelf(self, visit: Visit, download: str) -> dict[str, Any]:
         tab = visit.tab
-        return shelf.as_values(
-            self._desk.library, tab.owner, tab.id, visit.words, query=visit.query, download=download
-        )
+        about = self._desk.backend().capabilities
+        return {
+            **shelf.as_values(
+                *(self._desk.library, tab.owner, tab.id, visit.words),
+                query=visit.query,
+                download=download,
+            ),
+            "model": {"title": about.title or about.model, "knows": about.knows},
+        }
 
 
 # --- what a browser sends -------------------------------------------------------------------------
@@ -283,6 +322,16 @@ def _as_number(name: str, text: object, kind: type[_N]) -> _N | None:
 def _text(event: gr.EventData, name: str) -> str:
     value = getattr(event, name, "")
     return value if isinstance(value, str) else ""
+
+
+def _texts(event: gr.EventData, name: str) -> dict[str, str]:
+    value = getattr(event, name, None)
+    found = value.items() if isinstance(value, dict) else ()
+    return {str(key): text for key, text in found if isinstance(text, str)}
+
+
+def _words(request: gr.Request) -> Words:
+    return words_for(request.headers.get("accept-language", ""))
 
 
 def _number(event: gr.EventData, name: str) -> int:

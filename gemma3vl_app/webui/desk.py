@@ -11,6 +11,7 @@ from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.webui import examples
 from gemma3vl_app.webui.library import Library
+from gemma3vl_app.webui.models import Models
 from gemma3vl_app.webui.shown_pictures import ShownPictures
 from gemma3vl_app.webui.tab import Tab
 from gemma3vl_app.webui.view import Draft
@@ -18,29 +19,34 @@ from gemma3vl_app.webui.view import Draft
 
 @dataclass(frozen=True)
 class Desk:
-    """`backend` returns what answers next; `uploads` is where the server puts what is sent."""
+    """`backend` returns what answers next; `uploads` is where the server puts what is sent.
+
+    `models` is None where the model cannot be changed.
+    """
 
     backend: Callable[[], Backend]
     library: Library
     pictures: ShownPictures
     uploads: Path
     examples: tuple[Draft, ...]
+    models: Models | None = None
 
     @staticmethod
     def set_up(
-        backend: Callable[[], Backend], uploads: Path, store: ConversationStore | None = None
+        backend: Callable[[], Backend],
+        uploads: Path,
+        store: ConversationStore | None = None,
+        models: Models | None = None,
     ) -> Desk:
         """Make a desk with its files in `uploads`, a private folder that the page may load from."""
         folder = uploads / "examples"
-        drafts: tuple[Draft, ...] = ()
-        if backend().capabilities.pictures:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            drafts = tuple(
-                Draft(example.question, files)
-                for example, files in zip(examples.EXAMPLES, examples.save(folder), strict=True)
-            )
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        drafts = tuple(
+            Draft(example.question, files)
+            for example, files in zip(examples.EXAMPLES, examples.save(folder), strict=True)
+        )
         shown = ShownPictures(uploads / "shown")
-        return Desk(backend, Library(backend, store), shown, uploads, drafts)
+        return Desk(backend, Library(backend, store), shown, uploads, drafts, models)
 
     def tab(self, owner: str, id: str | None = None) -> Tab:
         """Open a tab; raises what `Library.open` raises for an `id` that `owner` has not."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import gradio as gr
@@ -43,7 +42,7 @@ def theme() -> gr.themes.Base:
 
 def css() -> str:
     """Return the page's styles."""
-    names = ("page", "conversation", "composer", "shelf")
+    names = ("page", "conversation", "composer", "shelf", "models")
     return "\n".join(asset(f"{name}.css") for name in names)
 
 
@@ -70,13 +69,16 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
     words, actions = i18n(), Actions(desk)
     visit = gr.State(None, time_to_live=UPLOADS_KEPT_SEC)
     with gr.Sidebar(width=300, open=True):
-        gr.HTML(_head(about), elem_id="head")
         shelf = drawn("shelf")
         fields = _settings(words, about)
-    with gr.Column(elem_id="talk"):
-        conversation = drawn("conversation", 'role="log" aria-live="polite"')
-        said = gr.HTML(line(""), elem_id="line")
-        composer = drawn("composer")
+    with gr.Tabs(elem_id="tabs", elem_classes="" if desk.models else "alone"):
+        with gr.Tab(words("chat"), id="chat"), gr.Column(elem_id="talk"):
+            conversation = drawn("conversation", 'role="log" aria-live="polite"')
+            said = gr.HTML(line(""), elem_id="line")
+            composer = drawn("composer")
+        if desk.models:
+            with gr.Tab(words("models"), id="models") as models_tab:
+                models = drawn("models")
 
     shown = [visit, conversation, composer, said, shelf]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -93,6 +95,9 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
     composer.halt(actions.halt, visit, None, queue=False, **quiet)
     conversation.select(actions.on_message, [visit, *fields], shown, **answers)
     shelf.select(actions.on_shelf, visit, shown, **answers)
+    if desk.models:
+        models_tab.select(actions.show_models, visit, models, **quiet)
+        models.select(actions.on_model, visit, [models, shelf], **answers)
     confidence = fields[6]
     confidence.change(
         actions.show_confidence, [visit, confidence], [visit, conversation], queue=False, **quiet
@@ -125,7 +130,3 @@ def _sampling_defaults(sampling: Sampling) -> tuple[str, str, str]:
     if isinstance(sampling, Greedy):
         return "0", "", ""
     return str(sampling.temperature), str(sampling.top_k), str(sampling.top_p)
-
-
-def _head(about: Capabilities) -> str:
-    return f"<h1>{html.escape(about.title or about.model)}</h1><p>{html.escape(about.knows)}</p>"

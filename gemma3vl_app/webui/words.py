@@ -57,7 +57,6 @@ class Words(TypedDict):
     chat: str
     models: str
     compare: str
-    load: str
     unload: str
     go_on: str
     attach: str
@@ -76,6 +75,21 @@ class Words(TypedDict):
     crops_off: str
     crops_on: str
     crops_auto: str
+    precision: str
+    use: str
+    in_use: str
+    loaded: str
+    fits: str
+    does_not_fit: str
+    memory: str
+    why: str
+    other_source: str
+    part_weights: str
+    part_kv_global: str
+    part_kv_sliding: str
+    part_vision: str
+    part_logits: str
+    part_reserve: str
 
 
 ENGLISH = Words(
@@ -125,7 +139,6 @@ ENGLISH = Words(
     chat="Chat",
     models="Models",
     compare="Compare",
-    load="Load",
     unload="Unload",
     go_on="Go on",
     attach="Add pictures or PDFs",
@@ -144,6 +157,21 @@ ENGLISH = Words(
     crops_off="No crops",
     crops_on="Crops",
     crops_auto="Crops if useful",
+    precision="Precision",
+    use="Use",
+    in_use="in use",
+    loaded="loaded",
+    fits="fits here",
+    does_not_fit="does not fit here",
+    memory="Memory",
+    why="Why",
+    other_source="Another model: hub id, folder or GGUF file",
+    part_weights="weights",
+    part_kv_global="context, whole",
+    part_kv_sliding="context, window",
+    part_vision="pictures",
+    part_logits="logits",
+    part_reserve="reserve",
 )
 
 GERMAN = Words(
@@ -193,7 +221,6 @@ GERMAN = Words(
     chat="Gespräch",
     models="Modelle",
     compare="Vergleichen",
-    load="Laden",
     unload="Entladen",
     go_on="Weiter",
     attach="Bilder oder PDFs hinzufügen",
@@ -214,6 +241,21 @@ GERMAN = Words(
     crops_off="Keine Ausschnitte",
     crops_on="Ausschnitte",
     crops_auto="Ausschnitte bei Bedarf",
+    precision="Genauigkeit",
+    use="Benutzen",
+    in_use="in Benutzung",
+    loaded="geladen",
+    fits="passt hierher",
+    does_not_fit="passt nicht hierher",
+    memory="Speicher",
+    why="Warum",
+    other_source="Anderes Modell: Hub-Name, Ordner oder GGUF-Datei",
+    part_weights="Gewichte",
+    part_kv_global="Kontext, ganz",
+    part_kv_sliding="Kontext, Fenster",
+    part_vision="Bilder",
+    part_logits="Logits",
+    part_reserve="Reserve",
 )
 
 FRENCH = Words(
@@ -263,7 +305,6 @@ FRENCH = Words(
     chat="Conversation",
     models="Modèles",
     compare="Comparer",
-    load="Charger",
     unload="Décharger",
     go_on="Continuer",
     attach="Ajouter des images ou des PDF",
@@ -285,6 +326,21 @@ FRENCH = Words(
     crops_off="Sans recadrages",
     crops_on="Recadrages",
     crops_auto="Recadrages si utile",
+    precision="Précision",
+    use="Utiliser",
+    in_use="utilisé",
+    loaded="chargé",
+    fits="tient ici",
+    does_not_fit="ne tient pas ici",
+    memory="Mémoire",
+    why="Pourquoi",
+    other_source="Autre modèle : identifiant du hub, dossier ou fichier GGUF",
+    part_weights="poids",
+    part_kv_global="contexte, entier",
+    part_kv_sliding="contexte, fenêtre",
+    part_vision="images",
+    part_logits="logits",
+    part_reserve="réserve",
 )
 
 SPANISH = Words(
@@ -334,7 +390,6 @@ SPANISH = Words(
     chat="Conversación",
     models="Modelos",
     compare="Comparar",
-    load="Cargar",
     unload="Descargar",
     go_on="Continuar",
     attach="Añadir imágenes o PDF",
@@ -353,6 +408,21 @@ SPANISH = Words(
     crops_off="Sin recortes",
     crops_on="Recortes",
     crops_auto="Recortes si conviene",
+    precision="Precisión",
+    use="Usar",
+    in_use="en uso",
+    loaded="cargado",
+    fits="cabe aquí",
+    does_not_fit="no cabe aquí",
+    memory="Memoria",
+    why="Por qué",
+    other_source="Otro modelo: nombre del hub, carpeta o archivo GGUF",
+    part_weights="pesos",
+    part_kv_global="contexto, entero",
+    part_kv_sliding="contexto, ventana",
+    part_vision="imágenes",
+    part_logits="logits",
+    part_reserve="reserva",
 )
 
 CHINESE = Words(
@@ -402,7 +472,6 @@ CHINESE = Words(
     chat="对话",
     models="模型",
     compare="比较",
-    load="加载",
     unload="卸载",
     go_on="继续",
     attach="添加图片或 PDF",
@@ -421,6 +490,21 @@ CHINESE = Words(
     crops_off="不裁剪",
     crops_on="裁剪",
     crops_auto="按需裁剪",
+    precision="精度",
+    use="使用",
+    in_use="使用中",
+    loaded="已载入",
+    fits="可在此运行",
+    does_not_fit="无法在此运行",
+    memory="内存",
+    why="原因",
+    other_source="其他模型：Hub 名称、文件夹或 GGUF 文件",
+    part_weights="权重",
+    part_kv_global="上下文（全局）",
+    part_kv_sliding="上下文（窗口）",
+    part_vision="图片",
+    part_logits="逻辑值",
+    part_reserve="预留",
 )
 
 JAPANESE = Words(
@@ -470,7 +554,6 @@ JAPANESE = Words(
     chat="会話",
     models="モデル",
     compare="比較",
-    load="読み込む",
     unload="解放",
     go_on="続ける",
     attach="画像または PDF を追加",
@@ -489,6 +572,21 @@ JAPANESE = Words(
     crops_off="切り出しなし",
     crops_on="切り出しあり",
     crops_auto="必要なら切り出す",
+    precision="精度",
+    use="使う",
+    in_use="使用中",
+    loaded="読み込み済み",
+    fits="ここで動きます",
+    does_not_fit="ここでは動きません",
+    memory="メモリ",
+    why="理由",
+    other_source="ほかのモデル：Hub の名前、フォルダー、GGUF ファイル",
+    part_weights="重み",
+    part_kv_global="文脈（全体）",
+    part_kv_sliding="文脈（窓）",
+    part_vision="画像",
+    part_logits="ロジット",
+    part_reserve="予備",
 )
 
 LANGUAGES: dict[str, Words] = {

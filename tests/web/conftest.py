@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from gemma3vl_app.backends.protocol import Backend
+from gemma3vl_app.manager import ModelManager
 from gemma3vl_app.server import create_app
 from gemma3vl_app.store import ConversationStore
 
@@ -22,10 +23,14 @@ CHROMIUM = "/usr/bin/chromium"
 
 @contextmanager
 def served(
-    backend: Backend, store: ConversationStore | None = None, *, port: int = 0
+    backend: Backend,
+    store: ConversationStore | None = None,
+    *,
+    manager: ModelManager | None = None,
+    port: int = 0,
 ) -> Iterator[str]:
     """Serve the page for `backend`; yield its address."""
-    app = create_app(backend, store=store)
+    app = create_app(backend, store=store, manager=manager)
     server = uvicorn.Server(
         uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1)
     )

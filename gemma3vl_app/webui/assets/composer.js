@@ -255,7 +255,7 @@ function renewed() {
     state.items = now.weighed.items;
     show_error(now.weighed.error);
   }
-  else if (state.number === 0 || (state.answering && !now.answering)) weigh();  // for the meter
+  if (state.number === 0 || (state.answering && !now.answering)) weigh();  // for the meter
   state.answering = now.answering;
   clearTimeout(state.sending);
   state.sending = null;

@@ -90,7 +90,8 @@ const picker = make("input", { type: "file", hidden: true, accept: ".zip", tabin
   if (file) act("import", { file: (await upload(file)).path });
 } });
 const bring_in = make("button", { type: "button", class: "plain", onclick: () => picker.click() });
-root.append(fresh, search, list, nothing, notice, bring_in, picker);
+const model_title = make("h1", {}), model_knows = make("p", {});
+root.append(make("div", { id: "head" }, model_title, model_knows), fresh, search, list, nothing, notice, bring_in, picker);
 
 let typed = null;
 search.addEventListener("input", () => {
@@ -100,6 +101,8 @@ search.addEventListener("input", () => {
 
 function draw() {
   const now = value();
+  model_title.textContent = now.model ? now.model.title : "";
+  model_knows.textContent = now.model ? now.model.knows : "";
   fresh.textContent = `+ ${say("new")}`;
   bring_in.textContent = say("bring_in");
   search.placeholder = say("search");

@@ -1,0 +1,160 @@
+"""The models on the page: what there is, what fits here and why, what is loaded; loading others.
+
+Turns a `ModelManager` into plain values for `assets/models.js`. Knows nothing of gradio or HTML.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from gemma3vl_app import catalog, hardware
+from gemma3vl_app.errors import ConversationError, Gemma3VLError
+from gemma3vl_app.manager import ModelEvent, ModelManager, Resident
+from gemma3vl_app.planning import LoadPlan, plan
+from gemma3vl_app.webui.words import Words
+
+WEIGHTS = ("auto", "bf16", "int8", "nf4", "fp32")
+_PARTS = ("weights", "kv_global", "kv_sliding", "vision", "logits", "reserve")
+
+
+class Models:
+    """What is shown of the models, and what people may do with them.
+
+    `may_change` says whether an owner may load and unload; `any_source` lets them name models
+    beyond `names`, folders and files too.
+    """
+
+    def __init__(
+        self,
+        manager: ModelManager,
+        *,
+        names: tuple[str, ...] = (),
+        may_change: Callable[[str], bool] = lambda owner: True,
+        any_source: bool = True,
+        machine: Callable[[], hardware.Machine] = hardware.detect_without_torch,
+    ) -> None:
+        self.manager = manager
+        self._names = names or tuple(catalog.MODELS)
+        self._may_change = may_change
+        self._any_source = any_source
+        self._machine = machine
+
+    def as_values(
+        self, owner: str, words: Words, wishes: Mapping[str, str] | None = None, line: str = ""
+    ) -> dict[str, Any]:
+        """Return what the models are drawn from; `wishes` are precisions that were chosen."""
+        machine = self._machine()
+        resident = {each.name: each for each in self.manager.resident}
+        names = [*self._names, *(name for name in resident if name not in self._names)]
+        wishes = wishes or {}
+        return {
+            "words": words,
+            "may_change": self._may_change(owner),
+            "any_source": self._any_source,
+            "weights": WEIGHTS,
+            "line": line,
+            "models": [
+                _model(name, wishes.get(name, "auto"), machine, resident.get(name))
+                for name in names
+            ],
+        }
+
+    def act(self, owner: str, action: str, name: str, weights: str) -> Iterator[str]:
+        """Load a model in place of the current one ("use"), or unload it; yields lines to show.
+
+        Raises `Gemma3VLError` where that fails or `owner` may not.
+        """
+        if not self._may_change(owner):
+            raise ConversationError("Only the operator of this server may change its models.")
+        if name not in self._names and not self._any_source:
+            raise ConversationError(f"This server does not offer {name!r}.")
+        if action == "unload":
+            if any(each.current and each.name == name for each in self.manager.resident):
+                raise ConversationError("This model answers here: use another one first.")
+            yield f"{self.manager.unload(name)} freed."
+            return
+        options: dict[str, Any] = (
+            {} if weights not in WEIGHTS or weights == "auto" else {"weights": weights}
+        )
+        yield from self._told(lambda: self.manager.swap(name, **options))
+
+    def _told(self, load: Callable[[], object]) -> Iterator[str]:
+        """Do it on a thread of its own, and yield what the manager says meanwhile."""
+        events: queue.Queue[ModelEvent | Exception | None] = queue.Queue()
+
+        def run() -> None:
+            try:
+                load()
+                events.put(None)
+            except Exception as error:
+                events.put(error)  # raised below, on the thread that waits
+
+        unsubscribe = self.manager.subscribe(events.put)
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            while (event := events.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield _line(event)
+        finally:
+            unsubscribe()
+
+
+def _line(event: ModelEvent) -> str:
+    step = event.progress
+    if step is None or not step.total:
+        return event.message
+    return f"{event.message} {100 * step.done // step.total} %"
+
+
+def _model(
+    name: str, weights: str, machine: hardware.Machine, resident: Resident | None
+) -> dict[str, Any]:
+    entry = catalog.find(name)
+    values: dict[str, Any] = {
+        "name": name,
+        "title": entry.title if entry else name,
+        "knows": entry.knows if entry else "",
+        "parameters": entry.parameters if entry else 0,
+        "card": entry.card if entry and entry.repo else "",
+        "weights": weights,
+        "state": resident.state if resident else "",
+        "current": bool(resident and resident.current),
+        "memory": sum(resident.memory.values()) if resident else 0,
+        "adapters": list(resident.adapters) if resident else [],
+    }
+    try:
+        found = (
+            resident.plan
+            if resident and resident.plan
+            else plan(name, weights=weights, machine=machine)
+        )
+    except Gemma3VLError as error:
+        return {**values, "fits": False, "reasons": [str(error)], "bars": []}
+    return {**values, **_plan(found)}
+
+
+def _plan(found: LoadPlan) -> dict[str, Any]:
+    return {
+        "fits": found.fits,
+        "stored": found.weights,
+        "dtype": found.dtype,
+        "context_tokens": found.context_tokens,
+        "reasons": [*found.reasons, *found.ways],
+        "bars": [
+            {
+                "device": device,
+                "limit": found.limits_by_device.get(device, 0),
+                "total": bytes_here.total,
+                "parts": [
+                    {"name": part, "bytes": getattr(bytes_here, part)}
+                    for part in _PARTS
+                    if getattr(bytes_here, part)
+                ],
+            }
+            for device, bytes_here in found.bytes_by_device.items()
+        ],
+    }
