@@ -34,6 +34,18 @@ def summary(answer: Answer) -> str:
     )
 
 
+def breakdown(answer: Answer) -> str:
+    """Return where the time went, part by part; parts that took none are left out."""
+    timing = answer.timing
+    parts = (
+        ("opening pictures", timing.decode_image_sec),
+        ("looking at them", timing.vision_sec),
+        ("reading", timing.prefill_sec),
+        ("writing", timing.decode_sec),
+    )
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts if seconds >= 0.005)
+
+
 def counted(number: int, what: str) -> str:
     """Return "1 token" or "1,000 tokens"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -27,6 +27,7 @@ from gemma3vl_app.benchmark.models import (
     random_model,
     tokenizer_and_format,
 )
+from gemma3vl_app.benchmark.page import page
 from gemma3vl_app.benchmark.result import Result
 from gemma3vl_app.engine.engine import Engine
 from gemma3vl_app.engine.sequence import Request
@@ -327,4 +328,4 @@ def _quantised_cache(found: Footprint, first_sec: float, again_sec: float) -> li
 
 
 SMALL: tuple[Callable[[], list[Result]], ...] = (batching, demo)
-ALL: tuple[Callable[[], list[Result]], ...] = (*SMALL, loading, wide_model, folder)
+ALL: tuple[Callable[[], list[Result]], ...] = (*SMALL, loading, wide_model, folder, page)

@@ -244,7 +244,7 @@ class Actions:
             visit,
             self._conversation(visit),
             self._composer(visit),
-            line(view.line, view.is_error),
+            line(view.line, view.is_error, view.details),
             self._shelf(visit, download) if with_shelf or download else gr.skip(),
         )
 
@@ -339,7 +339,8 @@ def _number(event: gr.EventData, name: str) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else -1
 
 
-def line(text: str, is_error: bool = False) -> str:
-    """Return the line below the conversation, as HTML; the text in it is escaped."""
+def line(text: str, is_error: bool = False, details: str = "") -> str:
+    """Return the lines below the conversation, as HTML; the text in them is escaped."""
     kind = "error" if is_error else "quiet"
-    return f'<p class="{kind}" role="status">{html.escape(text)}</p>'
+    more = f'<p class="details">{html.escape(details)}</p>' if details else ""
+    return f'<p class="{kind}" role="status">{html.escape(text)}</p>{more}'

@@ -42,6 +42,16 @@ class Models:
         self._any_source = any_source
         self._machine = machine
 
+    @property
+    def current_name(self) -> str:
+        """The name of the model that answers now, or ""."""
+        return next((each.name for each in self.manager.resident if each.current), "")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is offered."""
+        return self._names
+
     def as_values(
         self, owner: str, words: Words, wishes: Mapping[str, str] | None = None, line: str = ""
     ) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from gradio.events import api
 
 from gemma3vl_app.backends.protocol import Capabilities
 from gemma3vl_app.generation import Greedy, Sampling
+from gemma3vl_app.webui import compare_tab
 from gemma3vl_app.webui.actions import Actions, line
 from gemma3vl_app.webui.component import asset, drawn
 from gemma3vl_app.webui.desk import Desk
@@ -23,6 +24,9 @@ UPLOADS_KEPT_SEC = 24 * 3600
 
 _SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 _SYSTEM_MONO = ["ui-monospace", "monospace"]
+
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def theme() -> gr.themes.Base:
@@ -71,7 +75,7 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
     with gr.Sidebar(width=300, open=True):
         shelf = drawn("shelf")
         fields = _settings(words, about)
-    with gr.Tabs(elem_id="tabs", elem_classes="" if desk.models else "alone"):
+    with gr.Tabs(elem_id="tabs"):
         with gr.Tab(words("chat"), id="chat"), gr.Column(elem_id="talk"):
             conversation = drawn("conversation", 'role="log" aria-live="polite"')
             said = gr.HTML(line(""), elem_id="line")
@@ -79,9 +83,11 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
         if desk.models:
             with gr.Tab(words("models"), id="models") as models_tab:
                 models = drawn("models")
+        with gr.Tab(words("compare"), id="compare"):
+            compare_tab.lay_out(desk, words, **_QUIET, concurrency_limit=ANSWERS_AT_ONCE)
 
     shown = [visit, conversation, composer, said, shelf]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    quiet = _QUIET
     answers = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "trigger_mode": "multiple"}
     api(asking(desk), api_name="ask", concurrency_limit=ANSWERS_AT_ONCE)
     page.load(actions.load, None, shown, **answers)

@@ -22,6 +22,7 @@ from gemma3vl_app.webui.library import Library, Opened
 from gemma3vl_app.webui.live_chat import OUR_FAULT, Moment
 from gemma3vl_app.webui.shown_pictures import ShownPictures
 from gemma3vl_app.webui.view import DEFAULTS, Draft, Settings, Shown, View
+from gemma3vl_app.wording import breakdown
 
 ALTERNATIVES = 4  # that are told for each token, where its confidence is shown
 _log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class Tab:
     def weigh(self, draft: Draft, settings: Settings = DEFAULTS) -> Weighed:
         """Say what `draft` would cost; files that are no pictures are left out and told."""
         opened, error = self._drafted.open_what_can_be(draft.files, self.id)
-        pictures = [_with_crops(picture, settings) for _, picture in opened]
+        pictures = [Picture.open(picture, crops=settings.crops) for _, picture in opened]
         parts = (*pictures, *([Text(draft.text)] if draft.text else ()))
         backend, said = self._backend(), self._opened.live.moment.messages
         about = backend.capabilities
@@ -116,13 +117,15 @@ class Tab:
 
         def begin(chat: Chat) -> Stream:
             chat.system = settings.system or None
-            return chat.stream(draft.text.strip(), images=pictures, **self._options(settings))
+            return chat.stream(
+                draft.text.strip(), images=pictures, crops=settings.crops, **self._options(settings)
+            )
 
         try:
             if not draft.text.strip():
                 raise ConversationError("Write a question first; pictures can go with it.")
             opened = self._drafted.open(draft.files, self.id)
-            pictures = [_with_crops(picture, settings) for _, picture in opened]
+            pictures = [picture for _, picture in opened]
         except Gemma3VLError as error:
             yield replace(self._told(error), draft=draft)
             return
@@ -234,11 +237,15 @@ class Tab:
         return View(
             tuple(messages),
             moment.line,
+            self._details(moment),
             moment.is_error,
             moment.answering,
             can_continue=cut and not moment.answering,
         )
 
-
-def _with_crops(picture: Picture, settings: Settings) -> Picture:
-    return replace(picture, crops=settings.crops)
+    def _details(self, moment: Moment) -> str:
+        if moment.answer is None or moment.is_error:
+            return ""
+        about = self._backend().capabilities
+        model = ", ".join(filter(None, (about.model, about.weights, about.arithmetic)))
+        return " · ".join(filter(None, (breakdown(moment.answer), model)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gemma3vl_app.errors import ConversationError
@@ -38,12 +38,14 @@ class Shown:
 class View:
     """What the page shows: messages, a line of plain text below them, and the box to write in.
 
+    `details` is a second line: where an answer's time went, and which model wrote it.
     `draft` None leaves the box as the person has it. `can_continue` is true where the last answer
     was cut.
     """
 
     messages: tuple[Shown, ...]
     line: str = ""
+    details: str = ""
     is_error: bool = False
     answering: bool = False
     can_continue: bool = False
@@ -83,6 +85,10 @@ class Settings:
             top_p=base.top_p if self.top_p is None else self.top_p,
             seed=self.seed,
         )
+
+    def with_adapter(self, name: str | None) -> Settings:
+        """Return the same with another adapter; "" is the model itself."""
+        return replace(self, adapter=(name or "").strip() or None)
 
     def json_schema(self) -> dict[str, Any] | None:
         """Return the schema as a value, None for none; raises `ConversationError`."""

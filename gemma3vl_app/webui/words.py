@@ -90,6 +90,9 @@ class Words(TypedDict):
     part_vision: str
     part_logits: str
     part_reserve: str
+    model: str
+    question: str
+    adapter: str
 
 
 ENGLISH = Words(
@@ -172,6 +175,9 @@ ENGLISH = Words(
     part_vision="pictures",
     part_logits="logits",
     part_reserve="reserve",
+    model="Model",
+    question="Question",
+    adapter="Adapter",
 )
 
 GERMAN = Words(
@@ -256,6 +262,9 @@ GERMAN = Words(
     part_vision="Bilder",
     part_logits="Logits",
     part_reserve="Reserve",
+    model="Modell",
+    question="Frage",
+    adapter="Adapter",
 )
 
 FRENCH = Words(
@@ -341,6 +350,9 @@ FRENCH = Words(
     part_vision="images",
     part_logits="logits",
     part_reserve="réserve",
+    model="Modèle",
+    question="Question",
+    adapter="Adaptateur",
 )
 
 SPANISH = Words(
@@ -423,6 +435,9 @@ SPANISH = Words(
     part_vision="imágenes",
     part_logits="logits",
     part_reserve="reserva",
+    model="Modelo",
+    question="Pregunta",
+    adapter="Adaptador",
 )
 
 CHINESE = Words(
@@ -505,6 +520,9 @@ CHINESE = Words(
     part_vision="图片",
     part_logits="逻辑值",
     part_reserve="预留",
+    model="模型",
+    question="问题",
+    adapter="适配器",
 )
 
 JAPANESE = Words(
@@ -587,6 +605,9 @@ JAPANESE = Words(
     part_vision="画像",
     part_logits="ロジット",
     part_reserve="予備",
+    model="モデル",
+    question="質問",
+    adapter="アダプター",
 )
 
 LANGUAGES: dict[str, Words] = {

@@ -130,10 +130,10 @@ class ChatPage:
 
     @property
     def line(self) -> str:
-        return self.page.locator("#line p").inner_text()
+        return self.page.locator("#line p[role=status]").inner_text()
 
     def wait_for_line(self, text: str, seconds: float = 10) -> None:
-        self.page.locator("#line p", has_text=text).wait_for(timeout=1000 * seconds)
+        self.page.locator("#line p[role=status]", has_text=text).wait_for(timeout=1000 * seconds)
 
     def wait_for_answer(self, seconds: float = 10) -> str:
         """Wait until no answer is being written; return the last one."""

@@ -188,4 +188,4 @@ def test_a_setting_that_is_no_number_is_told(number, value, told):
 
 
 def test_the_line_is_text():
-    assert line("<b>x</b>", is_error=True).count("<b>") == 0
+    assert "<b>" not in line("<b>x</b>", is_error=True, details="<b>y</b>")

@@ -58,6 +58,8 @@ def test_a_turn_begins_with_the_question_and_ends_quiet(tab, backend, red):
     assert Image.open(file).size == (30, 20)
     assert not views[-1].answering
     assert "tokens/s" in views[-1].line
+    assert "scripted" in views[-1].details  # which model wrote it
+    assert views[0].details == ""
 
 
 def test_a_tab_that_is_reloaded_shows_the_answer_still_growing(open_tab, backend):
@@ -186,3 +188,10 @@ def test_on_demand_each_token_says_how_sure_the_model_was(tab, backend):
     shown = last(tab.ask(Draft("How many?"), Settings(confidence=True))).messages[-1]
     assert "".join(token.text for token in shown.tokens) == shown.text == "Two words."
     assert all(token.logprob is not None and token.alternatives for token in shown.tokens)
+
+
+@pytest.mark.parametrize("crops", ["off", "on", "auto"])
+def test_crops_are_as_the_settings_say(tab, backend, red, crops):
+    last(tab.ask(Draft("What is it?", (red,)), Settings(crops=crops)))
+    (picture,) = backend.requests[0].conversation.pictures
+    assert picture.crops == crops

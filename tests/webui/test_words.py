@@ -32,7 +32,7 @@ def test_there_are_five_languages_or_more_and_they_differ():
     ]
     assert {key for _, key in same} <= {
         *("conversation", "conversations", "chat", "versions", "top_k", "top_p", "tokens"),
-        "part_logits",
+        *("part_logits", "question", "adapter"),
     }
 
 

@@ -1,0 +1,106 @@
+"""The same question under two settings."""
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from gemma3vl_app.errors import ConversationError, LoadError, PictureError
+from gemma3vl_app.generation import Greedy, Sample
+from gemma3vl_app.manager import ModelManager
+from gemma3vl_app.testing import ScriptedBackend
+from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES
+from gemma3vl_app.webui.compare import Side, compare
+from gemma3vl_app.webui.compare_tab import side_of
+from gemma3vl_app.webui.desk import Desk
+from gemma3vl_app.webui.models import Models
+from gemma3vl_app.webui.view import Settings
+
+
+def load(source, *, progress=None, **options):
+    if source == "broken":
+        raise LoadError("There is no model of that name.")
+    about = replace(DEFAULT_CAPABILITIES, model=str(source))
+    return ScriptedBackend([f"I am {source}."], capabilities=about)
+
+
+@pytest.fixture
+def manager():
+    with ModelManager(load) as manager:
+        manager.load("demo")
+        yield manager
+
+
+@pytest.fixture
+def desk(manager, tmp_path):
+    return Desk.set_up(lambda: manager.current, tmp_path, models=Models(manager))
+
+
+@pytest.fixture
+def red(tmp_path):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")
+    return str(tmp_path / "red.png")
+
+
+def last(pairs):
+    return list(pairs)[-1]
+
+
+def test_both_sides_get_the_question_and_the_pictures_with_their_own_settings(desk, red):
+    sides = (
+        Side(settings=Settings(temperature=0)),
+        Side(settings=Settings(temperature=0.7, crops="off")),
+    )
+    left, right = last(compare(desk, "anna", "What is it?", [red], sides))
+    assert left.text == right.text == "I am demo."
+    assert "tokens/s" in left.line and "demo" in left.line
+    first, second = desk.backend().requests
+    assert first.sampling == Greedy()
+    assert isinstance(second.sampling, Sample) and second.sampling.temperature == 0.7
+    assert [r.conversation.pictures[0].crops for r in (first, second)] == ["auto", "off"]
+    assert first.session != second.session  # neither is quicker for what the other has computed
+
+
+def test_two_models_answer_one_after_the_other_and_the_first_one_is_back_afterwards(desk, manager):
+    pair = last(compare(desk, "anna", "Who?", [], (Side("4b-it"), Side("12b-it"))))
+    assert [column.text for column in pair] == ["I am 4b-it.", "I am 12b-it."]
+    assert manager.current.capabilities.model == "demo"
+
+
+def test_a_side_that_fails_says_why_and_the_other_one_answers(desk, manager):
+    left, right = last(compare(desk, "anna", "Who?", [], (Side("broken"), Side("4b-it"))))
+    assert "no model of that name" in left.line and left.text == ""
+    assert right.text == "I am 4b-it."
+    assert manager.current.capabilities.model == "demo"
+
+
+def test_leaving_midway_brings_the_first_model_back(desk, manager):
+    running = compare(desk, "anna", "Who?", [], (Side("4b-it"), Side("12b-it")))
+    while next(running)[0].text == "":
+        pass
+    running.close()
+    assert manager.current.capabilities.model == "demo"
+
+
+def test_who_may_not_change_models_compares_settings_only(manager, tmp_path):
+    guarded = Models(manager, may_change=lambda owner: False)
+    desk = Desk.set_up(lambda: manager.current, tmp_path, models=guarded)
+    left, right = last(compare(desk, "ben", "Who?", [], (Side("4b-it"), Side())))
+    assert "operator" in left.line
+    assert right.text == "I am demo."
+
+
+def test_what_cannot_be_asked_is_told_before_anything_is_loaded(desk, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(ConversationError, match="question first"):
+        list(compare(desk, "anna", " ", [], (Side(), Side())))
+    with pytest.raises(PictureError, match=r"bad\.png"):
+        list(compare(desk, "anna", "?", [str(tmp_path / "bad.png")], (Side(), Side())))
+
+
+def test_fields_say_what_a_side_is():
+    assert side_of(("", None, "", "auto", "")) == Side()
+    side = side_of((" 4b-it ", "nf4", "0.5", "off", " mine "))
+    assert side == Side("4b-it", "nf4", Settings(temperature=0.5, crops="off", adapter="mine"))
+    with pytest.raises(ConversationError, match="temperature"):
+        side_of(("", "auto", "warm", "auto", ""))
