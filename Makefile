@@ -12,11 +12,12 @@ FITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON = $(shell for p in $(PYTHONS); do if $$p -c "$(FITS)" >/dev/null 2>&1; then echo $$p; break; fi; done)
 NEEDED = gemma3vl_app needs Python 3.11, 3.12 or 3.13, and none is on PATH: install one and run make again
 
-.PHONY: help app test test-web lint format bench bench-small demo-model demo-eval clean
+.PHONY: help app test test-web screenshots lint format bench bench-small demo-model demo-eval clean
 help:
 	@echo "make app        open the chat page with the demo model (MODEL=folder for a checkpoint of yours)"
 	@echo "make test       run the tests, without a browser"
 	@echo "make test-web   run the tests that drive the page in chromium"
+	@echo "make screenshots  renew the README's pictures of the page"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      measure speed and write docs/bench.json (about ten minutes)"
 	@echo "make demo-model train the demo model from nothing (hours; goes on where it was ended)"
@@ -31,6 +32,9 @@ test: $(VENV)/ready-dev
 
 test-web: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m web
+
+screenshots: $(VENV)/ready-dev
+	$(BIN)/python -m tests.web.screenshots
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
