@@ -40,12 +40,18 @@ UPLOAD_LIMIT = "25mb"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 Login = tuple[str, str]  # name and password
 
-# The page may load from itself only. Gradio's page is made of inline scripts and styles, so these
-# stay allowed; text of people and models never becomes markup, and nothing can be fetched from
-# elsewhere.
+# The page may load from itself only. Gradio's page is made of inline scripts and styles, and makes
+# functions of the scripts of its own components, so these stay allowed; text of people and models
+# never becomes markup, and nothing can be fetched from elsewhere.
 CONTENT_POLICY = "; ".join(
     (
-        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "media-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "worker-src 'self' blob:",
         "frame-ancestors 'self'",
         "form-action 'self'",
         "base-uri 'self'",

@@ -87,6 +87,19 @@ class Actions:
         visit.weighed = _number(event, "number"), weighed
         return visit, self._composer(visit)
 
+    def preset(
+        self, event: gr.EventData, schema: str | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what the settings' schema becomes with a ready-made question, and its accordion.
+
+        Others than the one for data ask for plain text. A schema that somebody wrote stays theirs
+        where data is asked for.
+        """
+        if _text(event, "key") != composer.WITH_SCHEMA:
+            return gr.update(value=None), gr.skip()
+        written = (schema or "").strip()
+        return gr.update(value=written or composer.SCHEMA), gr.update(open=True)
+
     def halt(self, visit: Visit | None) -> None:
         """Stop the answer."""
         if visit is not None:
@@ -182,10 +195,16 @@ class Actions:
         assert self._desk.models is not None  # the page has them then only
         return self._desk.models.as_values(owner, _words(request))
 
+    def adapters(self) -> dict[str, Any]:
+        """Return what the settings' choice of adapters becomes; a single one is chosen."""
+        names = self._desk.backend().adapters
+        chosen = names[0] if len(names) == 1 else ""
+        return gr.update(choices=["", *names], value=chosen, visible=bool(names))
+
     def on_model(
         self, event: gr.EventData, request: gr.Request, visit: Visit | None
     ) -> Iterator[Update]:
-        """Load or unload a model, or plan it anew; yields models and the list's values."""
+        """Change models, or plan one anew; yields models, the list's values, and adapters."""
         models = self._desk.models
         assert models is not None
         visit = visit or self._begin(request, event)
@@ -195,13 +214,17 @@ class Actions:
         try:
             if action in ("use", "unload"):
                 for said in models.act(owner, action, name, _text(event, "weights")):
-                    yield models.as_values(owner, visit.words, wishes, said), gr.skip()
+                    yield models.as_values(owner, visit.words, wishes, said), gr.skip(), gr.skip()
+            elif action == "adapter":
+                said = models.add_adapter(owner, _text(event, "text"))
         except Gemma3VLError as error:
             said = str(error)
         except Exception:
             _log.exception("changing models failed")
             said = OUR_FAULT
-        yield models.as_values(owner, visit.words, wishes, said), self._shelf(visit, "")
+        values = models.as_values(owner, visit.words, wishes, said)
+        changed = action in ("use", "adapter")
+        yield values, self._shelf(visit, ""), self.adapters() if changed else gr.skip()
 
     # --- inside ---
 
@@ -291,7 +314,7 @@ def settings_of(fields: tuple[Any, ...], crops: str) -> Settings:
 
     Raises `ConversationError` for what is no number.
     """
-    system, temperature, top_k, top_p, seed, answer_tokens, confidence, schema = fields
+    system, temperature, top_k, top_p, seed, answer_tokens, confidence, schema, adapter = fields
     return Settings(
         system=str(system or "").strip(),
         temperature=_as_number("temperature", temperature, float),
@@ -302,6 +325,7 @@ def settings_of(fields: tuple[Any, ...], crops: str) -> Settings:
         crops=cast(Literal["off", "on", "auto"], crops if crops in ("off", "on") else "auto"),
         confidence=confidence is True,
         schema=str(schema or "").strip(),
+        adapter=str(adapter or "").strip() or None,
     )
 
 

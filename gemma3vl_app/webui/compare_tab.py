@@ -75,5 +75,5 @@ def _side(desk: Desk, words: gr.I18n, letter: str) -> list[Any]:
 def side_of(fields: tuple[Any, ...]) -> Side:
     """Return one side as its fields say; raises `ConversationError` for what is no number."""
     model, weights, temperature, crops, adapter = fields
-    settings = settings_of(("", temperature, "", "", "", "", False, ""), str(crops))
-    return Side(str(model or "").strip(), str(weights or "auto"), settings.with_adapter(adapter))
+    settings = settings_of(("", temperature, "", "", "", "", False, "", adapter), str(crops))
+    return Side(str(model or "").strip(), str(weights or "auto"), settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,32 @@ from gemma3vl_app.webui.drafts import Item, Weighed
 from gemma3vl_app.webui.view import Draft, View
 from gemma3vl_app.webui.words import Words, texts_of
 
-_PRESETS = {  # the key of its name, and what it puts into the box
+# What data is asked for until somebody writes a schema of their own: fits receipts, forms, tables.
+_DATA = {
+    "type": "object",
+    "properties": {
+        "title": {"type": ["string", "null"]},
+        "entries": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "value": {"type": "string"}},
+                "required": ["name", "value"],
+            },
+        },
+    },
+    "required": ["title", "entries"],
+}
+SCHEMA = json.dumps(_DATA, indent=2)
+WITH_SCHEMA = "preset_json"
+_PRESETS = {  # the key of its name, and what it puts into the box; "" leaves what is there
+    "preset_general": "",
+    "preset_question": "Answer in one short sentence: ",
     "preset_short": prompts.CAPTION["short"].text,
     "preset_detailed": prompts.CAPTION["detailed"].text,
     "preset_read": prompts.READ["plain"].text,
     "preset_compare": prompts.COMPARE.text,
-    "preset_json": "Take the data out of this picture.",
+    WITH_SCHEMA: prompts.EXTRACT.text.format(schema=json.dumps(_DATA)),
 }
 
 
@@ -38,9 +59,12 @@ def as_values(
     return {
         "words": words,
         "answering": view.answering,
+        "asked": next((m.text for m in reversed(view.messages) if m.role == "user"), None),
         "takes_pictures": about.pictures,
         "presets": [
-            {"name": texts[key], "text": text} for key, text in _PRESETS.items() if about.pictures
+            {"key": key, "name": texts[key], "text": text}
+            for key, text in _PRESETS.items()
+            if about.pictures and (about.schema or key != WITH_SCHEMA)
         ],
         "draft": view.draft and {"number": draft_number, **_draft(view.draft)},
         "weighed": {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from gemma3vl_app import catalog, hardware
@@ -90,6 +91,24 @@ class Models:
             {} if weights not in WEIGHTS or weights == "auto" else {"weights": weights}
         )
         yield from self._told(lambda: self.manager.swap(name, **options))
+
+    def add_adapter(self, owner: str, text: str) -> str:
+        """Give the model that answers an adapter, NAME=FOLDER or a folder; returns a line to show.
+
+        Raises `Gemma3VLError` where that fails or `owner` may not: a folder is one of this machine.
+        """
+        if not (self._any_source and self._may_change(owner)):
+            raise ConversationError("Adapters are added on the machine of this server only.")
+        name, equals, folder = (part.strip() for part in text.partition("="))
+        if not equals:
+            name, folder = Path(name).name, name
+        if not (name and folder):
+            raise ConversationError("Write the adapter's folder, or NAME=FOLDER.")
+        current = self.manager.current
+        if current is None:
+            raise ConversationError("No model is loaded that an adapter could be for.")
+        current.add_adapter(name, folder)
+        return f"{name} is ready: choose it in the settings of the chat."
 
     def _told(self, load: Callable[[], object]) -> Iterator[str]:
         """Do it on a thread of its own, and yield what the manager says meanwhile."""

@@ -74,7 +74,7 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
     visit = gr.State(None, time_to_live=UPLOADS_KEPT_SEC)
     with gr.Sidebar(width=300, open=True):
         shelf = drawn("shelf")
-        fields = _settings(words, about)
+        settings, fields = _settings(words, about)
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab(words("chat"), id="chat"), gr.Column(elem_id="talk"):
             conversation = drawn("conversation", 'role="log" aria-live="polite"')
@@ -92,28 +92,30 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
     api(asking(desk), api_name="ask", concurrency_limit=ANSWERS_AT_ONCE)
     page.load(actions.load, None, shown, **answers)
     composer.submit(actions.submit, [visit, *fields], shown, **{**answers, "trigger_mode": "once"})
-    composer.weigh(
-        actions.weigh,
-        [visit, *fields],
-        [visit, composer],
-        **{**answers, "trigger_mode": "always_last"},
-    )
+    # Not "always_last": gradio sends the last of several without what it was triggered with.
+    composer.weigh(actions.weigh, [visit, *fields], [visit, composer], **answers)
+    schema = fields[7]
+    composer.preset(actions.preset, schema, [schema, settings], queue=False, **quiet)
     composer.halt(actions.halt, visit, None, queue=False, **quiet)
     conversation.select(actions.on_message, [visit, *fields], shown, **answers)
     shelf.select(actions.on_shelf, visit, shown, **answers)
     if desk.models:
         models_tab.select(actions.show_models, visit, models, **quiet)
-        models.select(actions.on_model, visit, [models, shelf], **answers)
+        models.select(actions.on_model, visit, [models, shelf, fields[8]], **answers)
+    page.load(actions.adapters, None, fields[8], queue=False, **quiet)
     confidence = fields[6]
     confidence.change(
         actions.show_confidence, [visit, confidence], [visit, conversation], queue=False, **quiet
     )
 
 
-def _settings(words: gr.I18n, about: Capabilities) -> list[Any]:
-    """Return the fields of `actions.settings_of`, in its order; empty: what the model does."""
+def _settings(words: gr.I18n, about: Capabilities) -> tuple[gr.Accordion, list[Any]]:
+    """Return where the settings are, and the fields of `actions.settings_of`, in its order.
+
+    What is empty is left to the model.
+    """
     default = _sampling_defaults(about.sampling)
-    with gr.Accordion(words("settings"), open=False, elem_id="settings"):
+    with gr.Accordion(words("settings"), open=False, elem_id="settings") as settings:
         system = gr.Textbox(label=words("system"), lines=2, max_lines=8)
         # Text fields, not gr.Number: that one sends 0 for a field that was left empty.
         with gr.Row():
@@ -129,7 +131,11 @@ def _settings(words: gr.I18n, about: Capabilities) -> list[Any]:
         schema = gr.Code(
             None, language="json", label=words("schema"), lines=3, visible=about.schema
         )
-    return [system, temperature, top_k, top_p, seed, answer_tokens, confidence, schema]
+        adapter = gr.Dropdown(
+            [""], value="", label=words("adapter"), allow_custom_value=True, visible=False
+        )
+    fields = [system, temperature, top_k, top_p, seed, answer_tokens, confidence, schema, adapter]
+    return settings, fields
 
 
 def _sampling_defaults(sampling: Sampling) -> tuple[str, str, str]:

@@ -164,7 +164,13 @@ class Tab:
     # --- inside ---
 
     def _options(self, settings: Settings) -> StreamOptions:
-        about = self._backend().capabilities
+        backend = self._backend()
+        about = backend.capabilities
+        if settings.adapter and settings.adapter not in backend.adapters:
+            raise ConversationError(
+                f"{about.title or about.model} has no adapter {settings.adapter!r}: choose another "
+                "one in the settings, or none."
+            )
         return {
             "sampling": settings.sampling(about.sampling),
             "max_new_tokens": settings.max_new_tokens or about.answer_tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from gemma3vl_app.errors import ConversationError
@@ -85,10 +85,6 @@ class Settings:
             top_p=base.top_p if self.top_p is None else self.top_p,
             seed=self.seed,
         )
-
-    def with_adapter(self, name: str | None) -> Settings:
-        """Return the same with another adapter; "" is the model itself."""
-        return replace(self, adapter=(name or "").strip() or None)
 
     def json_schema(self) -> dict[str, Any] | None:
         """Return the schema as a value, None for none; raises `ConversationError`."""

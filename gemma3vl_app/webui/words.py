@@ -93,6 +93,11 @@ class Words(TypedDict):
     model: str
     question: str
     adapter: str
+    add_adapter: str
+    add: str
+    no_adapter: str
+    preset_question: str
+    preset_general: str
 
 
 ENGLISH = Words(
@@ -178,6 +183,11 @@ ENGLISH = Words(
     model="Model",
     question="Question",
     adapter="Adapter",
+    add_adapter="Add an adapter: its folder, or NAME=FOLDER",
+    add="Add",
+    no_adapter="none: the model itself",
+    preset_question="Question, short answer",
+    preset_general="General conversation",
 )
 
 GERMAN = Words(
@@ -265,6 +275,11 @@ GERMAN = Words(
     model="Modell",
     question="Frage",
     adapter="Adapter",
+    add_adapter="Adapter hinzufügen: sein Ordner, oder NAME=ORDNER",
+    add="Hinzufügen",
+    no_adapter="keiner: das Modell selbst",
+    preset_question="Frage, kurze Antwort",
+    preset_general="Freies Gespräch",
 )
 
 FRENCH = Words(
@@ -353,6 +368,11 @@ FRENCH = Words(
     model="Modèle",
     question="Question",
     adapter="Adaptateur",
+    add_adapter="Ajouter un adaptateur : son dossier, ou NOM=DOSSIER",
+    add="Ajouter",
+    no_adapter="aucun : le modèle seul",
+    preset_question="Question, réponse courte",
+    preset_general="Conversation libre",
 )
 
 SPANISH = Words(
@@ -438,6 +458,11 @@ SPANISH = Words(
     model="Modelo",
     question="Pregunta",
     adapter="Adaptador",
+    add_adapter="Añadir un adaptador: su carpeta, o NOMBRE=CARPETA",
+    add="Añadir",
+    no_adapter="ninguno: solo el modelo",
+    preset_question="Pregunta, respuesta corta",
+    preset_general="Conversación libre",
 )
 
 CHINESE = Words(
@@ -523,6 +548,11 @@ CHINESE = Words(
     model="模型",
     question="问题",
     adapter="适配器",
+    add_adapter="添加适配器：文件夹，或 名称=文件夹",
+    add="添加",
+    no_adapter="无：模型本身",
+    preset_question="提问，简短回答",
+    preset_general="自由对话",
 )
 
 JAPANESE = Words(
@@ -608,6 +638,11 @@ JAPANESE = Words(
     model="モデル",
     question="質問",
     adapter="アダプター",
+    add_adapter="アダプターを追加：フォルダー、または 名前=フォルダー",
+    add="追加",
+    no_adapter="なし：モデルそのもの",
+    preset_question="質問、短い答え",
+    preset_general="自由な会話",
 )
 
 LANGUAGES: dict[str, Words] = {

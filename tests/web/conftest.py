@@ -19,6 +19,8 @@ from gemma3vl_app.server import create_app
 from gemma3vl_app.store import ConversationStore
 
 CHROMIUM = "/usr/bin/chromium"
+# A camera that shows a moving figure, and may be used without asking.
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
 @contextmanager
@@ -159,7 +161,7 @@ class ChatPage:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *CAMERA])
 
 
 @pytest.fixture

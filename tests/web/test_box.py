@@ -152,19 +152,55 @@ def test_settings_hold_for_the_next_answer(open_page):
     assert (request.sampling.temperature, request.sampling.seed) == (0.5, 7)
 
 
+def test_a_picture_is_taken_with_the_camera(open_page):
+    backend = ScriptedBackend(["A figure."])
+    page = open_page(backend)
+    page.page.get_by_role("button", name="Camera").click()
+    page.page.wait_for_function("document.querySelector('#composer video')?.videoWidth > 0")
+    page.page.get_by_role("button", name="Take picture").click()
+    page.wait_for_items(1)
+    page.send("What do you see?")
+    page.wait_for_answer()
+    (picture,) = backend.requests[0].conversation.pictures
+    assert picture.name == "camera.png"
+    assert len(picture.rgb.getcolors(1 << 24)) > 1  # it is not just black
+
+
 def test_a_camera_that_may_not_be_used_is_told(open_page):
     page = open_page(ScriptedBackend())
+    page.page.evaluate(
+        "() => { navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error()); }"
+    )
     page.page.get_by_role("button", name="Camera").click()
     page.page.locator("#composer .note", has_text="camera cannot be used").wait_for()
 
 
-def test_a_setting_that_is_no_number_is_told_and_nothing_is_lost(open_page):
-    backend = ScriptedBackend(["Yes."])
+def test_data_is_asked_for_with_a_schema_that_can_be_changed(open_page, pictures):
+    backend = ScriptedBackend(['{"title": null, "entries": []}'])
     page = open_page(backend)
+    page.attach(pictures[0])
+    page.page.get_by_label("Ready-made questions").select_option(label="Take out the data as JSON")
+    page.page.get_by_text("Answer as JSON of this schema").wait_for()  # the settings have opened
+    page.page.locator("#settings", has_text="entries").wait_for()
+    page.box.press("Enter")
+    page.wait_for_answer()
+    assert set(backend.requests[0].schema["properties"]) == {"title", "entries"}
+    page.page.get_by_label("Ready-made questions").select_option(label="Caption, short")
+    page.page.locator("#settings", has_not_text="entries").wait_for()
+    page.box.press("Enter")
+    page.wait_for_messages(4)
+    page.wait_for_answer()
+    assert backend.requests[1].schema is None
+
+
+def test_how_sure_the_model_was_is_shown_on_demand_with_alternatives(open_page):
+    page = open_page(ScriptedBackend(["Red ", "circle."]))
     page.page.locator("#settings button").first.click()
-    page.page.get_by_label("Temperature").fill("warm")
-    page.page.get_by_label("Temperature").blur()
-    page.send("Hello")
-    page.wait_for_line("has to be a number, not 'warm'")
-    assert page.box.input_value() == "Hello"
-    assert backend.requests == []
+    page.page.get_by_label("Show how sure the model was").check()
+    page.send("What?")
+    page.wait_for_answer()
+    token = page.page.locator("#conversation .token", has_text="Red")
+    assert token.get_attribute("title").startswith("61 %")  # exp(-0.5)
+    page.page.get_by_label("Show how sure the model was").uncheck()
+    token.wait_for(state="detached")
+    assert page.said() == ["Red circle."]

@@ -35,7 +35,7 @@ def models(browser):
         served(manager.load("demo"), manager=manager) as address,
     ):
         page = ChatPage(browser.new_page(), address)
-        page.go_on = go_on
+        page.go_on, page.backend = go_on, manager.current
         yield page
         page.page.close()
 
@@ -97,3 +97,67 @@ def test_a_reload_of_the_page_works_while_a_model_is_loaded(models):
     models.send("Who are you?")
     assert models.wait_for_answer() == "I am demo."
     models.go_on.set()
+
+
+def test_an_adapter_is_added_and_answers(models):
+    open_models(models)
+    field = model(models, "demo").get_by_label("Add an adapter")
+    field.fill("cats=runs/cats")
+    field.press("Enter")
+    models.page.locator("#models .said", has_text="cats is ready").wait_for()
+    assert "cats" in model(models, "demo").inner_text()
+    models.page.get_by_role("tab", name="Chat").click()
+    models.page.locator("#settings button").first.click()
+    assert (
+        models.page.get_by_role("combobox", name="Adapter").input_value() == "cats"
+    )  # the only one is chosen
+    models.send("Who are you?")
+    models.wait_for_answer()
+    assert models.backend.requests[-1].adapter == "cats"
+
+
+def test_two_models_are_compared_side_by_side_one_after_the_other(models, pictures):
+    models.go_on.set()
+    page = models.page
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("input[type=file]").last.set_input_files([str(pictures[0])])
+    page.locator("#compare-question textarea").fill("Who are you?")
+    page.get_by_label("Model", exact=True).nth(1).fill("270m-it")
+    page.get_by_label("Model", exact=True).nth(1).press("Enter")
+    page.locator("#compare-temperature-B :is(input, textarea)").fill("0.5")
+    page.locator("#compare-button").click()
+    page.locator("#compare-line-B", has_text="tokens/s").wait_for()
+    answers = [page.locator(f"#compare-{side} textarea").input_value() for side in "AB"]
+    assert answers == ["I am demo.", "I am 270m-it."]
+    page.locator("#compare-button:enabled").wait_for()
+    page.get_by_role("tab", name="Chat").click()
+    models.send("Who are you?")
+    assert models.wait_for_answer() == "I am demo."  # as before the comparison
+    assert serious_faults(models) == []
+
+
+def test_while_a_model_is_swapped_an_answer_of_the_old_one_goes_on(browser):
+    words = [f"w{k} " for k in range(40)]
+
+    def load(source, **options):
+        about = replace(DEFAULT_CAPABILITIES, model=str(source), title=str(source))
+        if source == "demo":
+            return ScriptedBackend(words, seconds_per_chunk=0.2, capabilities=about)
+        return ScriptedBackend([f"I am {source}."], capabilities=about)
+
+    with (
+        ModelManager(load) as manager,
+        served(manager.load("demo"), manager=manager) as address,
+    ):
+        operator, other = (ChatPage(browser.new_page(), address) for _ in range(2))
+        other.send("Count")
+        other.wait_for_text()
+        open_models(operator)
+        model(operator, "270m-it").get_by_role("button", name="Use").click()
+        operator.page.locator("#head", has_text="270m-it").wait_for()
+        assert other.wait_for_answer(20).split() == "".join(words).split()
+        other.send("Who are you?")
+        other.wait_for_messages(4)
+        assert other.wait_for_answer() == "I am 270m-it."
+        for each in (operator, other):
+            each.page.close()

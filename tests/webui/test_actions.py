@@ -1,5 +1,6 @@
 """What a browser may send, and what the page is drawn from then."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -7,12 +8,13 @@ import pytest
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.testing import ScriptedBackend
+from gemma3vl_app.webui import composer
 from gemma3vl_app.webui.actions import Actions, line, settings_of
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.view import Settings
 from gemma3vl_app.webui.words import ENGLISH, GERMAN
 
-NO_SETTINGS = ("", "", "", "", "", "", False, "")
+NO_SETTINGS = ("", "", "", "", "", "", False, "", "")
 
 
 class Browser:
@@ -150,7 +152,7 @@ def test_the_page_speaks_the_browsers_language(actions):
 
 def test_confidence_is_shown_for_the_answer_that_is_there(actions):
     browser = Browser(actions)
-    browser.act("submit", *NO_SETTINGS[:6], True, "", text="Sure?", files=[], crops="auto")
+    browser.act("submit", *NO_SETTINGS[:6], True, "", "", text="Sure?", files=[], crops="auto")
     assert browser.talk["show_confidence"]
     assert browser.talk["messages"][-1]["tokens"]
     _, talk = actions.show_confidence(browser.visit, False)
@@ -162,7 +164,9 @@ def test_empty_settings_leave_it_to_the_model():
 
 
 def test_settings_are_read_as_numbers():
-    settings = settings_of((" Be brief. ", "0,5", "40", "0.9", "7", "100", True, "{}"), "off")
+    settings = settings_of(
+        (" Be brief. ", "0,5", "40", "0.9", "7", "100", True, "{}", " mine "), "off"
+    )
     assert settings == Settings(
         system="Be brief.",
         temperature=0.5,
@@ -173,6 +177,7 @@ def test_settings_are_read_as_numbers():
         confidence=True,
         schema="{}",
         crops="off",
+        adapter="mine",
     )
 
 
@@ -185,6 +190,36 @@ def test_a_setting_that_is_no_number_is_told(number, value, told):
     fields[number] = value
     with pytest.raises(ConversationError, match=told):
         settings_of(tuple(fields), "auto")
+
+
+def test_adapters_can_be_chosen_where_there_are_some_and_a_single_one_is(actions, backend):
+    assert not actions.adapters()["visible"]
+    backend.add_adapter("cats", "cats")
+    assert actions.adapters()["choices"] == ["", "cats"]
+    assert actions.adapters()["value"] == "cats"
+    backend.add_adapter("dogs", "dogs")
+    assert actions.adapters()["value"] == ""
+    Browser(actions).act("submit", *NO_SETTINGS[:8], "dogs", text="Which?", files=[], crops="auto")
+    assert backend.requests[-1].adapter == "dogs"
+
+
+def test_an_adapter_that_went_with_its_model_is_told(actions):
+    browser = Browser(actions)
+    browser.act("submit", *NO_SETTINGS[:8], "gone", text="Who?", files=[], crops="auto")
+    assert "has no adapter" in browser.line
+    assert "in the settings" in browser.line
+    assert browser.box["draft"]["text"] == "Who?"
+
+
+def test_asking_for_data_brings_a_schema_and_other_questions_take_it_away(actions):
+    def chosen(key, schema):
+        return actions.preset(SimpleNamespace(key=key), schema)
+
+    schema, settings = chosen(composer.WITH_SCHEMA, None)
+    assert json.loads(schema["value"])["type"] == "object"
+    assert settings["open"]
+    assert chosen(composer.WITH_SCHEMA, '{"mine": 1}')[0]["value"] == '{"mine": 1}'
+    assert chosen("preset_short", '{"mine": 1}')[0]["value"] is None
 
 
 def test_the_line_is_text():

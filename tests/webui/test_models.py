@@ -97,3 +97,25 @@ def test_who_may_not_change_models_sees_them_only(manager):
     with pytest.raises(ConversationError, match="does not offer"):
         list(guarded.act("user anna", "use", "/etc", "auto"))
     assert manager.current.capabilities.model == "demo"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("runs/cats", "cats"), ("mine=runs/cats", "mine"), (" a = b ", "a")]
+)
+def test_the_model_that_answers_gets_an_adapter(manager, text, name):
+    assert name in models(manager).add_adapter("anna", text)
+    assert manager.current.adapters == (name,)
+    assert shown(models(manager))["demo"]["adapters"] == [name]
+
+
+@pytest.mark.parametrize("text", ["", "mine=", "=folder", "/"])
+def test_an_adapter_without_a_folder_or_name_is_told(manager, text):
+    with pytest.raises(ConversationError, match="NAME=FOLDER"):
+        models(manager).add_adapter("anna", text)
+
+
+def test_only_who_sits_here_adds_adapters(manager):
+    for guarded in (models(manager, any_source=False), models(manager, may_change=lambda _: False)):
+        with pytest.raises(ConversationError, match="on the machine of this server"):
+            guarded.add_adapter("anna", "runs/cats")
+    assert manager.current.adapters == ()

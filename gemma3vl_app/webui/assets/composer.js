@@ -152,6 +152,33 @@ function show_error(text) {
   note.hidden = !text;
 }
 
+// --- what is kept in this tab while the page is loaded anew, also by itself after a lost network ---
+
+const KEPT = "gemma3vl-draft";
+let kept = null;  // what a former page of this tab had in its box, until the server has been heard
+
+function keep() {
+  const items = state.items.filter((item) => item.path);
+  const whole = { text: box.value, items, sent: Boolean(state.sending) };
+  try { sessionStorage.setItem(KEPT, JSON.stringify(whole)); } catch { /* full, or forbidden: nothing is kept */ }
+}
+
+function take_up() {
+  try { kept = JSON.parse(sessionStorage.getItem(KEPT)); } catch { kept = null; }
+  if (!kept || typeof kept.text !== "string" || !Array.isArray(kept.items)) { kept = null; return; }
+  box.value = kept.text;
+  state.items = kept.items;
+}
+
+// It had been sent, and had arrived: it stands in the conversation already.
+function forget_what_arrived(now) {
+  if (kept && kept.sent && kept.text && now.asked === kept.text.trim() && box.value === kept.text) {
+    box.value = "";
+    state.items = [];
+  }
+  kept = null;
+}
+
 // --- the parts ---
 
 const picker = make("input", { type: "file", multiple: true, hidden: true, accept: "image/*,.pdf,.heic,.avif", "aria-hidden": "true", tabindex: -1,
@@ -163,7 +190,13 @@ const attach = button("attach", "", () => picker.click(), { class: "tool attach"
 const shoot = button("webcam", "", camera, { class: "tool webcam" });
 const presets = make("select", { class: "presets", onchange: () => {
   const chosen = value().presets[presets.selectedIndex - 1];
-  if (chosen) { box.value = chosen.text; presets.selectedIndex = 0; grow(); weigh(); box.focus(); }
+  if (!chosen) return;
+  presets.selectedIndex = 0;
+  if (chosen.text) box.value = chosen.text;
+  trigger("preset", { key: chosen.key });  // the schema in the settings goes with it
+  grow();
+  weigh();
+  box.focus();
 } });
 const crops = make("select", { class: "crops", onchange: () => { state.crops = crops.value; weigh(); } });
 const meter = make("span", { class: "meter" }, make("span", { class: "bar" }, make("span", { class: "fill" })), make("span", { class: "of" }));
@@ -179,6 +212,7 @@ function grow() {
 let typed = null;
 box.addEventListener("input", () => {
   grow();
+  keep();
   clearTimeout(typed);
   typed = setTimeout(weigh, 600);  // the meter counts the words, too, but not at every key
 });
@@ -207,13 +241,14 @@ function options(select, first, names) {
 }
 
 function draw() {
+  keep();
   const now = value();
   strip.replaceChildren(...state.items.map(thumbnail));
   strip.hidden = state.items.length === 0;
   strip.setAttribute("aria-label", say("pictures"));
   box.placeholder = say("placeholder");
   box.setAttribute("aria-label", say("placeholder"));
-  options(presets, say("presets"), now.presets.map((preset) => [preset.text, preset.name]));
+  options(presets, say("presets"), now.presets.map((preset) => [preset.key, preset.name]));
   presets.setAttribute("aria-label", say("presets"));
   options(crops, "", [["auto", say("crops_auto")], ["on", say("crops_on")], ["off", say("crops_off")]]);
   crops.value = state.crops;
@@ -242,6 +277,9 @@ function draw() {
 
 function renewed() {
   const now = value();
+  forget_what_arrived(now);
+  const has_ended = state.answering && !now.answering;
+  let is_new = state.number === 0 || has_ended;  // for the meter
   if (now.draft && now.draft.number !== state.draft) {  // sent, or given back
     state.draft = now.draft.number;
     state.number += 1;  // what was asked about the draft before is out of date
@@ -250,18 +288,19 @@ function renewed() {
     show_error("");
     grow();
     clearTimeout(typed);
-    if (!now.answering) weigh();
-  } else if (now.weighed && now.weighed.number === state.number && !state.busy) {
+    is_new = !now.answering;
+  } else if (now.weighed && state.number > 0 && now.weighed.number === state.number && !state.busy) {
     state.items = now.weighed.items;
     show_error(now.weighed.error);
   }
-  if (state.number === 0 || (state.answering && !now.answering)) weigh();  // for the meter
   state.answering = now.answering;
   clearTimeout(state.sending);
   state.sending = null;
-  draw();
+  if (is_new) weigh(); else draw();
 }
 
 watch("value", renewed);
+take_up();
 draw();
+grow();
 box.focus();

@@ -23,7 +23,7 @@ function make(tag, attributes = {}, ...children) {
 }
 
 const button = (name, icon, onclick, more = {}) =>
-  make("button", { type: "button", class: "tool", title: say(name), "aria-label": say(name),
+  make("button", { type: "button", class: `tool ${name}`, title: say(name), "aria-label": say(name),
                    text: icon, onclick, ...more });
 
 // --- one message ---
@@ -46,14 +46,14 @@ function versions(message, index, idle) {
 function tools(message, index, value) {
   const idle = !value.answering, last = index === value.messages.length - 1;
   const row = make("div", { class: "tools" }, versions(message, index, idle));
-  row.append(button("copy", "⧉", () => navigator.clipboard.writeText(message.text)));
+  row.append(button("copy", "", () => navigator.clipboard.writeText(message.text)));
   if (message.role === "user") {
-    row.append(button("edit", "✎", () => { editing = index; render(); }, { disabled: !idle }));
+    row.append(button("edit", "", () => { editing = index; render(); }, { disabled: !idle }));
     if (value.messages.findLastIndex((each) => each.role === "user") === index)
-      row.append(button("undo", "↶", () => trigger("select", { action: "undo" }), { disabled: !idle }));
+      row.append(button("undo", "", () => trigger("select", { action: "undo" }), { disabled: !idle }));
   }
   else if (last) {
-    row.append(button("again", "↻", () => trigger("select", { action: "again" }), { disabled: !idle }));
+    row.append(button("again", "", () => trigger("select", { action: "again" }), { disabled: !idle }));
     if (value.can_continue)
       row.append(make("button", { type: "button", class: "continue", text: say("go_on"),
                                   onclick: () => trigger("select", { action: "continue" }) }));

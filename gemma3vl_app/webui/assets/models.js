@@ -48,18 +48,22 @@ function model(each) {
     make("p", { class: "small", text: [each.parameters ? `${(each.parameters / 1e9).toFixed(1)} B` : "", stored,
                                        each.memory ? `${say("memory")}: ${gib(each.memory)}` : ""].filter(Boolean).join(" · ") }),
     ...each.bars.map(bar),
+    each.adapters.length > 0 && make("p", { class: "small", text: `${say("adapter")}: ${each.adapters.join(", ")}` }),
     make("details", {}, make("summary", { text: say("why") }), make("ul", {}, ...each.reasons.map((text) => make("li", { text })))),
     value().may_change && make("div", { class: "row" },
       !each.state && precision,
       !each.current && each.state !== "loading" && plain("use", () => act("use", each.name), { disabled: !each.fits }),
-      each.state === "ready" && !each.current && plain("unload", () => act("unload", each.name))));
+      each.state === "ready" && !each.current && plain("unload", () => act("unload", each.name))),
+    each.current && value().may_change && value().any_source &&
+      written("add_adapter", "add", (text) => trigger("select", { action: "adapter", text, wishes })));
 }
 
-function other() {
-  const field = make("input", { type: "text", class: "source", placeholder: say("other_source"), "aria-label": say("other_source") });
-  const go = () => field.value.trim() && act("use", field.value.trim());
+// A field to write something into, and the button that does it.
+function written(hint, name, then) {
+  const field = make("input", { type: "text", class: "source", placeholder: say(hint), "aria-label": say(hint) });
+  const go = () => field.value.trim() && then(field.value.trim());
   field.addEventListener("keydown", (event) => { if (event.key === "Enter") go(); });
-  return make("div", { class: "row" }, field, plain("use", go));
+  return make("div", { class: "row" }, field, plain(name, go));
 }
 
 function draw() {
@@ -72,7 +76,7 @@ function draw() {
     return node;
   }));
   root.replaceChildren(make("p", { class: "said", role: "status", text: value().line }), list,
-    ...(value().may_change && value().any_source ? [other()] : []));
+    ...(value().may_change && value().any_source ? [written("other_source", "use", (text) => act("use", text))] : []));
 }
 
 watch("value", draw);
