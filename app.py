@@ -3,11 +3,16 @@
 import os
 import sys
 
+if os.environ.get("SPACES_ZERO_GPU"):
+    import spaces  # before anything that could look for a GPU
+
 from gemma3vl_app.cli import main
-from gemma3vl_app.space import serve_space
+from gemma3vl_app.space import serve_space, serve_zero_gpu
 
 if __name__ == "__main__":
-    if "SPACE_ID" in os.environ:
+    if os.environ.get("SPACES_ZERO_GPU"):
+        serve_zero_gpu(os.environ, spaces.GPU)
+    elif "SPACE_ID" in os.environ:
         serve_space(os.environ)
     else:
         model = os.environ.get("GEMMA3VL_MODEL", "demo")

@@ -16,12 +16,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -101,23 +103,53 @@ def create_app(
         build_page(desk),
         path="/",
         auth=list(logins) or None,
-        theme=theme(),
-        css=css(),
-        i18n=i18n(),
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        pwa=False,
-        ssr_mode=False,
-        show_error=False,
-        max_file_size=UPLOAD_LIMIT,
-        allowed_paths=[],
+        **_page_options(),
     )
     app.add_middleware(RememberVisitors)
     app.add_middleware(_Shield)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
+
+
+def launch(backend: Backend, *, host: str, port: int, wait: bool = True) -> gr.Blocks:
+    """Serve the page by gradio's own server until interrupted; without `wait`, return it at once.
+
+    For ZeroGPU, which starts with `Blocks.launch`. Everybody who reaches `host` may come in, and
+    conversations last as long as the process. There is no health check.
+    """
+    page = build_page(Desk.set_up(lambda: backend, _keep_gradio_private()))
+    page.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=not wait,
+        quiet=True,
+        share=False,
+        app_kwargs={
+            "middleware": [Middleware(_Shield), Middleware(RememberVisitors)],
+            "docs_url": None,
+            "redoc_url": None,
+        },
+        **_page_options(),
+    )
+    return page
+
+
+def _page_options() -> dict[str, Any]:
+    """Return how gradio serves the page, whoever starts it: private, and quiet."""
+    return {
+        "theme": theme(),
+        "css": css(),
+        "i18n": i18n(),
+        "footer_links": [],
+        "run_history": False,
+        "enable_monitoring": False,
+        "mcp_server": False,
+        "pwa": False,
+        "ssr_mode": False,
+        "show_error": False,
+        "max_file_size": UPLOAD_LIMIT,
+        "allowed_paths": [],
+    }
 
 
 def _models(manager: ModelManager, hosts: Sequence[str], logins: Sequence[Login]) -> Models:

@@ -9,19 +9,26 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
 from gemma3vl_app import hardware
+from gemma3vl_app.backends.borrowed import BorrowedBackend, Compute
 from gemma3vl_app.backends.local import LocalBackend, load
 from gemma3vl_app.errors import Gemma3VLError
 from gemma3vl_app.hardware import Machine
+from gemma3vl_app.messages import Conversation
 from gemma3vl_app.planning import plan
-from gemma3vl_app.server import DEFAULT_PORT, serve
+from gemma3vl_app.server import DEFAULT_PORT, launch, serve
 
 LARGEST_FIRST = ("27b-it", "12b-it", "4b-it")
+ZERO_GPU_MODEL = "4b-it"
+MOVING_SEC, LONGEST_LOAN_SEC = 20, 120  # of the model to the GPU; estimates, not measured
+SLOWEST_TOKENS_PER_SEC = 20  # an estimate, not measured
+Borrow = Callable[..., Callable[[Compute], Compute]]
 _log = logging.getLogger(__name__)
 
 
@@ -54,6 +61,31 @@ def serve_space(environ: Mapping[str, str]) -> None:
         return
     with backend:
         serve(backend, host="0.0.0.0", port=port, no_auth=True)
+
+
+def serve_zero_gpu(environ: Mapping[str, str], borrow: Borrow, *, device: str = "cuda") -> None:
+    """Serve the page with a model that borrows a GPU for each answer, until interrupted.
+
+    `borrow` is `spaces.GPU`. Nobody knows here which GPU it is going to be: the model is
+    GEMMA3VL_MODEL, or one that is small enough to be moved to it quickly.
+    """
+    port = int(environ.get("PORT", DEFAULT_PORT))
+    name = environ.get("GEMMA3VL_MODEL", ZERO_GPU_MODEL)
+    _log.warning("Loading %s, which borrows a GPU for each answer.", name)
+    try:
+        local = load(name, weights="bf16", device_map={"": "cpu"})
+    except Gemma3VLError as error:
+        _serve_explanation(name, str(error), port)
+        return
+    with BorrowedBackend(local, borrow(duration=_seconds_of), device=device) as backend:
+        launch(backend, host="0.0.0.0", port=port)
+
+
+def _seconds_of(conversation: Conversation, options: Mapping[str, Any]) -> int:
+    """Say for how long a GPU is needed at most: who asks for less waits less."""
+    return min(
+        LONGEST_LOAN_SEC, MOVING_SEC + int(options["max_new_tokens"]) // SLOWEST_TOKENS_PER_SEC
+    )
 
 
 def fits_on_gpus(name: str, machine: Machine) -> bool:

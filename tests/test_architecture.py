@@ -39,7 +39,7 @@ SURFACES_IMPORT = ROWS[0] | ROWS[1] | ROWS[2] | ROWS[6] | ROWS[7] | {"backends.p
 
 HOMES = {
     "torch": {
-        *("loading", "prompting", "engine", "backends.local", "testing"),
+        *("loading", "prompting", "engine", "backends.local", "backends.borrowed", "testing"),
         *("hardware", "finetune", "convert", "evaluate", "benchmark"),
     },
     "gradio": {"webui", "server", "launch"},

@@ -90,7 +90,7 @@ def space(checkout, tmp_path):
     """Start `app.py` as a Space does; yield a function that starts it and gives its address."""
     processes = []
 
-    def start(**environ: str) -> str:
+    def start(*command: str, **environ: str) -> str:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -101,13 +101,14 @@ def space(checkout, tmp_path):
             **{"HOME": str(home), "SPACE_ID": "somebody/gemma", "PORT": str(port)},
             **{"PYTHONDONTWRITEBYTECODE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", **environ},
         }
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=checkout, env=environ)
+        command = command or ("app.py",)
+        process = subprocess.Popen([sys.executable, *command], cwd=checkout, env=environ)
         processes.append(process)
         address = f"http://127.0.0.1:{port}"
         for _ in range(900):
             assert process.poll() is None, "app.py has ended"
             try:
-                httpx.get(f"{address}/healthz", timeout=5)
+                httpx.get(address, timeout=5)
                 return address
             except httpx.TransportError:
                 time.sleep(0.2)
@@ -135,6 +136,24 @@ def test_a_space_without_its_model_says_why(space):
     assert page.status_code == 503
     assert "4b-it could not be loaded" in page.text
     assert httpx.get(f"{address}/healthz").status_code == 503
+
+
+ON_LENT_GPUS = """
+import os
+from gemma3vl_app.space import serve_zero_gpu
+from tests import forked
+serve_zero_gpu(os.environ, forked.GPU, device="cpu")
+"""
+
+
+@pytest.mark.slow
+def test_on_zero_gpu_each_answer_borrows_a_gpu_and_the_page_says_so(space):
+    address = space("-c", ON_LENT_GPUS, GEMMA3VL_MODEL="demo", PYTHONPATH=f".:{ROOT}")
+    assert "default-src 'self'" in httpx.get(address).headers["content-security-policy"]
+    client = Client(address, verbose=False, analytics_enabled=False)
+    picture = handle_file(ROOT / "docs" / "circle.png")
+    said = client.predict("What color is the circle?", [picture], api_name="/ask")
+    assert "red" in said.lower()
 
 
 def test_what_detects_the_machine_needs_no_torch():

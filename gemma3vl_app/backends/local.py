@@ -17,7 +17,7 @@ from gemma3vl_app.engine.engine import Engine, EngineLimits
 from gemma3vl_app.engine.grammar import Grammars, Matcher
 from gemma3vl_app.engine.memory import give_back
 from gemma3vl_app.engine.sequence import Request
-from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.errors import ConversationError, EngineError
 from gemma3vl_app.generation import Greedy, Preview, Progress, Sampling, Token
 from gemma3vl_app.loading.loader import LoadedModel, load_model
 from gemma3vl_app.messages import Conversation
@@ -110,6 +110,16 @@ class LocalBackend:
             weights=loaded.plan.weights,
             arithmetic=hardware.arithmetic(loaded.plan.dtype, loaded.plan.device_map.values()),
         )
+
+    def on(self, device: str) -> LocalBackend:
+        """Return a backend of its own over the same model, moved to `device`; adapters stay behind.
+
+        The model is no longer where it was: this backend can still count tokens, not answer.
+        """
+        if self._loaded is None:
+            raise EngineError(f"{self._capabilities.model} is closed.")
+        model: Any = self._loaded.model  # transformers leaves `to` unannotated
+        return LocalBackend(replace(self._loaded, model=model.to(device)))
 
     @property
     def capabilities(self) -> Capabilities:

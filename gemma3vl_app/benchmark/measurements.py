@@ -17,6 +17,7 @@ import torch
 from transformers import Gemma3ForConditionalGeneration
 
 from gemma3vl_app.backends.local import LocalBackend, load
+from gemma3vl_app.benchmark.demo_use import demo_use
 from gemma3vl_app.benchmark.folder import folder
 from gemma3vl_app.benchmark.memory import Footprint, load_sec, measure
 from gemma3vl_app.benchmark.models import (
@@ -328,4 +329,11 @@ def _quantised_cache(found: Footprint, first_sec: float, again_sec: float) -> li
 
 
 SMALL: tuple[Callable[[], list[Result]], ...] = (batching, demo)
-ALL: tuple[Callable[[], list[Result]], ...] = (*SMALL, loading, wide_model, folder, page)
+ALL: tuple[Callable[[], list[Result]], ...] = (
+    *SMALL,
+    demo_use,
+    loading,
+    wide_model,
+    folder,
+    page,
+)

@@ -16,6 +16,7 @@ import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from gemma3vl_app.finetune import demo_files, demo_language, demo_talks, demo_tower
+from gemma3vl_app.hardware import choose_dtype
 from gemma3vl_app.loading import demo as shipped_demo
 from gemma3vl_app.loading.base_270m import base_270m_folder
 from gemma3vl_app.loading.checkpoint import open_checkpoint, read_json, read_tensors
@@ -77,6 +78,7 @@ def make_reader(
         name.removeprefix("model."): tensor.float() for name, tensor in read_tensors(base).items()
     }
     model.model.language_model.load_state_dict(language)
+    model.model.language_model.to(getattr(torch, choose_dtype("cpu")[0]))  # quicker, where it is
     model.model.multi_modal_projector.load_state_dict(tower.projector.state_dict())
     return demo_language.Reader(model, format.image_tokens), tokenizer, format
 

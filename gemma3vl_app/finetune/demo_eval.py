@@ -21,14 +21,15 @@ from pathlib import Path
 
 from gemma3vl_app.backends.local import load
 from gemma3vl_app.backends.protocol import Backend
-from gemma3vl_app.finetune import scene_comparisons, scene_questions
+from gemma3vl_app.finetune import print_drawing, scene_comparisons, scene_questions
 from gemma3vl_app.finetune.demo_files import read_state
+from gemma3vl_app.finetune.printed import random_print
 from gemma3vl_app.finetune.scene_drawing import draw
 from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, Scene, random_scene
 from gemma3vl_app.loading.demo import DATA
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Picture
-from gemma3vl_app.tasks.prompts import CAPTION
+from gemma3vl_app.tasks.prompts import CAPTION, READ
 from gemma3vl_app.tasks.requests import TaskRequest, streams_in_order
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ TARGETS = {
     "is_there": 0.95,
     "compare": 0.88,
     "describe": 0.85,
+    "read": 0.85,
 }
+CHARACTER_ERRORS_TARGET = 0.06  # of what is read, a share of its characters
 ITEMS = 500
 TOLERANCE = 0.02  # a target is met when the lower bound is that near
 RESULTS, PAGE = Path("docs/demo-eval.json"), Path("docs/demo-model.md")
@@ -67,16 +70,36 @@ class Item:
     turn: scene_questions.Turn
 
     def right(self, answer: str) -> bool:
-        """Whether `answer` is right: for descriptions, whether it names each thing and no other."""
+        """Whether `answer` is right: for descriptions, whether it names each thing and no other.
+
+        What is read has to be the very word, capitals included.
+        """
         if self.turn.kind == "describe":
             named = Counter((colour, shape) for colour, shape, _ in _THING.findall(answer.lower()))
             return named == Counter(thing.pair for thing in self.scenes[0].things)
+        if self.turn.kind == "read":
+            return answer.strip() == self.turn.answer
         return answer.strip().rstrip(".").lower() == self.turn.answer.rstrip(".").lower()
+
+    def character_errors(self, answer: str) -> int:
+        """Return how many characters have to be changed, put in or taken out until it is right."""
+        row = list(range(len(answer.strip()) + 1))  # Levenshtein 1966, row by row
+        for number, wanted in enumerate(self.turn.answer, start=1):
+            before, row[0] = row[0], number
+            for at, found in enumerate(answer.strip(), start=1):
+                before, row[at] = (
+                    row[at],
+                    min(row[at] + 1, row[at - 1] + 1, before + (found != wanted)),
+                )
+        return row[-1]
 
 
 @dataclass(frozen=True)
 class Score:
-    """How many answers of one kind were right, and what is wanted; `lower` is a 95 % bound."""
+    """How many answers of one kind were right, and what is wanted; `lower` is a 95 % bound.
+
+    `character_errors` is a share of all characters that were to be read, for the kind "read".
+    """
 
     kind: str
     right: int
@@ -84,11 +107,15 @@ class Score:
     lower: float
     target: float
     met: bool
+    character_errors: float | None = None
 
 
 def items(kind: str, count: int) -> Iterator[Item]:
     """Make items of a kind; the same ones every time."""
     rng = random.Random(f"{_SEED} {kind}")
+    if kind == "read":
+        yield from islice(_words_to_read(rng), count)
+        return
     made = 0
     while made < count:
         number = rng.choice((2, 2, 3)) if kind == "compare" else 1
@@ -103,9 +130,19 @@ def items(kind: str, count: int) -> Iterator[Item]:
         yield Item(scenes, tuple(Picture.open(draw(scene, rng)) for scene in scenes), turn)
 
 
+def _words_to_read(rng: random.Random) -> Iterator[Item]:
+    """Make pictures of one word that was never trained on, in fonts that never were."""
+    while True:
+        shown = random_print(rng, held_out=True)
+        if len(shown.words) == 1:
+            turn = scene_questions.Turn("read", READ["plain"].text, shown.words[0])
+            yield Item((), (Picture.open(print_drawing.draw_print(shown, rng)),), turn)
+
+
 def evaluate(backend: Backend, kind: str, count: int = ITEMS) -> tuple[Score, list[str]]:
     """Return the score of one kind, and the first mistakes as lines to read."""
     right, wrong, asked = 0, [], items(kind, count)
+    errors = characters = 0
     for _ in range(0, count, _AT_ONCE):
         part = list(islice(asked, _AT_ONCE))
         requests = [
@@ -119,9 +156,15 @@ def evaluate(backend: Backend, kind: str, count: int = ITEMS) -> tuple[Score, li
                 right += 1
             else:
                 wrong.append(f"{item.turn.question} {item.turn.answer} | {answer}")
-    lower = lower_bound(right, count)
-    target = TARGETS[kind]
-    return Score(kind, right, count, round(lower, 4), target, lower >= target - TOLERANCE), wrong
+            errors += item.character_errors(answer)
+            characters += len(item.turn.answer)
+    lower, target = lower_bound(right, count), TARGETS[kind]
+    met = lower >= target - TOLERANCE
+    if kind != "read":
+        return Score(kind, right, count, round(lower, 4), target, met), wrong
+    share = round(errors / characters, 4)
+    met = met and share <= CHARACTER_ERRORS_TARGET
+    return Score(kind, right, count, round(lower, 4), target, met, share), wrong
 
 
 def evaluate_paint(backend: Backend) -> tuple[Score, list[str]]:
@@ -160,6 +203,8 @@ def table(scores: list[Score]) -> str:
     for each in scores:
         share = f"{each.right / each.items:.1%} of {each.items}"
         met = "met" if each.met else "missed"
+        if each.character_errors is not None:
+            share += f", {each.character_errors:.1%} of characters wrong"
         lines.append(f"| {each.kind} | {share} | {each.lower:.1%} | {each.target:.0%} | {met} |")
     return "\n".join(lines) + "\n"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from gemma3vl_app.finetune.demo_language import Reader
 from gemma3vl_app.finetune.demo_tower import TowerWithHeads, take_tower
@@ -69,11 +71,26 @@ def load_unfinished(tower: TowerWithHeads, folder: Path) -> None:
 
 
 def load_tower(tower: TowerWithHeads, folder: Path) -> None:
-    """Take tower and projector from shipped files."""
+    """Take tower and projector from shipped files.
+
+    Positions are stretched where the tower is for larger pictures now than when it was trained.
+    """
     tensors = {key: t.float() for key, t in load_file(folder / TOWER).items()}
+    name = f"{_TOWER_PREFIX}embeddings.position_embedding.weight"
+    tensors[name] = stretched(tensors[name], tower.patches)
     for prefix, module in ((_TOWER_PREFIX, tower.tower), (_PROJECTOR_PREFIX, tower.projector)):
         own = {key: t for key, t in tensors.items() if key.startswith(prefix)}
         module.load_state_dict({key.removeprefix(prefix): t for key, t in own.items()})
+
+
+def stretched(positions: torch.Tensor, side: int) -> torch.Tensor:
+    """Return vectors for side * side places from those of another square; (n * n, D)."""
+    old = math.isqrt(len(positions))
+    if old == side:
+        return positions
+    grid = positions.T.reshape(1, -1, old, old)
+    grid = nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return grid.flatten(2)[0].T
 
 
 def load_language(reader: Reader, folder: Path) -> None:

@@ -51,7 +51,7 @@ class Reader:
 
     def __init__(self, model: Gemma3ForConditionalGeneration, soft_tokens: int) -> None:
         model.requires_grad_(False)
-        self.peft = get_peft_model(model, LORA)
+        self.peft = get_peft_model(model, LORA)  # what is learned is float32, whatever the model is
         inner: Any = model.model  # its layers now have peft's around them
         self.language: Any = inner.language_model
         self.projector: Any = inner.multi_modal_projector
@@ -85,20 +85,23 @@ class Reader:
         vectors = self.embedding(ids)  # (B, L, D), scaled
         if views:
             soft = torch.cat(views) @ self.projector.mm_input_projection_weight  # (pictures * T, D)
+            soft = soft.to(vectors.dtype)
             vectors = vectors.masked_scatter((blocks >= 0)[..., None], soft)
         places = torch.arange(longest)
         visible = places[:, None] >= places  # (L, L)
         same = (blocks[:, :, None] == blocks[:, None, :]) & (blocks >= 0)[:, :, None]
         mask = (visible | same)[:, None]  # (B, 1, L, L); padding lies behind and sees only itself
         masks = {"full_attention": mask, "sliding_attention": mask}
-        output = self.language(inputs_embeds=vectors, attention_mask=masks, use_cache=False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=vectors.dtype == torch.bfloat16):
+            output = self.language(inputs_embeds=vectors, attention_mask=masks, use_cache=False)
+        hidden = output.last_hidden_state[:, :-1].reshape(-1, vectors.shape[-1])
         wanted = labels[:, 1:].reshape(-1)
         kept = wanted != IGNORED
-        return output.last_hidden_state[:, :-1].reshape(-1, vectors.shape[-1])[kept], wanted[kept]
+        return hidden[kept].float(), wanted[kept]
 
     def logits(self, hidden: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         """Return logits over a part of the vocabulary; hidden (n, D), part (V,), result (n, V)."""
-        logits: torch.Tensor = hidden @ self.embedding.weight[part].T
+        logits: torch.Tensor = hidden @ self.embedding.weight[part].float().T
         return logits
 
     def start_projector(self, pool: Pool, tokenizer: TextTokenizer) -> None:

@@ -171,7 +171,7 @@ class Talks:
         draw = rng.random()
         if draw < 0.05:
             return self._about_itself(rng)
-        if draw < 0.70:
+        if draw < 0.65:
             return self._one_picture(rng)
         return self._several_pictures(rng)
 
@@ -207,7 +207,7 @@ class Talks:
         draw = rng.random()
         if draw < 0.45:  # all at once
             shown: list[int] = numbers
-            wanted = 4
+            wanted = 5
         elif draw < 0.6:  # all at once, to be compared in words
             said.append((numbers, scene_comparisons.comparison(scenes)))
             shown, wanted = [], 2

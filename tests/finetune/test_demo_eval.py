@@ -16,13 +16,29 @@ def test_items_are_the_same_every_time_and_half_of_them_show_an_unseen_pair():
     assert 5 <= sum(unseen) <= 15
 
 
-@pytest.mark.parametrize("kind", demo_eval.TARGETS)
+@pytest.mark.parametrize("kind", [kind for kind in demo_eval.TARGETS if kind != "read"])
 def test_every_kind_has_items_and_the_right_answer_counts(kind: str):
     for item in demo_eval.items(kind, 5):
         assert item.turn.kind == kind
         assert item.right(item.turn.answer)
         assert item.right(item.turn.answer.upper().rstrip("."))
         assert not item.right("Something else.")
+
+
+def test_one_word_is_read_exactly_or_wrong_by_some_characters(needs_fonts):
+    for item in demo_eval.items("read", 5):
+        word = item.turn.answer
+        assert " " not in word
+        assert item.right(f"{word} ") and item.character_errors(word) == 0
+        assert not item.right(word.swapcase() + "x")
+        assert item.character_errors(word + "xy") == item.character_errors(word[2:]) == 2
+        assert item.character_errors("") == len(word)
+
+
+def test_what_is_read_is_scored_by_characters_too(needs_fonts):
+    with ScriptedBackend([""]) as backend:
+        score, _ = demo_eval.evaluate(backend, "read", 3)
+    assert (score.right, score.character_errors, score.met) == (0, 1.0, False)
 
 
 def test_a_description_is_right_when_it_names_each_thing_and_no_other():
