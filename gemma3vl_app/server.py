@@ -76,21 +76,22 @@ def create_app(
     store: ConversationStore | None = None,
     logins: Sequence[Login] = (),
     manager: ModelManager | None = None,
+    offered: Sequence[str] = (),
 ) -> FastAPI:
     """Return the app for `backend`: the page at `/`, `{"status": "ok"}` at `/healthz`.
 
     Conversations are kept in `store`; without one, as long as the process runs. With `logins`, the
     page is for them alone, and each has conversations of their own. With a `manager`, models can be
-    changed: on this machine by everybody, else by the first of `logins`. Only requests that
-    name one of `hosts` are answered, so that no other site can reach a server on this machine
-    through the browser; `"*"` answers all.
+    changed: on this machine by everybody, else by the first of `logins`; to those `offered`, the
+    catalog's without any. Only requests that name one of `hosts` are answered, so that no other
+    site can reach a server on this machine through the browser; `"*"` answers all.
     """
     uploads = _keep_gradio_private()
     desk = Desk.set_up(
         (lambda: manager.current or backend) if manager else (lambda: backend),
         uploads,
         store,
-        _models(manager, hosts, logins) if manager else None,
+        _models(manager, hosts, logins, offered) if manager else None,
     )
     app = FastAPI(title="gemma3vl_app", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -152,12 +153,20 @@ def _page_options() -> dict[str, Any]:
     }
 
 
-def _models(manager: ModelManager, hosts: Sequence[str], logins: Sequence[Login]) -> Models:
+def _models(
+    manager: ModelManager,
+    hosts: Sequence[str],
+    logins: Sequence[Login],
+    offered: Sequence[str] = (),
+) -> Models:
     """Say who may change models: whoever sits here, or the first who may log in."""
     is_local = tuple(hosts) == LOOPBACK and not logins
     operator = owner_of(logins[0][0], {}) if logins else ""
     return Models(
-        manager, may_change=lambda owner: is_local or owner == operator, any_source=is_local
+        manager,
+        names=tuple(offered),
+        may_change=lambda owner: is_local or owner == operator,
+        any_source=is_local,
     )
 
 
@@ -171,6 +180,7 @@ def serve(
     no_auth: bool = False,
     conversations: str | Path | None = None,
     manager: ModelManager | None = None,
+    offered: Sequence[str] = (),
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the page until interrupted; `on_ready` is told the address.
@@ -178,14 +188,16 @@ def serve(
     When `port` is taken, raises `Gemma3VLError`, or with `find_port` takes the next free one. A
     `host` other than this machine's own needs `logins`, or `no_auth` that says that everybody may
     come in. Conversations are kept in the folder `conversations`; without one, as long as the
-    process runs. With a `manager`, see `create_app`.
+    process runs. With a `manager` and what is `offered`, see `create_app`.
     """
     check_access(host, logins, no_auth=no_auth)
     listener = _listen(host, port, PORTS_TRIED if find_port else 1)
     with listener, ExitStack() as closing:
         store = _open_store(conversations, closing)
         hosts = LOOPBACK if is_own(host) else ("*",)
-        app = create_app(backend, hosts=hosts, store=store, logins=logins, manager=manager)
+        app = create_app(
+            backend, hosts=hosts, store=store, logins=logins, manager=manager, offered=offered
+        )
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
         if on_ready is not None:
             on_ready(f"http://{host}:{listener.getsockname()[1]}")

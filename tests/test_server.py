@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 from fastapi.testclient import TestClient
 
-from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.manager import ModelManager
 from gemma3vl_app.server import LOOPBACK, _models, _open_store, check_access, create_app, serve
 from gemma3vl_app.testing.scripted import ScriptedBackend
@@ -140,3 +140,11 @@ def test_who_sits_here_or_comes_first_changes_models(hosts, logins, owner, may, 
     with ModelManager(lambda source, **options: ScriptedBackend()) as manager:
         shown = _models(manager, hosts, logins).as_values(owner, ENGLISH)
     assert (shown["may_change"], shown["any_source"]) == (may, any_source)
+
+
+def test_the_operator_says_what_may_be_loaded():
+    with ModelManager(lambda source, **options: ScriptedBackend()) as manager:
+        models = _models(manager, ("*",), [("anna", "x")], ("demo", "4b-it"))
+        assert models.names == ("demo", "4b-it")
+        with pytest.raises(ConversationError, match="does not offer"):
+            list(models.act("user anna", "use", "27b-it", "auto"))

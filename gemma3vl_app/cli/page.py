@@ -48,6 +48,14 @@ def open_app(
     forget: Annotated[
         bool, typer.Option("--forget", help="Keep no conversations when the program ends.")
     ] = False,
+    offer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model that the page offers to load; repeat for more. All of `gemma3vl models` "
+            "without it.",
+            metavar="NAME",
+        ),
+    ] = None,
     weights: load.Weights = "auto",
     device_map: load.DeviceMap = "auto",
     max_memory: load.MaxMemory = None,
@@ -60,7 +68,8 @@ def open_app(
     Example: gemma3vl app --model 4b-it --weights nf4
     """
     wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
-    catalog.check_source(model)
+    for source in (model, *(offer or ())):
+        catalog.check_source(source)
     with load.spinner("Starting"):  # importing the page's library takes seconds
         from gemma3vl_app.manager import ModelManager
         from gemma3vl_app.server import check_access, check_port, serve
@@ -73,6 +82,7 @@ def open_app(
         serve(
             load.load_backend(model, wishes, manager),
             manager=manager,
+            offered=offer or (),
             host=host,
             port=port,
             find_port=find_port,

@@ -179,8 +179,7 @@ class Actions:
                 yield self._update(visit, visit.view, with_shelf=True)
             case "export":
                 transcript = library.open(tab.owner, id).live.transcript
-                folder = self._desk.uploads / "exports"
-                file = shelf.write_out(transcript, _text(event, "kind"), folder)
+                file = shelf.write_out(transcript, _text(event, "kind"), self._desk.exports)
                 yield self._update(visit, visit.view, download=file)
             case "import":
                 (file,) = self._desk.uploaded([getattr(event, "file", None)])

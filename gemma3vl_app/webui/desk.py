@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gemma3vl_app.backends.protocol import Backend
@@ -12,6 +12,7 @@ from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.webui import examples
 from gemma3vl_app.webui.library import Library
 from gemma3vl_app.webui.models import Models
+from gemma3vl_app.webui.old_files import OldFiles
 from gemma3vl_app.webui.shown_pictures import ShownPictures
 from gemma3vl_app.webui.tab import Tab
 from gemma3vl_app.webui.view import Draft
@@ -30,6 +31,12 @@ class Desk:
     uploads: Path
     examples: tuple[Draft, ...]
     models: Models | None = None
+    old_files: OldFiles = field(default_factory=lambda: OldFiles(()))
+
+    @property
+    def exports(self) -> Path:
+        """Where conversations are written that somebody downloads."""
+        return self.uploads / "exports"
 
     @staticmethod
     def set_up(
@@ -45,11 +52,15 @@ class Desk:
             Draft(example.question, files)
             for example, files in zip(examples.EXAMPLES, examples.save(folder), strict=True)
         )
-        shown = ShownPictures(uploads / "shown")
-        return Desk(backend, Library(backend, store), shown, uploads, drafts, models)
+        folder = uploads / "shown"
+        desk = Desk(
+            *(backend, Library(backend, store), ShownPictures(folder), uploads, drafts, models)
+        )
+        return replace(desk, old_files=OldFiles((folder, desk.exports)))
 
     def tab(self, owner: str, id: str | None = None) -> Tab:
         """Open a tab; raises what `Library.open` raises for an `id` that `owner` has not."""
+        self.old_files.sweep()
         return Tab(self.library, self.pictures, self.backend, owner, id)
 
     def uploaded(self, files: object) -> tuple[str, ...]:

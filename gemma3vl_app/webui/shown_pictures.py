@@ -6,6 +6,7 @@ guess; they go with the conversation, and are made again when they are wanted ag
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,9 @@ class ShownPictures:
         suffix = ".jpg" if is_photo(picture) else ".png"
         name = f"{picture.sha256[:16]}-{safe_stem(picture.name)}{suffix}"
         path = self._folder / conversation / name
-        if not path.exists():
+        try:
+            os.utime(path)  # it is in use: see `old_files`
+        except FileNotFoundError:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             aside = path.with_name(f".{name}")
             aside.write_bytes(encode_shown(picture).data)
