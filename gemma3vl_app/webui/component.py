@@ -25,7 +25,7 @@ def drawn(name: str, attributes: str = "", **options: Any) -> gr.HTML:
         None,
         html_template=f'<div class="{html.escape(name)}" {attributes}></div>',
         css_template="",
-        js_on_load=asset(f"{name}.js"),
+        js_on_load=asset("elements.js") + asset(f"{name}.js"),
         apply_default_css=False,
         elem_id=name,
         **options,

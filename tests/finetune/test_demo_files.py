@@ -84,3 +84,14 @@ def test_the_shipped_lora_merges_into_the_layers_it_was_trained_beside(trained, 
     vector = torch.randn(layer.in_features)
     with torch.no_grad():
         torch.testing.assert_close(merged @ vector, layer(vector), atol=0.5, rtol=0.05)  # bf16
+
+
+def test_positions_are_stretched_to_a_larger_square_and_left_alone_on_the_same_one():
+    side, larger = 4, 6
+    across = torch.arange(side).repeat(side).float()  # grows from left to right only
+    table = torch.stack([across, torch.ones(side * side)], dim=1)
+    assert demo_files.stretched(table, side) is table
+    stretched = demo_files.stretched(table, larger).reshape(larger, larger, 2)
+    torch.testing.assert_close(stretched[0], stretched[-1])  # every row is the same still
+    assert (stretched[0, 1:, 0] > stretched[0, :-1, 0]).all()
+    torch.testing.assert_close(stretched[..., 1], torch.ones(larger, larger))

@@ -52,6 +52,17 @@ def test_pictures_say_what_they_cost_and_are_gone_once_sent(open_page, pictures)
     assert page.box.input_value() == ""
 
 
+def test_the_end_of_the_conversation_stays_in_sight_when_pictures_are_added(open_page, pictures):
+    page = open_page(ScriptedBackend(["word\n" * 60, "The end."]))
+    page.send("Go")
+    page.wait_for_answer()
+    page.attach(*pictures)
+    page.page.wait_for_function(
+        """() => { const log = document.querySelector("#conversation .conversation");
+                   return log.scrollHeight - log.scrollTop - log.clientHeight < 2; }"""
+    )
+
+
 def test_a_long_picture_is_said_to_be_squashed(open_page, tmp_path):
     Image.new("RGB", (60, 300), "red").save(tmp_path / "tower.png")
     page = open_page(ScriptedBackend())

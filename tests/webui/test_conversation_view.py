@@ -40,7 +40,9 @@ def test_tokens_come_with_probabilities_and_other_choices():
     assert message["tokens"] == [["Red", 0.75, []], [".", 0.5, ["'!' 40%"]]]
 
 
-@pytest.mark.parametrize("name", ["conversation.js", "composer.js", "shelf.js"])
+@pytest.mark.parametrize(
+    "name", ["conversation.js", "composer.js", "shelf.js", "models.js", "elements.js"]
+)
 def test_the_scripts_put_no_text_in_as_markup(name):
     script = asset(name)
     for markup in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):

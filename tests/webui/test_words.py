@@ -38,7 +38,12 @@ def test_there_are_five_languages_or_more_and_they_differ():
 
 @pytest.mark.parametrize(
     ("script", "word"),
-    [("conversation.js", "copy"), ("composer.js", "attach"), ("shelf.js", "rename")],
+    [
+        ("conversation.js", "copy"),
+        ("composer.js", "attach"),
+        ("shelf.js", "rename"),
+        ("models.js", "use"),
+    ],
 )
 def test_the_scripts_ask_for_words_that_there_are(script, word):
     asked = set(re.findall(r'(?:say|button|plain)\("(\w+)"', asset(script)))

@@ -10,17 +10,6 @@ const state = { items: [], busy: 0, number: 0, draft: null, sending: null, answe
 const value = () => props.value || { words: {}, presets: [], answering: false };
 const say = (name) => value().words[name] || name;
 
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, content] of Object.entries(attributes)) {
-    if (name === "text") node.textContent = content;
-    else if (name.startsWith("on")) node.addEventListener(name.slice(2), content);
-    else if (content !== null && content !== false) node.setAttribute(name, content === true ? "" : content);
-  }
-  node.append(...children.filter(Boolean));
-  return node;
-}
-
 const button = (name, icon, onclick, more = {}) =>
   make("button", { type: "button", class: "tool", title: say(name), "aria-label": say(name), text: icon, onclick, ...more });
 

@@ -11,17 +11,6 @@ let editing = null;  // index of the message whose text is being changed
 
 const say = (name) => (props.value && props.value.words[name]) || name;
 
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "text") node.textContent = value;
-    else if (name === "onclick") node.addEventListener("click", value);
-    else if (value !== null && value !== false) node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children.filter(Boolean));
-  return node;
-}
-
 const button = (name, icon, onclick, more = {}) =>
   make("button", { type: "button", class: `tool ${name}`, title: say(name), "aria-label": say(name),
                    text: icon, onclick, ...more });
@@ -119,10 +108,14 @@ function name_in_address(value) {
 
 // --- all of them ---
 
+// The end stays in sight where it was: also while the box below grows by a picture.
+let at_end = true;
+log.addEventListener("scroll", () => { at_end = log.scrollHeight - log.scrollTop - log.clientHeight < 80; });
+new ResizeObserver(() => { if (at_end) log.scrollTop = log.scrollHeight; }).observe(log);
+
 function render() {
   const value = props.value;
   if (!value) return;
-  const at_end = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
   if (editing !== null && (value.answering || editing >= value.messages.length)) editing = null;
   value.messages.forEach((message, index) => {
     const last = index === value.messages.length - 1;

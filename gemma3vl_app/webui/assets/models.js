@@ -9,17 +9,6 @@ const wishes = {};  // precision by model, as chosen here
 const value = () => props.value;
 const say = (name) => (value() && value().words[name]) || name;
 
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, content] of Object.entries(attributes)) {
-    if (name === "text") node.textContent = content;
-    else if (name.startsWith("on")) node.addEventListener(name.slice(2), content);
-    else if (content !== null && content !== false) node.setAttribute(name, content === true ? "" : content);
-  }
-  node.append(...children.filter(Boolean));
-  return node;
-}
-
 const plain = (name, onclick, more = {}) => make("button", { type: "button", class: "plain", text: say(name), onclick, ...more });
 const gib = (bytes) => `${(bytes / 2 ** 30).toFixed(bytes < 2 ** 30 ? 2 : 1)} GiB`;
 const act = (action, name) => trigger("select", { action, name, weights: wishes[name] || "auto", wishes });

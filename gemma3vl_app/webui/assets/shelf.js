@@ -12,17 +12,6 @@ let downloaded = null;
 const value = () => props.value || { words: {}, entries: [] };
 const say = (name) => value().words[name] || name;
 
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, content] of Object.entries(attributes)) {
-    if (name === "text") node.textContent = content;
-    else if (name.startsWith("on")) node.addEventListener(name.slice(2), content);
-    else if (content !== null && content !== false) node.setAttribute(name, content === true ? "" : content);
-  }
-  node.append(...children.filter(Boolean));
-  return node;
-}
-
 const plain = (name, onclick, more = {}) => make("button", { type: "button", class: "plain", text: say(name), onclick, ...more });
 const act = (action, more = {}) => {
   open_menu = renaming = deleting = null;
