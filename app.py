@@ -10,6 +10,8 @@ from gemma3vl_app.cli import main
 from gemma3vl_app.space import serve_space, serve_zero_gpu
 
 if __name__ == "__main__":
+    if "SPACE_ID" in os.environ:  # Hugging Face's proxy says whether a browser came by https
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "*")
     if os.environ.get("SPACES_ZERO_GPU"):
         serve_zero_gpu(os.environ, spaces.GPU)
     elif "SPACE_ID" in os.environ:

@@ -155,6 +155,12 @@ class ModelManager:
                 for entry in self._entries.values()
             )
 
+    @property
+    def current_source(self) -> tuple[str | Path, dict[str, Any]] | None:
+        """What `current` was loaded from, and its options: `swap` with them brings it back."""
+        with self._changed:
+            return (self._current.source, dict(self._current.options)) if self._current else None
+
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with every `ModelEvent` from now on; returns what ends that.
 

@@ -10,16 +10,20 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio.to_thread
 import gradio as gr
+import gradio.processing_utils
+import gradio.routes
 import uvicorn
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -66,6 +70,12 @@ SAFETY_HEADERS = (
     (b"referrer-policy", b"no-referrer"),
 )
 
+# Gradio's routes for files (there are two) stream what an address of another host gives.
+_FOREIGN_FILE = re.compile(r"/file[=/]\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+# Each open page that waits for an answer holds a thread; the usual 40 would be gone on a busy day,
+# and with them "stop" and uploads.
+THREADS = 256
+
 _log = logging.getLogger(__name__)
 
 
@@ -93,10 +103,16 @@ def create_app(
         store,
         _models(manager, hosts, logins, offered) if manager else None,
     )
-    app = FastAPI(title="gemma3vl_app", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="gemma3vl_app",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=_with_threads,
+    )
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     gr.mount_gradio_app(
@@ -264,11 +280,37 @@ def _keep_gradio_private() -> Path:
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    _fetch_nothing()
     if "GRADIO_TEMP_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="gemma3vl-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["GRADIO_TEMP_DIR"] = folder
     return Path(os.environ["GRADIO_TEMP_DIR"])
+
+
+def _fetch_nothing() -> None:
+    """Take from gradio what fetches the addresses that a browser names in place of files."""
+
+    async def refuse(*_: object, **__: object) -> str:
+        raise gr.Error(
+            "Addresses are not fetched here: send the file itself.", print_exception=False
+        )
+
+    def refuse_at_once(*_: object, **__: object) -> str:
+        raise gr.Error(
+            "Addresses are not fetched here: send the file itself.", print_exception=False
+        )
+
+    gradio.processing_utils.async_ssrf_protected_download = refuse
+    gradio.processing_utils.ssrf_protected_download = refuse_at_once
+    gradio.processing_utils.save_url_to_cache = refuse_at_once
+    gradio.routes.secure_url_stream_response = refuse
+
+
+@asynccontextmanager
+async def _with_threads(app: FastAPI) -> AsyncIterator[None]:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+    yield
 
 
 class _Shield:
@@ -290,8 +332,7 @@ class _Shield:
                 message["headers"] = [*message.get("headers", ()), *SAFETY_HEADERS]
             await send(message)
 
-        _, is_file, name = scope["path"].partition("/file=")
-        refused = 404 if is_file and "://" in name[:16].replace(":/", "://") else 0
+        refused = 404 if _FOREIGN_FILE.search(scope["path"]) else 0
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and _is_foreign(scope):
             refused = 403
         if refused:

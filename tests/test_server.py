@@ -40,6 +40,12 @@ def test_the_file_route_fetches_nothing_and_reads_no_foreign_file(client, path):
     assert client.get(path).status_code in (400, 403, 404)
 
 
+@pytest.mark.parametrize("address", ["https://example.com/x.png", "http://127.0.0.1:9/x.png"])
+def test_an_address_in_place_of_a_file_is_not_fetched(client, address):
+    for route in ("file=", "file/"):
+        assert client.get(f"/gradio_api/{route}{address}").status_code == 404
+
+
 @pytest.mark.parametrize("path", ["/monitoring", "/monitoring/summary", "/gradio_api/mcp"])
 def test_pages_nobody_asked_for_are_off(client, path):
     assert client.get(path).status_code in (403, 404)

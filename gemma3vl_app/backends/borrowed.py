@@ -105,25 +105,28 @@ class BorrowedBackend:
             "schema": schema,
             "session": session,
         }
-        stream = Stream()
+        said: list[Chunk] = []
+        # A GPU may be long in coming: who stops does not wait for it.
+        stream = Stream(on_cancel=lambda: stream.finish(_stopped(said, cost)))
         # spaces finds in the context whose request this is, and whose time it takes.
         run = copy_context().run
         threading.Thread(
-            target=run, args=(self._follow, stream, conversation, options, cost), daemon=True
+            target=run, args=(self._follow, stream, said, conversation, options), daemon=True
         ).start()
         return stream
 
     def _follow(
         self,
         stream: Stream,
+        said: list[Chunk],
         conversation: Conversation,
         options: Mapping[str, Any],
-        cost: Preview,
     ) -> None:
         """Hand on what the borrowed process says, until it ends or somebody stops it."""
-        said: list[Chunk] = []
         try:
             for piece in self._compute(conversation, options):
+                if stream.done:
+                    return  # stopped: the generator is closed, and the GPU given back
                 if isinstance(piece, Answer):
                     stream.finish(piece)
                 elif isinstance(piece, Gemma3VLError):
@@ -131,10 +134,6 @@ class BorrowedBackend:
                 else:
                     said.append(piece)
                     stream.put(piece)
-                if stream.cancelled and not stream.done:
-                    stream.finish(_stopped(said, cost))
-                if stream.done:
-                    return  # the generator is closed, and the GPU given back
             stream.fail(EngineError("The GPU was taken away before the answer was finished."))
         except Exception as error:  # whatever lends the GPU says so in its own ways
             _log.warning("no answer on a borrowed GPU", exc_info=True)

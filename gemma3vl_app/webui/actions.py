@@ -21,7 +21,7 @@ from gemma3vl_app.webui.drafts import Weighed
 from gemma3vl_app.webui.live_chat import OUR_FAULT
 from gemma3vl_app.webui.tab import Tab
 from gemma3vl_app.webui.view import DEFAULTS, EMPTY, Draft, Settings, View
-from gemma3vl_app.webui.visitors import owner_of
+from gemma3vl_app.webui.visitors import owner_of, visitor_of
 from gemma3vl_app.webui.words import Words, texts_of, words_for
 
 Update = tuple[Any, ...]  # visit, conversation, composer, line, shelf
@@ -63,7 +63,7 @@ class Actions:
         self, event: gr.EventData, request: gr.Request, visit: Visit | None, *fields: Any
     ) -> Iterator[Update]:
         """Send what was written, and show the answer."""
-        visit = visit or self._begin(request, event)
+        visit = self._visit(request, event, visit)
         text = _text(event, "text")
         try:
             visit.settings = settings_of(fields, _text(event, "crops"))
@@ -77,13 +77,13 @@ class Actions:
         self, event: gr.EventData, request: gr.Request, visit: Visit | None, *fields: Any
     ) -> Update:
         """Say what the box's pictures and words would cost."""
-        visit = visit or self._begin(request, event)
+        visit = self._visit(request, event, visit)
         try:
             settings = settings_of(fields, _text(event, "crops"))
             files = self._desk.uploaded(getattr(event, "files", None))
             weighed = visit.tab.weigh(Draft(_text(event, "text"), files), settings)
         except Gemma3VLError as error:
-            weighed = Weighed(error=str(error))
+            weighed = Weighed(None, error=str(error))
         visit.weighed = _number(event, "number"), weighed
         return visit, self._composer(visit)
 
@@ -100,10 +100,10 @@ class Actions:
         written = (schema or "").strip()
         return gr.update(value=written or composer.SCHEMA), gr.update(open=True)
 
-    def halt(self, visit: Visit | None) -> None:
+    def halt(self, request: gr.Request, visit: Visit | None) -> None:
         """Stop the answer."""
         if visit is not None:
-            visit.tab.stop()
+            self._visit(request, None, visit).tab.stop()
 
     # --- the messages ---
 
@@ -111,7 +111,7 @@ class Actions:
         self, event: gr.EventData, request: gr.Request, visit: Visit | None, *fields: Any
     ) -> Iterator[Update]:
         """Do what a button at a message asks for."""
-        visit = visit or self._begin(request, event)
+        visit = self._visit(request, event, visit)
         try:
             visit.settings = settings_of(fields, visit.settings.crops)
         except ConversationError as error:
@@ -150,7 +150,7 @@ class Actions:
         self, event: gr.EventData, request: gr.Request, visit: Visit | None
     ) -> Iterator[Update]:
         """Do what a button in the list of conversations asks for."""
-        visit = visit or self._begin(request, event)
+        visit = self._visit(request, event, visit)
         try:
             yield from self._on_shelf(visit, event)
         except Gemma3VLError as error:
@@ -170,17 +170,17 @@ class Actions:
                 yield self._update(visit, tab.delete(id), with_shelf=True)
             case "rename":
                 library.rename(tab.owner, id, _text(event, "title"))
-                yield self._update(visit, visit.view, with_shelf=True)
+                yield self._listed(visit)
             case "pin":
                 library.pin(tab.owner, id, getattr(event, "pinned", None) is True)
-                yield self._update(visit, visit.view, with_shelf=True)
+                yield self._listed(visit)
             case "search":
                 visit.query = _text(event, "query")
-                yield self._update(visit, visit.view, with_shelf=True)
+                yield self._listed(visit)
             case "export":
                 transcript = library.open(tab.owner, id).live.transcript
                 file = shelf.write_out(transcript, _text(event, "kind"), self._desk.exports)
-                yield self._update(visit, visit.view, download=file)
+                yield self._listed(visit, file)
             case "import":
                 (file,) = self._desk.uploaded([getattr(event, "file", None)])
                 opened = shelf.bring_in(library, tab.owner, file)
@@ -206,7 +206,7 @@ class Actions:
         """Change models, or plan one anew; yields models, the list's values, and adapters."""
         models = self._desk.models
         assert models is not None
-        visit = visit or self._begin(request, event)
+        visit = self._visit(request, event, visit)
         owner, wishes = visit.tab.owner, _texts(event, "wishes")
         action, name = _text(event, "action"), _text(event, "name")
         said = ""
@@ -226,6 +226,18 @@ class Actions:
         yield values, self._shelf(visit, ""), self.adapters() if changed else gr.skip()
 
     # --- inside ---
+
+    def _visit(self, request: gr.Request, event: gr.EventData | None, visit: Visit | None) -> Visit:
+        """Return the visit that a page has sent, if it is theirs and not of a former server.
+
+        Gradio finds it by a name that the browser chooses: who hears of another's is not let in.
+        """
+        known = request.username or visitor_of(dict(request.cookies))
+        if visit is None or (
+            known and visit.tab.owner != owner_of(request.username, dict(request.cookies))
+        ):
+            return self._begin(request, event)
+        return visit
 
     def _begin(self, request: gr.Request, event: gr.EventData | None) -> Visit:
         """Begin a visit: of a page that was just loaded, or one that a former server loaded."""
@@ -251,12 +263,16 @@ class Actions:
             yield (gr.skip(),) * 5  # gradio sends the last values again at the end
 
     def _told(self, visit: Visit, error: str) -> Update:
-        view = replace(visit.view, line=error, is_error=True, draft=None)
-        return self._update(visit, view, with_shelf=True)
+        """Return an error as the page's line; the conversation, which may grow, is left alone."""
+        visit.view = replace(visit.view, line=error, is_error=True)
+        said = line(error, is_error=True)
+        return visit, gr.skip(), self._composer(visit), said, self._shelf(visit, "")
 
-    def _update(
-        self, visit: Visit, view: View, *, with_shelf: bool = False, download: str = ""
-    ) -> Update:
+    def _listed(self, visit: Visit, download: str = "") -> Update:
+        """Return a new list of conversations, and all else as it is."""
+        return visit, gr.skip(), gr.skip(), gr.skip(), self._shelf(visit, download)
+
+    def _update(self, visit: Visit, view: View, *, with_shelf: bool = False) -> Update:
         if view.draft is not None:
             visit.draft_number += 1
         else:  # what the box was last given is still what it was given
@@ -267,7 +283,7 @@ class Actions:
             self._conversation(visit),
             self._composer(visit),
             line(view.line, view.is_error, view.details),
-            self._shelf(visit, download) if with_shelf or download else gr.skip(),
+            self._shelf(visit, "") if with_shelf else gr.skip(),
         )
 
     @property

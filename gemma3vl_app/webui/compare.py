@@ -1,20 +1,22 @@
 """The same question and pictures under two settings, side by side.
 
-Two models that do not fit beside each other are loaded one after the other; the one that answered
-before answers again afterwards.
+Models are loaded beside the one that answers, or one after the other where they do not fit; the one
+that answered before answers again afterwards, and what was loaded for the comparison goes.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.chat import Chat
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.webui.desk import Desk
+from gemma3vl_app.webui.drafts import DraftPictures
 from gemma3vl_app.webui.view import DEFAULTS, Settings
 from gemma3vl_app.wording import breakdown, describe, sentence, summary
 
@@ -41,41 +43,66 @@ def compare(
 ) -> Iterator[tuple[Column, Column]]:
     """Yield both columns as they grow; a side that fails says why, and the other is still tried.
 
-    Raises `Gemma3VLError` for a question or pictures that cannot be sent, and where `owner` may not
-    load what a side asks for.
+    Raises `Gemma3VLError` for a question or pictures that cannot be sent.
     """
     if not question.strip():
         raise ConversationError("Write a question first; pictures can go with it.")
-    pictures = [Picture.open(file) for file in files]
-    now = desk.models.current_name if desk.models else ""
-    columns = [Column(), Column()]
+    salt = secrets.token_hex(16)
     try:
-        for number, side in enumerate(sides):
-            for column in _answer(desk, owner, question.strip(), pictures, side):
-                columns[number] = column
-                yield columns[0], columns[1]
+        opened = DraftPictures(desk.pictures).open(desk.uploaded(list(files)), salt)
     finally:
-        if desk.models and now and desk.models.current_name != now:
-            for _ in desk.models.act(owner, "use", now, "auto"):
-                pass
+        desk.pictures.forget(salt)
+    pictures = [picture for _, picture in opened]
+    if desk.models is None or not any(side.model for side in sides):
+        yield from _columns(desk, owner, question.strip(), pictures, sides)
+        return
+    with desk.models.lending():
+        before, models, shown = desk.models.before, desk.models, (Column(), Column())
+        try:
+            for shown in _columns(desk, owner, question.strip(), pictures, sides):
+                yield shown
+        except GeneratorExit:  # the page is gone: whoever closes us is not kept waiting for a load
+            threading.Thread(target=models.put_back, args=(before,), daemon=True).start()
+            raise
+        if error := models.put_back(before):
+            yield shown[0], replace(shown[1], line=f"{shown[1].line} {error}")
+
+
+def _columns(
+    desk: Desk,
+    owner: str,
+    question: str,
+    pictures: Sequence[Picture],
+    sides: tuple[Side, Side],
+) -> Iterator[tuple[Column, Column]]:
+    columns = [Column(), Column()]
+    # What answers now goes first: the other side may have to take its place.
+    for number in sorted((0, 1), key=lambda number: bool(sides[number].model)):
+        for column in _answer(desk, owner, question, pictures, sides[number]):
+            columns[number] = column
+            yield columns[0], columns[1]
 
 
 def _answer(
     desk: Desk, owner: str, question: str, pictures: Sequence[Picture], side: Side
 ) -> Iterator[Column]:
     try:
-        if side.model:
-            yield from _load(desk, owner, side)
-        yield from _stream(desk.backend(), question, pictures, side.settings)
+        backend = (yield from _load(desk, owner, side)) if side.model else desk.backend()
+        yield from _stream(backend, question, pictures, side.settings)
     except Gemma3VLError as error:
         yield Column("", str(error))
 
 
-def _load(desk: Desk, owner: str, side: Side) -> Iterator[Column]:
+def _load(desk: Desk, owner: str, side: Side) -> Generator[Column, None, Backend]:
     if desk.models is None:
         raise ConversationError("This server has one model only.")
-    for told in desk.models.act(owner, "use", side.model, side.weights):
-        yield Column("", told)
+    loading = desk.models.borrow(owner, side.model, side.weights)
+    while True:
+        try:
+            yield Column("", next(loading))
+        except StopIteration as ended:
+            backend: Backend = ended.value
+            return backend
 
 
 def _stream(
@@ -97,4 +124,5 @@ def _stream(
             said += chunk.text
             yield Column(said, sentence(describe(chunk.status)))
     answer = stream.answer
-    yield Column(answer.text, f"{sentence(summary(answer))} · {breakdown(answer)} · {about.model}")
+    told = (sentence(summary(answer)), breakdown(answer), about.model)
+    yield Column(answer.text, " · ".join(filter(None, told)))

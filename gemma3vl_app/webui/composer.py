@@ -55,7 +55,7 @@ def as_values(
     A draft is taken over once, when `draft_number` is new. `weighed` is the last answer to the
     box's own question what its pictures cost, with the number of the question.
     """
-    texts = texts_of(words)
+    texts, items = texts_of(words), weighed[1].items
     return {
         "words": words,
         "answering": view.answering,
@@ -69,7 +69,7 @@ def as_values(
         "draft": view.draft and {"number": draft_number, **_draft(view.draft)},
         "weighed": {
             "number": weighed[0],
-            "items": [_item(item) for item in weighed[1].items],
+            "items": None if items is None else [_item(item) for item in items],
             "used_tokens": weighed[1].used_tokens,
             "context_tokens": weighed[1].context_tokens,
             "error": weighed[1].error,

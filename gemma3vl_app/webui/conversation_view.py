@@ -52,8 +52,11 @@ def _message(shown: Shown) -> dict[str, Any]:
 
 
 def _picture(file: str) -> dict[str, Any]:
-    with Image.open(file) as image:  # one of ours: only its header is read
-        width, height = image.size
+    try:
+        with Image.open(file) as image:  # one of ours: only its header is read
+            width, height = image.size
+    except OSError:  # deleted in another tab, or by age
+        width = height = 0
     name = Path(file).name.split("-", 1)[-1]
     return {"url": file_url(file), "name": name, "width": width, "height": height}
 

@@ -41,10 +41,11 @@ class Item:
 class Weighed:
     """What a draft would cost: `used_tokens` of `context_tokens`, this conversation included.
 
-    `error` says in a sentence which file could not be taken; the others are there.
+    `error` says in a sentence which file could not be taken; the others are there. Where nothing
+    could be weighed at all, `items` is None: they are what they were.
     """
 
-    items: tuple[Item, ...] = ()
+    items: tuple[Item, ...] | None = ()
     used_tokens: int = 0
     context_tokens: int = 0
     error: str = ""

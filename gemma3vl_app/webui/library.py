@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.chat import Chat
@@ -54,6 +55,9 @@ class Library:
         self._salt = secrets.token_hex(16)
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, str], LiveChat] = OrderedDict()
+        # Also those that rest no longer in memory by us, but that some page still shows: opened
+        # again it has to be the same one, or two would overwrite each other in the store.
+        self._shown: WeakValueDictionary[tuple[str, str], LiveChat] = WeakValueDictionary()
 
     @property
     def is_kept(self) -> bool:
@@ -81,7 +85,7 @@ class Library:
         cannot be read.
         """
         with self._lock:
-            live = self._open.get((owner, id))
+            live = self._open.get((owner, id)) or self._shown.get((owner, id))
         if live is None:
             if self._store is None:
                 raise UnknownConversationError(
@@ -113,7 +117,8 @@ class Library:
     def delete(self, owner: str, id: str) -> None:
         """Delete a conversation with its pictures, and end its answer."""
         with self._lock:
-            live = self._open.pop((owner, id), None)
+            shown = self._shown.pop((owner, id), None)
+            live = self._open.pop((owner, id), shown)
         if live is not None:
             live.close()
         if self._store is not None:
@@ -141,13 +146,23 @@ class Library:
     def _live(self, owner: str, id: str, transcript: Transcript, *, is_stored: bool) -> LiveChat:
         salt = hashlib.sha256(f"{self._salt} {owner}".encode()).hexdigest()
         chat = Chat.from_transcript(transcript, self._backend(), session=salt)
-        save = _Saving(self._store, owner, id, is_stored) if self._store else None
-        return LiveChat(chat, save=save, backend=self._backend, grace_sec=self._grace_sec)
+        store = _Saving(self._store, owner, id, is_stored) if self._store else None
+
+        def save(transcript: Transcript) -> None:
+            self._keep_open(owner, id, live)
+            if store is not None:
+                store(transcript)
+
+        live = LiveChat(chat, save=save, backend=self._backend, grace_sec=self._grace_sec)
+        return live
 
     def _keep_open(self, owner: str, id: str, live: LiveChat) -> LiveChat:
         """Note that a conversation is open; two tabs that open it at once get the same one."""
         with self._lock:
-            live = self._open.setdefault((owner, id), live)
+            live = self._shown.setdefault((owner, id), live)
+            if not live.moment.messages:
+                return live  # nothing would be lost with it: it is there while a page shows it
+            self._open[owner, id] = live
             self._open.move_to_end((owner, id))
             resting = [key for key, each in self._open.items() if not each.is_busy]
             for key in resting[: max(0, len(resting) - self._open_at_most)]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from gemma3vl_app.backends.protocol import Backend
+from gemma3vl_app.backends.protocol import Backend, Capabilities
 from gemma3vl_app.chat import Chat
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.generation import Answer
@@ -24,6 +24,7 @@ from gemma3vl_app.transcript import Transcript
 from gemma3vl_app.wording import describe, sentence, summary
 
 GRACE_SEC = 15.0  # for a tab that was reloaded, or has lost its network, to come back
+SECONDS_AT_MOST = 1.0  # between two looks of a watcher while nothing is new
 SECONDS_BETWEEN_MOMENTS = 0.05  # twenty a second read as flowing text and keep a slow network calm
 OUR_FAULT = "Something went wrong on our side; the server's log says what. Try again."
 _log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Moment:
     `messages` are those of the branch that is shown. A running answer is not among them: it has
     said `said` so far, and with `continues` goes on with the last of them. `versions` says for each
     message which branch of how many it is, from 0. `answer` is what the last answer cost, while
-    this server remembers.
+    this server remembers, and `answered_by` the model that gave it.
     """
 
     messages: tuple[Message, ...]
@@ -47,6 +48,7 @@ class Moment:
     line: str = ""
     is_error: bool = False
     answer: Answer | None = None
+    answered_by: Capabilities | None = None
 
 
 class LiveChat:
@@ -76,6 +78,9 @@ class LiveChat:
         self._versions: tuple[tuple[int, int], ...] = ()
         self._line, self._is_error = "", False
         self._answer: Answer | None = None
+        self._answered_by: Capabilities | None = None
+        self._transcript = chat.transcript
+        self._is_closed = False
         self._version = 0  # grows with every change
         self._watching = 0
         self._look()
@@ -92,10 +97,14 @@ class LiveChat:
     def transcript(self) -> Transcript:
         """All branches, a running answer left out."""
         with self._changed:
-            return self._chat.transcript
+            # A stopped answer may take its time to end: nobody waits for it with the lock held.
+            return self._transcript if self._writing is not None else self._chat.transcript
 
     def watch(self) -> Iterator[Moment]:
-        """Yield the conversation as it is, and again while an answer grows, until it has ended."""
+        """Yield the conversation as it is, and again while an answer grows, until it has ended.
+
+        At least once a second, so that whoever watches can turn to something else.
+        """
         seen = -1
         with self._watched():
             while True:
@@ -121,8 +130,8 @@ class LiveChat:
         with self._changed:
             self._refuse_while_writing()
             before = self._chat.transcript
-            self._chat.backend = self._backend()
-            writing = Writing(ask(self._chat), before, continues)
+            backend = self._chat.backend = self._backend()
+            writing = Writing(ask(self._chat), before, continues, backend.capabilities)
             self._writing = writing
             self._look()
             self._tell("Sent")
@@ -149,11 +158,15 @@ class LiveChat:
         """End the answer, and save nothing any more: the conversation was deleted."""
         with self._saving:
             self._save = lambda transcript: None
+        with self._changed:
+            self._is_closed = True
         self.stop()
 
     # --- inside ---
 
     def _refuse_while_writing(self) -> None:
+        if self._is_closed:
+            raise ConversationError("This conversation was deleted. Begin a new one.")
         if self._writing is not None:
             raise ConversationError("Still answering. Stop it first, or wait.")
 
@@ -165,6 +178,7 @@ class LiveChat:
     def _look(self) -> None:
         """Note what is shown: once per message, not once per token."""
         self._messages = self._chat.conversation.messages
+        self._transcript = self._chat.transcript
         self._versions = tuple(self._version_of(index) for index in range(len(self._messages)))
 
     def _version_of(self, index: int) -> tuple[int, int]:
@@ -174,7 +188,7 @@ class LiveChat:
 
     def _next_moment(self, seen: int) -> tuple[int, Moment]:
         with self._changed:
-            self._changed.wait_for(lambda: self._version != seen)
+            self._changed.wait_for(lambda: self._version != seen, timeout=SECONDS_AT_MOST)
             return self._version, self._moment()
 
     def _moment(self) -> Moment:
@@ -188,6 +202,7 @@ class LiveChat:
             line=self._line,
             is_error=self._is_error,
             answer=None if writing else self._answer,
+            answered_by=self._answered_by,
         )
 
     def _read(self, writing: Writing) -> None:
@@ -214,7 +229,7 @@ class LiveChat:
             self._take_back(writing, line, is_error=False)
             return
         with self._changed:
-            self._writing, self._answer = None, answer
+            self._writing, self._answer, self._answered_by = None, answer, writing.about
             self._look()  # `Chat` has put the answer into its tree
             self._tell(sentence(summary(answer)))
         self._keep()
@@ -262,8 +277,11 @@ class LiveChat:
 class Writing:
     """One answer in the making; `taken_back` once it is clear that nothing came of it."""
 
-    def __init__(self, stream: Stream, before: Transcript, continues: bool) -> None:
+    def __init__(
+        self, stream: Stream, before: Transcript, continues: bool, about: Capabilities
+    ) -> None:
         self.stream = stream
+        self.about = about  # of the model that answers
         self.before = before
         self.continues = continues
         self.said = ""

@@ -7,18 +7,29 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gemma3vl_app import catalog, hardware
-from gemma3vl_app.errors import ConversationError, Gemma3VLError
+from gemma3vl_app.backends.protocol import Backend
+from gemma3vl_app.errors import ConversationError, Gemma3VLError, LoadError
 from gemma3vl_app.manager import ModelEvent, ModelManager, Resident
 from gemma3vl_app.planning import LoadPlan, plan
 from gemma3vl_app.webui.words import Words
 
 WEIGHTS = ("auto", "bf16", "int8", "nf4", "fp32")
 _PARTS = ("weights", "kv_global", "kv_sliding", "vision", "logits", "reserve")
+
+
+@dataclass(frozen=True)
+class Before:
+    """Which models there were: what the current one was loaded from, and the names of all."""
+
+    current: tuple[str | Path, dict[str, Any]] | None
+    names: frozenset[str]
 
 
 class Models:
@@ -42,6 +53,7 @@ class Models:
         self._may_change = may_change
         self._any_source = any_source
         self._machine = machine
+        self._lending = threading.Lock()
 
     @property
     def current_name(self) -> str:
@@ -78,19 +90,54 @@ class Models:
 
         Raises `Gemma3VLError` where that fails or `owner` may not.
         """
-        if not self._may_change(owner):
-            raise ConversationError("Only the operator of this server may change its models.")
-        if name not in self._names and not self._any_source:
-            raise ConversationError(f"This server does not offer {name!r}.")
+        self._check(owner, name)
         if action == "unload":
             if any(each.current and each.name == name for each in self.manager.resident):
                 raise ConversationError("This model answers here: use another one first.")
             yield f"{self.manager.unload(name)} freed."
             return
-        options: dict[str, Any] = (
-            {} if weights not in WEIGHTS or weights == "auto" else {"weights": weights}
-        )
-        yield from self._told(lambda: self.manager.swap(name, **options))
+        yield from self._told(lambda: self.manager.swap(name, **_options(weights)))
+
+    def borrow(self, owner: str, name: str, weights: str) -> Generator[str, None, Backend]:
+        """Load a model beside the one that answers, or where there is no room, in its place.
+
+        Yields lines to show and returns the model's backend; `put_back` undoes what it did. Raises
+        as `act` does.
+        """
+        self._check(owner, name)
+        try:
+            return (yield from self._told(lambda: self.manager.load(name, **_options(weights))))
+        except LoadError:
+            return (yield from self._told(lambda: self.manager.swap(name, **_options(weights))))
+
+    @contextmanager
+    def lending(self) -> Iterator[None]:
+        """Hold the right to `borrow` models; raises `ConversationError` while somebody has it."""
+        if not self._lending.acquire(blocking=False):
+            raise ConversationError("Somebody is comparing models just now. Try again in a while.")
+        try:
+            yield
+        finally:
+            self._lending.release()
+
+    def put_back(self, before: Before) -> str:
+        """Let the models be as they were `before`; returns what went wrong, or ""."""
+        try:
+            if before.current is not None and self.manager.current_source != before.current:
+                source, options = before.current
+                self.manager.swap(source, **options)
+            for each in self.manager.resident:
+                if not each.current and each.name not in before.names:
+                    self.manager.unload(each.name)
+        except Gemma3VLError as error:
+            return str(error)
+        return ""
+
+    @property
+    def before(self) -> Before:
+        """How the models are now, for `put_back`."""
+        names = frozenset(each.name for each in self.manager.resident)
+        return Before(self.manager.current_source, names)
 
     def add_adapter(self, owner: str, text: str) -> str:
         """Give the model that answers an adapter, NAME=FOLDER or a folder; returns a line to show.
@@ -110,13 +157,20 @@ class Models:
         current.add_adapter(name, folder)
         return f"{name} is ready: choose it in the settings of the chat."
 
-    def _told(self, load: Callable[[], object]) -> Iterator[str]:
-        """Do it on a thread of its own, and yield what the manager says meanwhile."""
+    def _check(self, owner: str, name: str) -> None:
+        if not self._may_change(owner):
+            raise ConversationError("Only the operator of this server may change its models.")
+        if name not in self._names and not self._any_source:
+            raise ConversationError(f"This server does not offer {name!r}.")
+
+    def _told(self, load: Callable[[], Backend]) -> Generator[str, None, Backend]:
+        """Load on a thread of its own, and yield what the manager says meanwhile."""
         events: queue.Queue[ModelEvent | Exception | None] = queue.Queue()
+        loaded: list[Backend] = []
 
         def run() -> None:
             try:
-                load()
+                loaded.append(load())
                 events.put(None)
             except Exception as error:
                 events.put(error)  # raised below, on the thread that waits
@@ -130,6 +184,11 @@ class Models:
                 yield _line(event)
         finally:
             unsubscribe()
+        return loaded[0]
+
+
+def _options(weights: str) -> dict[str, Any]:
+    return {} if weights not in WEIGHTS or weights == "auto" else {"weights": weights}
 
 
 def _line(event: ModelEvent) -> str:

@@ -19,6 +19,7 @@ from gemma3vl_app.webui.words import LANGUAGES, texts_of
 # Backends queue on their own and say how many are ahead; these bound what one process holds open.
 ANSWERS_AT_ONCE = 32
 WAITING_AT_MOST = 64
+PAGES_REMEMBERED = 500  # gradio keeps what each shows; one that is forgotten begins anew
 UPLOADS_CHECKED_EVERY_SEC = 3600
 UPLOADS_KEPT_SEC = 24 * 3600
 
@@ -66,6 +67,7 @@ def build_page(desk: Desk) -> gr.Blocks:
     with page:
         _lay_out(page, desk, about)
     page.queue(max_size=WAITING_AT_MOST)
+    page.state_session_capacity = PAGES_REMEMBERED
     return page
 
 

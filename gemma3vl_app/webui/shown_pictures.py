@@ -7,6 +7,7 @@ guess; they go with the conversation, and are made again when they are wanted ag
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class ShownPictures:
             os.utime(path)  # it is in use: see `old_files`
         except FileNotFoundError:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            aside = path.with_name(f".{name}")
+            aside = path.with_name(f".{secrets.token_hex(8)}")  # two tabs may write it at once
             aside.write_bytes(encode_shown(picture).data)
             aside.replace(path)
         return str(path)

@@ -108,7 +108,7 @@ class Tab:
                 raise ConversationError(f"{about.title or about.model} takes no pictures.")
             preview = backend.preview(Conversation(messages, settings.system or None))
         except Gemma3VLError as refused:
-            return Weighed((), 0, about.context_tokens, str(refused))
+            return Weighed(None, 0, about.context_tokens, str(refused))
         items = items_of(opened, preview, about.image_tokens)
         return Weighed(items, preview.prompt_tokens, preview.context_tokens, error)
 
@@ -141,7 +141,12 @@ class Tab:
 
     def edit(self, index: int, text: str, settings: Settings = DEFAULTS) -> Iterator[View]:
         """Say message `index` differently and show its answer; the old one stays as a version."""
-        yield from self._answer(lambda chat: chat.edit(index, text, **self._options(settings)))
+        messages = self._opened.live.moment.messages
+        pictures = messages[index].pictures if 0 <= index < len(messages) else ()
+        draft = Draft(text, self._drafted.put_back(pictures, self.id))  # comes back if refused
+        yield from self._answer(
+            lambda chat: chat.edit(index, text, **self._options(settings)), draft
+        )
 
     def switch(self, index: int, version: int) -> View:
         """Show another version of message `index`, and what followed it."""
@@ -203,10 +208,13 @@ class Tab:
             yield replace(self._view(), draft=draft)
 
     def _watch(self, opened: Opened) -> Iterator[View]:
+        shown = None
         for moment in opened.live.watch():
             if self._opened is not opened:  # another one is shown meanwhile
                 return
-            yield self._view_of(moment)
+            if moment != shown:
+                yield self._view_of(moment)
+            shown = moment
 
     def _change(self, act: Callable[[Chat], None]) -> View:
         try:
@@ -250,8 +258,8 @@ class Tab:
         )
 
     def _details(self, moment: Moment) -> str:
-        if moment.answer is None or moment.is_error:
+        about = moment.answered_by
+        if moment.answer is None or moment.is_error or about is None:
             return ""
-        about = self._backend().capabilities
         model = ", ".join(filter(None, (about.model, about.weights, about.arithmetic)))
         return " · ".join(filter(None, (breakdown(moment.answer), model)))

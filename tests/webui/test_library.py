@@ -1,10 +1,12 @@
 """Who sees which conversations, and what is left of them later."""
 
+import gc
 import time
+import weakref
 
 import pytest
 
-from gemma3vl_app.errors import UnknownConversationError
+from gemma3vl_app.errors import ConversationError, UnknownConversationError
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.testing import ScriptedBackend
@@ -98,21 +100,47 @@ def test_a_deleted_one_is_gone_even_while_it_answers(library, store):
         assert time.monotonic() - began < 10
     library.delete(ANNA, opened.id)
     assert not list(opened.live.watch())[-1].answering
-    settled(opened)
+    with pytest.raises(ConversationError, match="was deleted"):
+        settled(opened)
     assert store.list(ANNA) == ()
     with pytest.raises(UnknownConversationError):
         library.open(ANNA, opened.id)
 
 
+def test_one_that_a_page_still_shows_is_the_same_one_whoever_opens_it(backend, store):
+    library = Library(lambda: backend, store, open_at_most=1)
+    shown = library.new(ANNA)
+    ask(shown, "Hello")
+    for _ in range(3):
+        ask(library.new(BEN), "Hi")
+    assert library.open(ANNA, shown.id).live is shown.live
+
+
+def test_pages_that_are_only_looked_at_make_nobody_forget(backend):
+    library = Library(lambda: backend, open_at_most=2)
+    opened = library.new(ANNA)
+    ask(opened, "Hello")
+    id = opened.id
+    del opened
+    for _ in range(10):
+        library.new(BEN)
+    gc.collect()
+    assert texts(library.open(ANNA, id)) == ["Hello", "Yes."]
+
+
 def test_those_at_rest_leave_memory_and_come_back_from_the_store(backend, store):
-    library = Library(lambda: backend, store, open_at_most=2)
-    opened = [library.new(ANNA) for _ in range(4)]
-    ask(opened[0], "First")
-    settled(opened[0])
-    library.new(ANNA)
-    back = library.open(ANNA, opened[0].id)
-    assert back.live is not opened[0].live
-    assert texts(back) == ["First", "Yes."]
+    library = Library(lambda: backend, store, open_at_most=1)
+    opened = library.new(ANNA)
+    ask(opened, "First")
+    settled(opened)
+    id, rests = opened.id, weakref.ref(opened.live)
+    del opened
+    later = library.new(ANNA)
+    ask(later, "Second")
+    settled(later)
+    gc.collect()
+    assert rests() is None
+    assert texts(library.open(ANNA, id)) == ["First", "Yes."]
 
 
 def test_one_that_answers_stays_in_memory(store):

@@ -7,6 +7,8 @@ import pytest
 
 from gemma3vl_app.chat import Chat
 from gemma3vl_app.errors import ConversationError, EngineError, StoreError
+from gemma3vl_app.generation import Answer
+from gemma3vl_app.stream import Stream
 from gemma3vl_app.testing import ScriptedBackend
 from gemma3vl_app.webui.live_chat import LiveChat
 
@@ -187,6 +189,38 @@ def test_a_full_disk_is_told_and_the_conversation_goes_on():
     wait_until(lambda: not live.moment.answering and live.moment.is_error)
     assert texts(live.moment) == ["One", "Yes."]
     assert "disk is full" in live.moment.line
+
+
+def test_a_deleted_conversation_takes_no_more_questions():
+    live = LiveChat(Chat(ScriptedBackend(["Yes."])))
+    live.close()
+    with pytest.raises(ConversationError, match="was deleted"):
+        live.begin(lambda chat: chat.stream("Really?"))
+
+
+def test_a_stopped_answer_that_takes_its_time_holds_nobody_up():
+    stream = Stream()  # its producer has not heard of the stop yet
+    backend = ScriptedBackend(["Yes."])
+    backend.stream = lambda conversation, **options: stream
+    live = LiveChat(Chat(backend))
+    live.begin(lambda chat: chat.stream("Really?"))
+    live.stop()
+    started = time.monotonic()
+    assert [turn.message.text for turn in live.transcript.turns] == ["Really?"]
+    assert time.monotonic() - started < 1
+    stream.finish(Answer("Yes.", "cancelled"))
+
+
+def test_whoever_watches_hears_at_least_once_a_second():
+    stream = Stream()
+    backend = ScriptedBackend(["Yes."])
+    backend.stream = lambda conversation, **options: stream
+    live = LiveChat(Chat(backend))
+    live.begin(lambda chat: chat.stream("Really?"))
+    moments = live.watch()
+    assert next(moments) == next(moments)  # nothing is new
+    stream.finish(Answer("Yes.", "stop"))
+    list(moments)
 
 
 def test_many_threads_at_once_leave_one_whole_conversation():

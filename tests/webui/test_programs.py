@@ -59,6 +59,14 @@ def test_a_program_cannot_name_files_of_the_server(client, backend, path):
     assert len(backend.requests) == before
 
 
+def test_no_address_is_fetched_in_place_of_a_file(client, backend):
+    before = len(backend.requests)
+    file = {"path": "https://example.com/x.png", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(AppError, match="send the file itself"):
+        client.predict("What is it?", [file], api_name="/ask")
+    assert len(backend.requests) == before
+
+
 def test_a_failure_is_told_in_a_sentence(client, backend, monkeypatch):
     with pytest.raises(AppError, match="Write a question first"):
         client.predict("  ", api_name="/ask")

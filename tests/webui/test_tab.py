@@ -1,5 +1,7 @@
 """What a person does in one browser tab, without a browser."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
@@ -118,6 +120,21 @@ def test_tried_again_and_edited_there_are_versions_to_go_through(tab, backend):
     assert (view.messages[0].version, view.messages[0].versions) == (1, 2)
     assert texts(tab.switch(0, 0)) == ["One?", "No."]
     assert texts(tab.switch(1, 0)) == ["One?", "Yes."]
+
+
+def test_an_edit_that_is_refused_or_fails_comes_back_into_the_box(tab, backend, red):
+    list(tab.ask(Draft("What?", (red,))))
+    *_, view = tab.edit(0, "And how?", Settings(temperature=-1))
+    assert view.is_error
+    assert (view.draft.text, len(view.draft.files)) == ("And how?", 1)
+    assert view.messages[0].text == "What?"
+
+
+def test_the_model_that_answered_is_told_also_when_another_one_answers_next(tab, backend):
+    *_, view = tab.ask(Draft("Who?"))
+    backend._capabilities = replace(backend.capabilities, model="another")
+    assert "another" not in list(tab.watch())[-1].details
+    assert backend.capabilities.model not in view.details
 
 
 def test_undone_the_question_and_its_pictures_are_in_the_box_again(tab, red):

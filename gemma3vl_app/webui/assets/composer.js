@@ -5,7 +5,7 @@
 // cleared here: only the server's word that it was sent does that.
 
 const root = element.querySelector(".composer");
-const state = { items: [], busy: 0, number: 0, draft: null, sending: null, answering: false, crops: "auto" };
+const state = { items: [], busy: 0, number: 0, draft: null, sending: null, sent: null, answering: false, crops: "auto" };
 
 const value = () => props.value || { words: {}, presets: [], answering: false };
 const say = (name) => value().words[name] || name;
@@ -132,8 +132,27 @@ async function camera() {
 function send() {
   if (value().answering || state.busy || state.sending) return;
   state.sending = setTimeout(() => { state.sending = null; draw(); }, 10000);  // no word: it may be tried again
-  trigger("submit", { ...draft(), crops: state.crops });
+  state.sent = draft();
+  trigger("submit", { ...state.sent, crops: state.crops });
   draw();
+}
+
+// The server has what was sent. What was written since stays.
+function clear_what_was_sent() {
+  if (!state.sent) return;  // another conversation is shown: the draft goes along
+  const { text, files } = state.sent;
+  state.sent = null;
+  if (box.value === text) box.value = "";
+  else if (text && box.value.startsWith(text)) box.value = box.value.slice(text.length).trimStart();
+  state.items = state.items.filter((item) => !files.includes(item.path));
+}
+
+// A draft comes back: it was refused, or taken back. What was written since stays behind it.
+function put_back(draft) {
+  state.sent = null;
+  if (!box.value.startsWith(draft.text)) box.value = [draft.text, box.value].filter(Boolean).join("\n");
+  const here = state.items.filter((item) => !draft.items.some((each) => each.path === item.path));
+  state.items = [...draft.items, ...here];
 }
 
 function show_error(text) {
@@ -181,7 +200,8 @@ const presets = make("select", { class: "presets", onchange: () => {
   const chosen = value().presets[presets.selectedIndex - 1];
   if (!chosen) return;
   presets.selectedIndex = 0;
-  if (chosen.text) box.value = chosen.text;
+  const own = value().presets.some((preset) => preset.text && preset.text.trim() === box.value.trim()) ? "" : box.value;
+  if (chosen.text) box.value = own ? `${chosen.text.trimEnd()} ${own}` : chosen.text;
   trigger("preset", { key: chosen.key });  // the schema in the settings goes with it
   grow();
   weigh();
@@ -272,14 +292,14 @@ function renewed() {
   if (now.draft && now.draft.number !== state.draft) {  // sent, or given back
     state.draft = now.draft.number;
     state.number += 1;  // what was asked about the draft before is out of date
-    box.value = now.draft.text;
-    state.items = now.draft.items;
+    if (now.draft.text || now.draft.items.length) put_back(now.draft);
+    else clear_what_was_sent();
     show_error("");
     grow();
     clearTimeout(typed);
     is_new = !now.answering;
   } else if (now.weighed && state.number > 0 && now.weighed.number === state.number && !state.busy) {
-    state.items = now.weighed.items;
+    if (now.weighed.items) state.items = now.weighed.items;
     show_error(now.weighed.error);
   }
   state.answering = now.answering;

@@ -8,6 +8,7 @@
 const log = element.querySelector(".conversation");
 let drawn = [];      // per message: what was drawn, and its node
 let editing = null;  // index of the message whose text is being changed
+let edited = null;   // that text as it is by now
 
 const say = (name) => (props.value && props.value.words[name]) || name;
 
@@ -37,7 +38,7 @@ function tools(message, index, value) {
   const row = make("div", { class: "tools" }, versions(message, index, idle));
   row.append(button("copy", "", () => navigator.clipboard.writeText(message.text)));
   if (message.role === "user") {
-    row.append(button("edit", "", () => { editing = index; render(); }, { disabled: !idle }));
+    row.append(button("edit", "", () => { editing = index; edited = null; render(); }, { disabled: !idle }));
     if (value.messages.findLastIndex((each) => each.role === "user") === index)
       row.append(button("undo", "", () => trigger("select", { action: "undo" }), { disabled: !idle }));
   }
@@ -52,9 +53,10 @@ function tools(message, index, value) {
 
 function editor(message, index) {
   const box = make("textarea", { class: "editor", rows: 3, "aria-label": say("edit") });
-  box.value = message.text;
+  box.value = edited === null ? message.text : edited;
+  box.addEventListener("input", () => { edited = box.value; });
   const done = (send) => () => {
-    editing = null;
+    editing = edited = null;
     render();
     if (send && box.value.trim() && box.value !== message.text)
       trigger("select", { action: "edit", index, text: box.value });
