@@ -304,7 +304,7 @@ def _fetch_nothing() -> None:
     gradio.processing_utils.async_ssrf_protected_download = refuse
     gradio.processing_utils.ssrf_protected_download = refuse_at_once
     gradio.processing_utils.save_url_to_cache = refuse_at_once
-    gradio.routes.secure_url_stream_response = refuse
+    vars(gradio.routes)["secure_url_stream_response"] = refuse
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.drafts import DraftPictures
+from gemma3vl_app.webui.models import Before
 from gemma3vl_app.webui.view import DEFAULTS, Settings
 from gemma3vl_app.wording import breakdown, describe, sentence, summary
 
@@ -54,18 +55,21 @@ def compare(
         desk.pictures.forget(salt)
     pictures = [picture for _, picture in opened]
     if desk.models is None or not any(side.model for side in sides):
-        yield from _columns(desk, owner, question.strip(), pictures, sides)
+        yield from _columns(desk, owner, question.strip(), pictures, sides, None)
         return
-    with desk.models.lending():
-        before, models, shown = desk.models.before, desk.models, (Column(), Column())
-        try:
-            for shown in _columns(desk, owner, question.strip(), pictures, sides):
-                yield shown
-        except GeneratorExit:  # the page is gone: whoever closes us is not kept waiting for a load
-            threading.Thread(target=models.put_back, args=(before,), daemon=True).start()
-            raise
-        if error := models.put_back(before):
-            yield shown[0], replace(shown[1], line=f"{shown[1].line} {error}")
+    models, shown = desk.models, (Column(), Column())
+    before = models.lend()
+    try:
+        for shown in _columns(desk, owner, question.strip(), pictures, sides, before):
+            yield shown
+    except GeneratorExit:  # the page is gone: whoever closes us is not kept waiting for a load
+        threading.Thread(target=models.put_back, args=(before,), daemon=True).start()
+        raise
+    except BaseException:
+        models.put_back(before)
+        raise
+    if error := models.put_back(before):
+        yield shown[0], replace(shown[1], line=f"{shown[1].line} {error}")
 
 
 def _columns(
@@ -74,29 +78,37 @@ def _columns(
     question: str,
     pictures: Sequence[Picture],
     sides: tuple[Side, Side],
+    before: Before | None,
 ) -> Iterator[tuple[Column, Column]]:
     columns = [Column(), Column()]
     # What answers now goes first: the other side may have to take its place.
     for number in sorted((0, 1), key=lambda number: bool(sides[number].model)):
-        for column in _answer(desk, owner, question, pictures, sides[number]):
+        for column in _answer(desk, owner, question, pictures, sides[number], before):
             columns[number] = column
             yield columns[0], columns[1]
 
 
 def _answer(
-    desk: Desk, owner: str, question: str, pictures: Sequence[Picture], side: Side
+    desk: Desk,
+    owner: str,
+    question: str,
+    pictures: Sequence[Picture],
+    side: Side,
+    before: Before | None,
 ) -> Iterator[Column]:
     try:
-        backend = (yield from _load(desk, owner, side)) if side.model else desk.backend()
+        backend = (yield from _load(desk, owner, side, before)) if side.model else desk.backend()
         yield from _stream(backend, question, pictures, side.settings)
     except Gemma3VLError as error:
         yield Column("", str(error))
 
 
-def _load(desk: Desk, owner: str, side: Side) -> Generator[Column, None, Backend]:
-    if desk.models is None:
+def _load(
+    desk: Desk, owner: str, side: Side, before: Before | None
+) -> Generator[Column, None, Backend]:
+    if desk.models is None or before is None:
         raise ConversationError("This server has one model only.")
-    loading = desk.models.borrow(owner, side.model, side.weights)
+    loading = desk.models.borrow(owner, side.model, side.weights, before)
     while True:
         try:
             yield Column("", next(loading))

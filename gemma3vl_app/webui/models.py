@@ -8,7 +8,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,46 +97,43 @@ class Models:
             return
         yield from self._told(lambda: self.manager.swap(name, **_options(weights)))
 
-    def borrow(self, owner: str, name: str, weights: str) -> Generator[str, None, Backend]:
+    def borrow(
+        self, owner: str, name: str, weights: str, before: Before
+    ) -> Generator[str, None, Backend]:
         """Load a model beside the one that answers, or where there is no room, in its place.
 
-        Yields lines to show and returns the model's backend; `put_back` undoes what it did. Raises
-        as `act` does.
+        What was borrowed since `before` goes first. Yields lines to show and returns the model's
+        backend; `put_back` undoes what it did. Raises as `act` does.
         """
         self._check(owner, name)
         try:
             return (yield from self._told(lambda: self.manager.load(name, **_options(weights))))
         except LoadError:
+            self._unload_since(before)
             return (yield from self._told(lambda: self.manager.swap(name, **_options(weights))))
 
-    @contextmanager
-    def lending(self) -> Iterator[None]:
-        """Hold the right to `borrow` models; raises `ConversationError` while somebody has it."""
+    def lend(self) -> Before:
+        """Give the right to `borrow` models, until `put_back` is called with what this returns.
+
+        Raises `ConversationError` while somebody has it.
+        """
         if not self._lending.acquire(blocking=False):
             raise ConversationError("Somebody is comparing models just now. Try again in a while.")
-        try:
-            yield
-        finally:
-            self._lending.release()
+        names = frozenset(each.name for each in self.manager.resident)
+        return Before(self.manager.current_source, names)
 
     def put_back(self, before: Before) -> str:
-        """Let the models be as they were `before`; returns what went wrong, or ""."""
+        """Let the models be as they were before `lend`; returns what went wrong, or ""."""
         try:
             if before.current is not None and self.manager.current_source != before.current:
                 source, options = before.current
                 self.manager.swap(source, **options)
-            for each in self.manager.resident:
-                if not each.current and each.name not in before.names:
-                    self.manager.unload(each.name)
+            self._unload_since(before)
         except Gemma3VLError as error:
             return str(error)
+        finally:
+            self._lending.release()
         return ""
-
-    @property
-    def before(self) -> Before:
-        """How the models are now, for `put_back`."""
-        names = frozenset(each.name for each in self.manager.resident)
-        return Before(self.manager.current_source, names)
 
     def add_adapter(self, owner: str, text: str) -> str:
         """Give the model that answers an adapter, NAME=FOLDER or a folder; returns a line to show.
@@ -156,6 +152,11 @@ class Models:
             raise ConversationError("No model is loaded that an adapter could be for.")
         current.add_adapter(name, folder)
         return f"{name} is ready: choose it in the settings of the chat."
+
+    def _unload_since(self, before: Before) -> None:
+        for each in self.manager.resident:
+            if not each.current and each.name not in before.names:
+                self.manager.unload(each.name)
 
     def _check(self, owner: str, name: str) -> None:
         if not self._may_change(owner):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gemma3vl_app.errors import MemoryLimitError
+from gemma3vl_app.errors import EngineError, MemoryLimitError
 from gemma3vl_app.testing.scripted import ScriptedBackend
 from gemma3vl_app.webui import page as page_module
 
@@ -44,6 +44,40 @@ def test_what_was_written_and_not_sent_outlasts_a_reload(open_page, pictures):
     page.wait_for_messages(2)
     assert page.box.input_value() == ""
     assert page.names() == []
+
+
+def test_what_is_written_while_an_answer_fails_stays_behind_the_question_that_comes_back(open_page):
+    backend = ScriptedBackend(["Well "] * 3, seconds_per_chunk=0.5, error=EngineError("It broke."))
+    page = open_page(backend)
+    page.send("First question")
+    page.wait_for_text()
+    page.box.fill("and the next")
+    page.wait_for_line("It broke.")
+    page.page.wait_for_function("document.querySelector('#composer textarea').value.length > 15")
+    assert page.box.input_value() == "First question\nand the next"
+
+
+def test_a_draft_goes_along_to_a_new_conversation(open_page, pictures):
+    page = open_page(ScriptedBackend(["Yes."]))
+    page.send("Hello")
+    page.wait_for_answer()
+    page.attach(pictures[0])
+    page.box.fill("My draft")
+    page.page.locator("#shelf .new").click()
+    page.wait_for_messages(0)
+    page.page.wait_for_timeout(300)
+    assert (page.box.input_value(), page.names()) == ("My draft", ["red.png"])
+
+
+def test_a_setting_that_makes_no_sense_takes_no_pictures_away(open_page, pictures):
+    page = open_page(ScriptedBackend(["Yes."]))
+    page.attach(*pictures)
+    page.page.locator("#settings button").first.click()
+    page.page.get_by_label("Temperature").fill("warm")
+    page.page.get_by_label("Temperature").blur()
+    page.box.press_sequentially("Which?")
+    page.page.locator("#composer .note", has_text="temperature").wait_for()
+    assert page.names() == ["red.png", "blue.png"]
 
 
 def test_a_full_queue_is_told_and_the_question_stays(open_page, monkeypatch, browser):
