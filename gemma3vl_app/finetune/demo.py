@@ -24,8 +24,8 @@ from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 DATA = shipped_demo.DATA
-POOL_PICTURES, TEST_PICTURES = 8_000, 600
-LEG = demo_language.Leg(steps=760, learning_rate=8e-4)
+POOL_PICTURES, TEST_PICTURES = 10_000, 600
+LEG = demo_language.Leg(steps=1_350, learning_rate=8e-4)
 
 
 def main() -> None:
