@@ -63,8 +63,8 @@ DEMO = Entry(
         "and makes mistakes. This is a demo: for anything else load a larger model, such as 4b-it."
     ),
     size="demo",
-    parameters=271_066_112,
-    vision_parameters=2_844_864,
+    parameters=271_076_096,
+    vision_parameters=2_854_848,
     context_tokens=32_768,
     answer_tokens=160,  # the longest comparison it knows; on strange questions it repeats itself
 )

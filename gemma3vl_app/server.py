@@ -74,7 +74,7 @@ SAFETY_HEADERS = (
 _FOREIGN_FILE = re.compile(r"/file[=/]\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 # Each open page that waits for an answer holds a thread; the usual 40 would be gone on a busy day,
 # and with them "stop" and uploads.
-THREADS = 256
+THREADS = 200
 
 _log = logging.getLogger(__name__)
 

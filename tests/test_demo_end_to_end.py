@@ -83,7 +83,8 @@ def test_a_picture_of_a_later_turn_is_seen_beside_the_first(demo):
             told = chat.ask("Describe this picture.", images=[picture])
             words = "red circle", "blue square"
             assert says(told, *(words if picture is CIRCLE_AND_SQUARE else ["green triangle"]))
-        assert says(chat.ask("What shape is blue?"), "square")
+        assert says(chat.ask("What color is the square?"), "blue")
+        assert says(chat.ask("Where is the blue square?"), "bottom right")
 
 
 def test_in_a_batch_each_picture_gets_its_own_answer(demo, tmp_path):

@@ -55,6 +55,8 @@ def assemble(
         if placed != "disk":
             parts = {suffix: part.to(device) for suffix, part in parts.items()}
             _check_finite(parts, key, name)
+            if int8.SCALE in parts:  # once, and not with each token
+                parts[""] = int8.aligned(parts[""])
         _put(model, key, parts, dtype, device)
         report(Progress("load", done, total, "bytes", f"Loading {name}"))
     _compute_buffers(model, plan.device_map)

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 SCALE = ".scale"  # after the weight's own name
 LARGEST = 127
+ALIGNED_BYTES = 64  # one AVX-512 vector
 FEW_ROWS = 32  # up to here the CPU kernel that reads int8 beats turning the matrix into floats
 
 Parts = dict[str, torch.Tensor]
@@ -29,6 +30,17 @@ def quantise(weight: torch.Tensor) -> Parts:
     scale = torch.where(rounded < scale, above.float(), rounded)
     values = (weight.float() / scale[:, None]).round_().clamp_(-LARGEST, LARGEST)
     return {"": values.to(torch.int8), SCALE: scale}
+
+
+def aligned(weight: torch.Tensor) -> torch.Tensor:
+    """Return a matrix whose memory the CPU kernel may read.
+
+    On processors with AVX-512 it loads whole aligned vectors, and the process ends where a matrix
+    begins elsewhere: as those do that lie in a memory-mapped file, 8 bytes after the next.
+    """
+    if weight.device.type == "cpu" and weight.data_ptr() % ALIGNED_BYTES:
+        return weight.clone()
+    return weight
 
 
 class Int8Linear(torch.nn.Linear):
@@ -50,6 +62,7 @@ class Int8Linear(torch.nn.Linear):
         # The kernel has no gradient.
         differentiable = torch.is_grad_enabled() and input.requires_grad
         if input.device.type == "cpu" and len(rows) <= FEW_ROWS and not differentiable:
-            output = torch._weight_int8pack_mm(rows.contiguous(), self.weight, scale)  # (M, N)
+            weight = aligned(self.weight)  # weights on disk lie where they lie
+            output = torch._weight_int8pack_mm(rows.contiguous(), weight, scale)  # (M, N)
             return output.reshape(*input.shape[:-1], self.out_features)
         return linear(input, self.weight.to(input.dtype)) * scale

@@ -111,6 +111,10 @@ def layer(
         linear.weight = modules.Params4bit.from_prequantized(
             parts[""], stats, device=device, module=linear
         )
+        # Loading packs what is to be packed. Left to itself, bitsandbytes would pack in the first
+        # pass without gradients, the self-test's, and a training would learn nothing from then on.
+        untyped_linear: Any = linear
+        untyped_linear.support_avx512bf16_for_cpu = False
     return linear
 
 

@@ -21,6 +21,7 @@ from gemma3vl_app.cli import load as load_module
 from gemma3vl_app.cli.load import describe
 from gemma3vl_app.errors import EngineError, LoadError
 from gemma3vl_app.generation import Progress, Sample
+from gemma3vl_app.store import default_folder
 from gemma3vl_app.testing.scripted import ScriptedBackend
 
 
@@ -32,7 +33,7 @@ def backend(monkeypatch):
     def load(model, *, progress, **wishes):
         progress(Progress("weights", 1, 2, "tensors"))
         backend.wishes = {name: wish for name, wish in wishes.items() if wish not in ("auto", None)}
-        for name, path in (wishes["adapters"] or {}).items():
+        for name, path in (wishes.get("adapters") or {}).items():
             backend.add_adapter(name, path)
         return backend
 
@@ -293,4 +294,15 @@ def test_app_serves_the_model_and_says_where(backend, monkeypatch, run):
     code, out, _ = run("app", "--port", "7999")
     assert code == 0
     assert "http://127.0.0.1:7999" in out
-    assert served == {"backend": backend, "host": "127.0.0.1", "port": 7999, "find_port": False}
+    manager = served.pop("manager")
+    assert manager.current is None or manager.current is backend
+    assert served == {
+        "backend": backend,
+        "host": "127.0.0.1",
+        "port": 7999,
+        "find_port": False,
+        "logins": [],
+        "no_auth": False,
+        "offered": (),
+        "conversations": default_folder(),
+    }

@@ -31,7 +31,7 @@ def backend(monkeypatch, tmp_path):
     draw_pictures(tmp_path / "photos", "1.png", "2.png", "3.png")
     backend = NamingBackend(capabilities=replace(DEFAULT_CAPABILITIES, model="demo"))
 
-    def load(model, *, adapters, **wishes):
+    def load(model, *, adapters=None, **wishes):
         backend._closed = False  # by an earlier run
         for name, path in (adapters or {}).items():
             backend.add_adapter(name, path)

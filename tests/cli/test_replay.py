@@ -42,19 +42,19 @@ def test_answers_that_come_out_the_same_are_good_news(loaded, run, tmp_path):
     code, out, err = run("replay", saved(tmp_path, "one", "two"))
     assert (code, err) == (0, "")
     assert "2 answers, all as recorded." in out
-    assert (loaded["model"], loaded["weights"], loaded["revision"]) == ("demo", "fp32", None)
+    assert (loaded["model"], loaded["weights"], loaded.get("revision")) == ("demo", "fp32", None)
 
 
 def test_the_recorded_commit_and_precision_are_loaded(loaded, run, tmp_path):
     loaded["is"] = HUB
     assert run("replay", saved(tmp_path, "one", capabilities=HUB))[0] == 0
     assert (loaded["model"], loaded["weights"]) == ("google/gemma-3-4b-it", "nf4")
-    assert loaded["revision"] == "c" * 40
+    assert loaded.get("revision") == "c" * 40
 
 
 def test_another_place_and_precision_can_be_given(loaded, run, tmp_path):
     run("replay", saved(tmp_path, "one", capabilities=HUB), "--model", "demo", "--weights", "int8")
-    assert (loaded["model"], loaded["weights"], loaded["revision"]) == ("demo", "int8", None)
+    assert (loaded["model"], loaded["weights"], loaded.get("revision")) == ("demo", "int8", None)
 
 
 def test_a_difference_is_shown_and_is_exit_code_3(loaded, run, tmp_path):

@@ -69,6 +69,7 @@ def test_the_cpu_kernels_order_of_weights_can_be_undone_by_bitsandbytes(weight):
 @pytest.mark.skipif(not nf4.packs_for_cpu(), reason="needs AVX512-BF16")
 def test_a_packed_layer_computes_as_one_that_bitsandbytes_packs_itself(weight, inputs):
     theirs = nf4.layer(nf4.quantise(weight), (64, 192), torch.bfloat16, CPU).eval()
+    theirs.support_avx512bf16_for_cpu = functional.has_avx512bf16()  # our loading forbids it
     ours = nf4.layer(nf4.pack_for_cpu(nf4.quantise(weight)), (64, 192), torch.bfloat16, CPU).eval()
     x = inputs.to(torch.bfloat16)
     with torch.inference_mode():
@@ -110,6 +111,20 @@ def test_an_int8_layer_gives_the_same_for_few_and_many_rows(weight, rows, dtype)
     atol = 1e-4 if dtype == torch.float32 else 0.02
     assert torch.allclose(layer(x).float(), expected, atol=atol)
     assert layer(x).dtype == dtype
+
+
+@pytest.mark.parametrize("offset", [8, 24, 63])
+def test_an_int8_layer_reads_weights_that_lie_anywhere_as_in_a_mapped_file(weight, inputs, offset):
+    parts = int8.quantise(weight)
+    memory = torch.zeros(weight.numel() + 64, dtype=torch.int8)
+    begin = offset - memory.data_ptr() % 64
+    begin += 64 if begin < 0 else 0
+    moved = memory[begin : begin + weight.numel()].view(weight.shape).copy_(parts[""])
+    assert moved.data_ptr() % 64 == offset
+    layer = int8.Int8Linear({**parts, "": moved}, torch.bfloat16)
+    x = inputs.reshape(-1, 192)[:4].to(torch.bfloat16)
+    expected = int8.Int8Linear(parts, torch.bfloat16)(x)
+    assert torch.equal(layer(x), expected)
 
 
 def test_gradients_pass_through_an_int8_layer(weight, inputs):

@@ -36,7 +36,7 @@ def backend(monkeypatch):
 
     def load(model, **wishes):
         backend.loaded, backend._closed = model, False
-        for name, path in (wishes["adapters"] or {}).items():
+        for name, path in (wishes.get("adapters") or {}).items():
             backend.add_adapter(name, path)
         return backend
 
