@@ -61,13 +61,10 @@ def load_sec(folder: Path, weights: str, *, cache: Path) -> float:
     return float(output.split()[-1])
 
 
-def measure(source: str | Path, weights: str, *, cache: Path | None) -> Footprint:
-    """Load a model in a fresh process, and chat with it; Linux only.
-
-    `cache` is the folder for quantised weights, the usual one where it is None.
-    """
-    arguments = [sys.executable, "-m", __name__, str(source), weights]
-    environment = {**os.environ, **({"GEMMA3VL_CACHE": str(cache)} if cache else {})}
+def measure(folder: Path, weights: str, *, cache: Path) -> Footprint:
+    """Load the checkpoint `folder` in a fresh process, and chat with it; Linux only."""
+    arguments = [sys.executable, "-m", __name__, str(folder), weights]
+    environment = {**os.environ, "GEMMA3VL_CACHE": str(cache)}
     with subprocess.Popen(
         arguments, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

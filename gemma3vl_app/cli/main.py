@@ -162,6 +162,8 @@ def _set_up_logging(*, debug: bool) -> None:
         _PlainFormatter("%(levelname)s:%(name)s: %(message)s" if debug else "%(message)s")
     )
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
+    if not debug:  # it recommends a package that fetches code from the hub; ours does without
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _show_version(wanted: bool) -> None:
