@@ -326,7 +326,7 @@ def test_a_shared_step_that_fails_after_storing_its_tokens_is_repeated_rightly(
 
 
 def test_a_long_score_lets_running_answers_go_on(make_backend):
-    backend = make_backend()
+    backend = make_backend(unit_sec=1e-9)  # one unit between two steps, however quick
     running = backend.stream(Conversation().user("Go"), **FOREVER)
     first_token(running)
     calls = []
