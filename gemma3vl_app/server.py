@@ -128,8 +128,8 @@ def create_app(
     return app
 
 
-def launch(backend: Backend, *, host: str, port: int, wait: bool = True) -> gr.Blocks:
-    """Serve the page by gradio's own server until interrupted; without `wait`, return it at once.
+def launch(backend: Backend, *, host: str, port: int) -> None:
+    """Serve the page by gradio's own server until interrupted.
 
     For ZeroGPU, which starts with `Blocks.launch`. Everybody who reaches `host` may come in, and
     conversations last as long as the process. There is no health check.
@@ -138,7 +138,6 @@ def launch(backend: Backend, *, host: str, port: int, wait: bool = True) -> gr.B
     page.launch(
         server_name=host,
         server_port=port,
-        prevent_thread_lock=not wait,
         quiet=True,
         share=False,
         app_kwargs={
@@ -148,7 +147,6 @@ def launch(backend: Backend, *, host: str, port: int, wait: bool = True) -> gr.B
         },
         **_page_options(),
     )
-    return page
 
 
 def _page_options() -> dict[str, Any]:
@@ -292,9 +290,7 @@ def _fetch_nothing() -> None:
     """Take from gradio what fetches the addresses that a browser names in place of files."""
 
     async def refuse(*_: object, **__: object) -> str:
-        raise gr.Error(
-            "Addresses are not fetched here: send the file itself.", print_exception=False
-        )
+        return refuse_at_once()
 
     def refuse_at_once(*_: object, **__: object) -> str:
         raise gr.Error(

@@ -92,12 +92,11 @@ class Actions:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what the settings' schema becomes with a ready-made question, and its accordion.
 
-        Others than the one for data ask for plain text. A schema that somebody wrote stays theirs
-        where data is asked for.
+        Others than the one for data ask for plain text. A schema that somebody wrote stays theirs.
         """
-        if _text(event, "key") != composer.WITH_SCHEMA:
-            return gr.update(value=None), gr.skip()
         written = (schema or "").strip()
+        if _text(event, "key") != composer.WITH_SCHEMA:
+            return gr.update(value=None) if written == composer.SCHEMA else gr.skip(), gr.skip()
         return gr.update(value=written or composer.SCHEMA), gr.update(open=True)
 
     def halt(self, request: gr.Request, visit: Visit | None) -> None:

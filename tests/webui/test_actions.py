@@ -219,7 +219,8 @@ def test_asking_for_data_brings_a_schema_and_other_questions_take_it_away(action
     assert json.loads(schema["value"])["type"] == "object"
     assert settings["open"]
     assert chosen(composer.WITH_SCHEMA, '{"mine": 1}')[0]["value"] == '{"mine": 1}'
-    assert chosen("preset_short", '{"mine": 1}')[0]["value"] is None
+    assert chosen("preset_short", composer.SCHEMA)[0]["value"] is None
+    assert "value" not in chosen("preset_short", '{"mine": 1}')[0]
 
 
 def test_the_line_is_text():
