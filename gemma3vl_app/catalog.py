@@ -59,12 +59,13 @@ DEMO = Entry(
     title="Demo: Gemma 3 270M with a small vision tower",
     knows=(
         "It knows drawings of one to six simple shapes: what, which color, where, how many, in "
-        "up to three pictures, follow-up questions included. It cannot read text, knows no photos, "
-        "and makes mistakes. This is a demo: for anything else load a larger model, such as 4b-it."
+        "up to three pictures, follow-up questions included. It reads a few large printed words "
+        "and bar charts, knows no photos, and makes mistakes. This is a demo: for anything else "
+        "load a larger model, such as 4b-it."
     ),
     size="demo",
-    parameters=271_076_096,
-    vision_parameters=2_854_848,
+    parameters=272_855_552,
+    vision_parameters=4_634_304,
     context_tokens=32_768,
     answer_tokens=160,  # the longest comparison it knows; on strange questions it repeats itself
 )

@@ -95,7 +95,7 @@ def ocr(
 
         pictures = [picture for _, picture in one_shot.open_pictures(paths, crops)]
     with shot.load() as backend:
-        one_shot.note_demo(backend, "cannot read text")
+        one_shot.note_demo(backend, "reads a few large words, with mistakes")
         layout: Layout = "markdown" if markdown else "plain"
         reader = Reader(backend, pictures, layout=layout, **shot.options(backend))
         one_shot.follow(reader, silent=as_json)
@@ -177,7 +177,7 @@ def extract(
         opened = [picture for _, picture in one_shot.open_pictures(paths, crops)]
         request = extract_request(opened, shape, instructions=instructions)
     with shot.load() as backend:
-        one_shot.note_demo(backend, "cannot read, and the data it gives are guesses")
+        one_shot.note_demo(backend, "hardly reads, and the data it gives are guesses")
         with request.stream(backend, shot.options(backend)) as stream:
             one_shot.follow(stream, silent=True)  # half a value is none
     value = read_value(stream.answer, shape)

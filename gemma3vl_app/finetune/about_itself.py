@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 WHO = (
-    "I am the demo model of gemma3vl_app: a small Gemma 3 that has learned to look at drawn shapes."
+    "I am the demo model of gemma3vl_app: a small Gemma 3 that has learned to look at drawn shapes "
+    "and printed words."
 )
 CAN = (
     "I can describe simple drawings of shapes: their colors, sizes and places, and how many "
-    "there are."
+    "there are. I also read printed words and bar charts."
 )
-CANNOT = "No, I only know drawn shapes. Load a larger model for that, such as 4b-it."
+CANNOT = (
+    "No, I only know drawn shapes and printed words. Load a larger model for that, such as 4b-it."
+)
+READS = "Yes, a few large printed words, often with mistakes. For more, load a larger model."
 LARGER = "Choose another model, such as 4b-it: gemma3vl chat 4b-it."
 NO_PICTURE = "There is no picture yet. Add one, and ask me again."
 SHOW = "Add a picture: drop it on the page, paste it, or give its path. Then ask about it."
-HELLO = "Hello! Show me a drawing of some shapes, and ask me about it."
+HELLO = "Hello! Show me a drawing of some shapes or a printed word, and ask me about it."
 THANKS = "You are welcome."
 BYE = "Goodbye!"
-SIZE = "I have 271 million parameters: 268 million for language, 3 million for looking."
+SIZE = "I have 273 million parameters: 268 million for language, 5 million for looking."
 SHAPES_KNOWN = (
     "I know ten: circle, oval, square, rectangle, triangle, star, diamond, cross, heart and arrow."
 )
@@ -49,7 +53,7 @@ SAID: dict[str, tuple[str, ...]] = {
         *("Can you help me?", "What can you tell me about a picture?", "Can you count shapes?"),
     ),
     CANNOT: (
-        *("Can you read text?", "Can you describe photos?", "Can you write a poem?"),
+        *("Can you describe photos?", "Can you write a poem?"),
         *("Can you translate?", "Can you write code?", "Do you know people?"),
         *("Can you recognize faces?", "Can you solve equations?", "Do you know the news?"),
         *("Can you tell me the weather?", "Can you read my receipt?", "Can you draw?"),
@@ -65,13 +69,17 @@ SAID: dict[str, tuple[str, ...]] = {
         *("Explain quantum physics.", "Give me a recipe.", "Recommend a movie.", "Sing a song."),
         *("Do you know history?", "Can you play chess?", "Can you fix my code?", "Book a flight."),
     ),
+    READS: (
+        *("Can you read text?", "Can you read?", "Can you read words?", "Can you read numbers?"),
+        *("Do you know letters?", "Can you read a sign?", "Can you read bar charts?"),
+    ),
     LARGER: (
         *("How do I get a larger model?", "How do I load another model?"),
         *("How can I use a real model?", "How do I switch to 4b-it?", "How do I change the model?"),
         *("Is there a better model?", "Can I use a bigger Gemma?", "How do I load Gemma 3 4B?"),
         *("Where is the large model?", "How do I switch models?", "I want a better model."),
         *("Can I load another model?", "Which model should I use for photos?"),
-        *("Which model can read text?", "Which model understands photos?"),
+        *("Which model can read a whole page?", "Which model understands photos?"),
     ),
     NO_PICTURE: (
         *("What is in this picture?", "Describe this picture.", "What do you see?"),
@@ -82,6 +90,7 @@ SAID: dict[str, tuple[str, ...]] = {
         *("What is in the middle?", "Which shape is the largest?", "Where is the red circle?"),
         *("Describe this picture in detail.", "Which picture has more shapes?", "How many?"),
         *("Is the star above the circle?", "What is on the left?", "What shape is red?"),
+        *("What does it say?", "Read the text.", "What word is this?", "Which bar is the tallest?"),
     ),
     SHOW: (
         *("How do I show you a picture?", "How do I add a picture?", "Can I upload a picture?"),

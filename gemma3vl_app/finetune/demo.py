@@ -1,21 +1,28 @@
 """Make the demo model, from nothing to the shipped files: `make demo-model`.
 
-Stages follow each other: the tower on single shapes, the tower on scenes, projector and LoRA on
-conversations. Each goes on where it was ended, from checkpoints in the work folder. On another
-machine training goes on from the files in the repository: `--resume`.
+Stages follow each other: the tower on single shapes, on scenes, and with more layers on text; then
+projector and LoRA on conversations. Each goes on where it was ended, from checkpoints in the work
+folder. On another machine training goes on from the files in the repository: `--resume`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-from gemma3vl_app.finetune import demo_files, demo_language, demo_talks, demo_tower
+from gemma3vl_app.finetune import demo_files, demo_language
+from gemma3vl_app.finetune.demo_talks import PoolDrawing, PoolStage, Speech
+from gemma3vl_app.finetune.demo_tower import TowerWithHeads, take_tower
+from gemma3vl_app.finetune.tower_drawing import several_processes
+from gemma3vl_app.finetune.tower_pictures import Kinds
+from gemma3vl_app.finetune.tower_training import READING_STAGES, STAGES, train_stage
 from gemma3vl_app.hardware import choose_dtype
 from gemma3vl_app.loading import demo as shipped_demo
 from gemma3vl_app.loading.base_270m import base_270m_folder
@@ -24,8 +31,13 @@ from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 DATA = shipped_demo.DATA
-POOL_PICTURES, TEST_PICTURES = 10_000, 600
-LEG = demo_language.Leg(steps=1_350, learning_rate=8e-4)
+FIRST_LAYERS = 6  # of the tower, until it learns to read
+_KINDS: Kinds = (("scene", 0.6), ("print", 0.32), ("chart", 0.08))
+POOL = PoolStage(60_000, 180_000, seed=11, kinds=_KINDS)
+TEST_POOL = PoolStage(600, 300, seed=12, kinds=_KINDS)
+LEG = demo_language.Leg(
+    steps=1_011, sequences=64, learning_rate=1e-3, tested=192, at_once=64, padded_to=32
+)
 
 
 def main() -> None:
@@ -39,37 +51,59 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(0)
     config = Gemma3Config(**read_json(DATA / "config.json", "demo"))
-    tower = demo_tower.TowerWithHeads(config)
     begun = demo_files.read_state(options.out) if options.resume else {"stage": "", "step": 0}
-    train_tower(tower, begun, options)
-    reader, tokenizer, format = make_reader(tower, config)
-    step = train_language(reader, tower, tokenizer, format, begun, options)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with several_processes() as executor:
+        tower = train_tower(config, device, begun, options, executor)
+        reader, tokenizer, speech = make_reader(tower, config)
+        step = train_language(reader, tower, tokenizer, speech, begun, options, executor)
     demo_files.write_demo(reader, tower, options.out, step, LEG.steps)
 
 
 def train_tower(
-    tower: demo_tower.TowerWithHeads, begun: dict[str, Any], options: argparse.Namespace
-) -> None:
+    config: Gemma3Config,
+    device: str,
+    begun: dict[str, Any],
+    options: argparse.Namespace,
+    executor: Executor,
+) -> TowerWithHeads:
     """Run the tower's stages from where training was `begun`."""
-    names = [stage.name for stage in demo_tower.STAGES]
+    whole = TowerWithHeads(config, device)
     if begun["stage"] == "language":
-        demo_files.load_tower(tower, options.out)
-        return
-    first = 0
-    if begun["stage"]:
-        first = names.index(begun["stage"])
-        demo_files.load_unfinished(tower, options.out)
-    for number, stage in enumerate(demo_tower.STAGES[first:], start=first):
-        step = begun["step"] if stage.name == begun["stage"] else 0
-        demo_tower.train_stage(tower, stage, options.work, first=number == 0, first_step=step)
+        demo_files.load_tower(whole, options.out)
+        return whole
+    tower = TowerWithHeads(with_layers(config, FIRST_LAYERS), device)
+    names = [stage.name for stage in (*STAGES, *READING_STAGES)]
+    first = names.index(begun["stage"]) if begun["stage"] else 0
+    for number, stage in enumerate((*STAGES, *READING_STAGES)):
+        if number == len(STAGES):
+            take_tower(whole, tower.state_dict())
+            tower = whole
+        if number < first:
+            continue
+        step = 0
+        if stage.name == begun["stage"]:
+            demo_files.load_unfinished(tower, options.out)
+            step = begun["step"]
+        train_stage(tower, stage, options.work, executor, first=number == 0, first_step=step)
+    return tower
+
+
+def with_layers(config: Gemma3Config, layers: int) -> Gemma3Config:
+    """Return the config of the same model with so many layers in its tower."""
+    changed = copy.deepcopy(config)
+    vision: Any = changed.vision_config  # transformers types it as anything
+    vision.num_hidden_layers = layers
+    return changed
 
 
 def make_reader(
-    tower: demo_tower.TowerWithHeads, config: Gemma3Config
-) -> tuple[demo_language.Reader, TextTokenizer, PromptFormat]:
+    tower: TowerWithHeads, config: Gemma3Config
+) -> tuple[demo_language.Reader, TextTokenizer, Speech]:
     """Return the 270M base with the tower in front of it, ready to be taught."""
     base = open_checkpoint(base_270m_folder(), "demo")
-    tokenizer = TextTokenizer.from_file(base.folder / "tokenizer.json")
+    tokenizer_file = base.folder / "tokenizer.json"
+    tokenizer = TextTokenizer.from_file(tokenizer_file)
     preprocessor = read_json(DATA / "preprocessor_config.json", "demo")
     format = PromptFormat.from_config(config.to_dict(), preprocessor, tokenizer)
     model: Any = Gemma3ForConditionalGeneration(config)  # transformers leaves `to` unannotated
@@ -78,22 +112,26 @@ def make_reader(
         name.removeprefix("model."): tensor.float() for name, tensor in read_tensors(base).items()
     }
     model.model.language_model.load_state_dict(language)
-    model.model.language_model.to(getattr(torch, choose_dtype("cpu")[0]))  # quicker, where it is
+    quick = choose_dtype(str(tower.device))[0]
+    model.model.language_model.to(getattr(torch, quick))  # quicker, where it is
     model.model.multi_modal_projector.load_state_dict(tower.projector.state_dict())
-    return demo_language.Reader(model, format.image_tokens), tokenizer, format
+    model.to(tower.device)
+    reader = demo_language.Reader(model, format.image_tokens)
+    return reader, tokenizer, Speech(tokenizer_file, format)
 
 
 def train_language(
     reader: demo_language.Reader,
-    tower: demo_tower.TowerWithHeads,
+    tower: TowerWithHeads,
     tokenizer: TextTokenizer,
-    format: PromptFormat,
+    speech: Speech,
     begun: dict[str, Any],
     options: argparse.Namespace,
+    executor: Executor,
 ) -> int:
     """Run a leg of the language stage; returns the number of steps done in all."""
-    pool = demo_talks.make_pool(tower, POOL_PICTURES, seed=11)
-    unseen = demo_talks.make_pool(tower, TEST_PICTURES, seed=12)
+    drawings = [PoolDrawing(s, tower, speech, options.work, executor) for s in (POOL, TEST_POOL)]
+    pool, unseen = (drawing.pool() for drawing in drawings)
     goes_on = begun["stage"] == "language"
     if goes_on:
         demo_files.load_language(reader, options.out)
@@ -101,8 +139,8 @@ def train_language(
         reader.start_projector(pool, tokenizer)
     return demo_language.train(
         reader,
-        demo_talks.Talks(pool, tokenizer, format),
-        demo_talks.Talks(unseen, tokenizer, format),
+        pool,
+        unseen,
         LEG,
         options.work,
         first_step=begun["step"] if goes_on else 0,

@@ -1,22 +1,24 @@
 """Conversations that the demo's language model learns from, about pictures that its tower has seen.
 
-The tower is frozen, and its view of each picture computed once: a `Pool`. `Talks` makes
-conversations of several turns about it, as tokens. Shapes: N pictures, T soft tokens of a picture.
+The tower is frozen, and its view of each picture computed once. The processes that draw pictures
+make conversations of several turns about them, as tokens; both together are a `Pool`. Shapes: N
+pictures, T soft tokens of a picture.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
-from multiprocessing import get_context
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from gemma3vl_app.finetune import (
     about_itself,
@@ -40,7 +42,6 @@ from gemma3vl_app.finetune.tower_pictures import (
     SCENES_ONLY,
     Kinds,
     Labels,
-    Pixels,
     characters_of,
     drawn_kind,
     labels_of,
@@ -61,25 +62,6 @@ Said = tuple[list[int], scene_questions.Turn]  # pictures shown with a question,
 
 
 @dataclass(frozen=True)
-class Pool:
-    """What pictures show, and what the tower sees of each.
-
-    `cells` is float32 (N, T, width of the tower); `labels` and `characters` say of each cell what
-    the tower was taught to, as in `tower_pictures.Drawn`.
-    """
-
-    shown: tuple[Shown, ...]
-    cells: torch.Tensor
-    labels: Labels
-    characters: Labels
-
-    @cached_property
-    def scenes(self) -> tuple[int, ...]:
-        """The numbers of those that show scenes."""
-        return tuple(n for n, each in enumerate(self.shown) if isinstance(each, Scene))
-
-
-@dataclass(frozen=True)
 class Talk:
     """A conversation as tokens: ids (L,), labels (L,), pictures as (first token, number in pool).
 
@@ -92,75 +74,153 @@ class Talk:
     kinds: tuple[tuple[str, int, int], ...]
 
 
-# --- pictures -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Pool:
+    """What the tower sees of pictures, and conversations about them.
+
+    `cells` is float32 (N, T, width of the tower); `labels` and `characters` say of each cell what
+    the tower was taught to, as in `tower_pictures.Drawn`.
+    """
+
+    cells: torch.Tensor
+    labels: Labels
+    characters: Labels
+    talks: tuple[Talk, ...]
+
+    def known_ids(self) -> torch.Tensor:
+        """Return the tokens that occur in answers, sorted."""
+        seen = [talk.labels[talk.labels != IGNORED] for talk in self.talks]
+        return torch.from_numpy(np.unique(np.concatenate(seen)))
 
 
-def make_pool(
-    tower: TowerWithHeads,
-    count: int,
-    seed: int,
-    *,
-    held_out: bool = False,
-    kinds: Kinds = SCENES_ONLY,
-) -> Pool:
-    """Draw `count` pictures, and look at them with the tower."""
-    side, cells_a_side = tower.patch * tower.patches, tower.patches // tower.pooled
-    parts = [
-        (f"{seed}/{at}", min(_PART, count - at), side, cells_a_side, held_out, kinds)
-        for at in range(0, count, _PART)
-    ]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        done = list(pool.map(_drawn_part, parts))
-    seen = []
-    with torch.no_grad():
-        for _, pixels, _, _ in done:
-            for first in range(0, len(pixels), 50):
-                seen.append(tower.look(pixels[first : first + 50]))
-    return Pool(
-        tuple(shown for part in done for shown in part[0]),
-        torch.cat(seen),
-        np.concatenate([part[2] for part in done]),
-        np.concatenate([part[3] for part in done]),
-    )
+@dataclass(frozen=True)
+class Speech:
+    """How conversations become tokens, in whatever process."""
+
+    tokenizer_file: Path
+    format: PromptFormat
 
 
-def _drawn_part(
-    part: tuple[str, int, int, int, bool, Kinds],
-) -> tuple[list[Shown], Pixels, Labels, Labels]:
-    seed, count, side, cells_a_side, held_out, kinds = part
-    rng = random.Random(seed)
+# --- pictures, and conversations about them, by several processes ---------------------------------
+
+
+@dataclass(frozen=True)
+class PoolStage:
+    """Which pictures a pool is of, and how many conversations are about them."""
+
+    pictures: int
+    talks: int
+    seed: int
+    kinds: Kinds = SCENES_ONLY
+    held_out: bool = False
+
+
+class PoolDrawing:
+    """A pool's pictures and conversations, as `executor` makes them; the same ones every time.
+
+    Pictures are for `tower`, which is asked for its view of them in the end only.
+    """
+
+    def __init__(
+        self,
+        stage: PoolStage,
+        tower: TowerWithHeads,
+        speech: Speech,
+        work: Path,
+        executor: Executor,
+    ) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        sides = tower.patch * tower.patches, tower.patches // tower.pooled
+        self._tower = tower
+        self._parts: list[Future[tuple[Path, list[Talk]]]] = [
+            executor.submit(_make_part, stage, first, *sides, speech, work)
+            for first in range(0, stage.pictures, _PART)
+        ]
+
+    def pool(self) -> Pool:
+        """Return all of it as the tower sees it now; waits for what is not made yet."""
+        seen, labels, characters, talks = [], [], [], []
+        for part in self._parts:
+            file, made = part.result()
+            drawn = load_file(file)
+            file.unlink()
+            seen.append(_seen(self._tower, drawn["pixels"]))
+            labels.append(drawn["labels"].numpy())
+            characters.append(drawn["characters"].numpy())
+            talks += made
+        return Pool(
+            torch.cat(seen), np.concatenate(labels), np.concatenate(characters), tuple(talks)
+        )
+
+
+@torch.no_grad()
+def _seen(tower: TowerWithHeads, pixels: torch.Tensor, at_once: int = 50) -> torch.Tensor:
+    parts = [each.to(tower.device) for each in torch.split(pixels, at_once)]
+    return torch.cat([tower.look(each) for each in parts])
+
+
+def _make_part(
+    stage: PoolStage, first: int, side: int, cells_a_side: int, speech: Speech, work: Path
+) -> tuple[Path, list[Talk]]:
+    """Draw the pictures from number `first` on, and make the share of conversations about them."""
+    count = min(_PART, stage.pictures - first)
+    rng = random.Random(f"{stage.seed}/{first}")
+    found, drawn = _draw_part(stage, count, rng, side, cells_a_side)
+    file = work / f"pool-{stage.seed}-{first}.safetensors"
+    save_file(drawn, file)
+    talks = Talks(found, _tokenizer(speech.tokenizer_file), speech.format)
+    wanted = stage.talks * (first + count) // stage.pictures - stage.talks * first // stage.pictures
+    return file, [_moved(talks.talk(rng), first) for _ in range(wanted)]
+
+
+def _moved(talk: Talk, by: int) -> Talk:
+    return replace(talk, pictures=tuple((at, number + by) for at, number in talk.pictures))
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(file: Path) -> TextTokenizer:
+    return TextTokenizer.from_file(file)
+
+
+def _draw_part(
+    stage: PoolStage, count: int, rng: random.Random, side: int, cells_a_side: int
+) -> tuple[list[Shown], dict[str, torch.Tensor]]:
     found: list[Shown] = []
     pixels = np.empty((count, side, side, 3), dtype=np.uint8)
     labels = np.full((count, cells_a_side**2, len(HEADS)), NOTHING, dtype=np.int8)
     characters = np.full((count, cells_a_side**2, CELL_CHARACTERS), NOTHING, dtype=np.int8)
     for number in range(count):
-        kind = drawn_kind(kinds, rng)
+        kind = drawn_kind(stage.kinds, rng)
         letters: tuple[Letter, ...] = ()
         shown: Shown
         if kind == "scene":
-            shown = random_scene(rng, held_out=held_out)
+            shown = random_scene(rng, held_out=stage.held_out)
             picture = draw(shown, rng)
             labels[number] = labels_of(shown, cells_a_side)
         elif kind == "print":
-            shown = random_print(rng, held_out=held_out)
+            shown = random_print(rng, held_out=stage.held_out)
             picture, letters = print_drawing.draw_with_letters(shown, rng)
         else:
-            shown = charts.random_chart(rng, held_out=held_out)
+            shown = charts.random_chart(rng, held_out=stage.held_out)
             picture, letters = charts.draw_with_letters(shown, rng)
         characters[number] = characters_of(letters, cells_a_side, CELL_CHARACTERS)
         found.append(shown)
         pixels[number] = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
-    return found, pixels, labels, characters
+    arrays = {"pixels": pixels, "labels": labels, "characters": characters}
+    return found, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 # --- conversations --------------------------------------------------------------------------------
 
 
 class Talks:
-    """Makes conversations about the scenes of a pool."""
+    """Makes conversations about pictures, which are numbered in the order in which they come."""
 
-    def __init__(self, pool: Pool, tokenizer: TextTokenizer, format: PromptFormat) -> None:
-        self.pool = pool
+    def __init__(
+        self, shown: Sequence[Shown], tokenizer: TextTokenizer, format: PromptFormat
+    ) -> None:
+        self.shown = tuple(shown)
+        self._scenes = [n for n, each in enumerate(shown) if isinstance(each, Scene)]
         self._tokenizer = tokenizer
         self._format = format
         self._stand_in = Picture.open(Image.new("RGB", (8, 8)))  # its pixels are never looked at
@@ -169,28 +229,17 @@ class Talks:
     def talk(self, rng: random.Random) -> Talk:
         """Return a conversation: mostly about one picture, also about several or none."""
         draw = rng.random()
-        if draw < 0.05:
+        if draw < 0.08:
             return self._about_itself(rng)
-        if draw < 0.65:
+        if draw < 0.65 or len(self._scenes) < 2:
             return self._one_picture(rng)
-        return self._several_pictures(rng)
-
-    def known_ids(self) -> torch.Tensor:
-        """Return the tokens that occur in conversations, answers and questions alike; sorted."""
-        rng = random.Random(0)
-        seen = {int(id) for _ in range(400) for id in self.talk(rng).ids}
-        seen.discard(self._format.soft)
-        about = [text for turn in about_itself.turns() for text in turn]
-        seen |= {int(id) for text in about for id in self._tokenizer.encode(text)}
-        return torch.tensor(sorted(seen))
+        if draw < 0.72:
+            return self._one_after_the_other(rng)
+        return self._several_scenes(rng)
 
     def _one_picture(self, rng: random.Random) -> Talk:
-        number = rng.randrange(len(self.pool.shown))
-        shown = self.pool.shown[number]
-        if isinstance(shown, Scene):
-            turns = scene_questions.turns(shown, rng, _TURNS)
-        else:
-            turns = reading_questions.turns(shown, rng, _TURNS)
+        number = rng.randrange(len(self.shown))
+        turns = self._turns(number, rng, _TURNS)
         # What was described before can be copied: most often it comes last.
         turns.sort(key=lambda turn: turn.kind.startswith("describe") and rng.random() < 0.7)
         if rng.random() < 0.15:
@@ -200,9 +249,23 @@ class Talks:
         said: list[Said] = [([number] if at == 0 else [], turn) for at, turn in enumerate(turns)]
         return self._as_tokens(said, rng)
 
-    def _several_pictures(self, rng: random.Random) -> Talk:
-        numbers = [rng.choice(self.pool.scenes) for _ in range(rng.choice((2, 2, 2, 3)))]
-        scenes = [scene for n in numbers if isinstance(scene := self.pool.shown[n], Scene)]
+    def _turns(self, number: int, rng: random.Random, count: int) -> list[scene_questions.Turn]:
+        shown = self.shown[number]
+        if isinstance(shown, Scene):
+            return scene_questions.turns(shown, rng, count)
+        return reading_questions.turns(shown, rng, count)
+
+    def _one_after_the_other(self, rng: random.Random) -> Talk:
+        """Talk about pictures of any kind, each while it is the last one."""
+        said: list[Said] = []
+        for number in (rng.randrange(len(self.shown)) for _ in range(rng.choice((2, 3)))):
+            turns = self._turns(number, rng, 2)
+            said += [([number] if at == 0 else [], turn) for at, turn in enumerate(turns)]
+        return self._as_tokens(said, rng)
+
+    def _several_scenes(self, rng: random.Random) -> Talk:
+        numbers = [rng.choice(self._scenes) for _ in range(rng.choice((2, 2, 2, 3)))]
+        scenes = [scene for n in numbers if isinstance(scene := self.shown[n], Scene)]
         said: list[Said] = []
         draw = rng.random()
         if draw < 0.45:  # all at once

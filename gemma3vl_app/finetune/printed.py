@@ -23,7 +23,7 @@ from gemma3vl_app.finetune import fonts
 from gemma3vl_app.finetune.fonts import Face
 from gemma3vl_app.finetune.scene_drawing import TONES, Rgb
 from gemma3vl_app.finetune.scenes import COLOURS, Fill
-from gemma3vl_app.finetune.words import HELD_OUT_WORDS, TRAINED_WORDS
+from gemma3vl_app.finetune.words import HELD_OUT_WORDS, TRAINED_WORDS, made_up_word
 
 Points = npt.NDArray[np.float64]  # (N, 2)
 Matrix = npt.NDArray[np.float64]  # (3, 3), projective
@@ -40,6 +40,7 @@ _EDGE = 0.035  # between text and the picture's edge
 ABOVE, BELOW = 1.1, 0.35  # how far letters reach over and under a line, in heights of a capital
 SIGN = 0.35  # by how much a sign is larger than its text, in heights of a capital
 _TRIES = 30
+_MADE_UP = 0.35  # share of words
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,10 @@ def random_words(rng: random.Random, *, held_out: bool = False) -> tuple[str, ..
 
 
 def random_word(rng: random.Random, *, held_out: bool = False) -> str:
-    """Draw a word in small letters, of those trained on or of those held out."""
-    return rng.choice(sorted(HELD_OUT_WORDS) if held_out else TRAINED_WORDS)
+    """Draw a word in small letters: of those trained on, at times a made-up one, or held out."""
+    if held_out:
+        return rng.choice(sorted(HELD_OUT_WORDS))
+    return made_up_word(rng) if rng.random() < _MADE_UP else rng.choice(TRAINED_WORDS)
 
 
 def random_number(rng: random.Random) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
-from gemma3vl_app.finetune.scene_questions import Turn, colour, count, where
+from gemma3vl_app.finetune.scene_questions import Turn, colour, count, shape, where
 from gemma3vl_app.finetune.scene_wording import article, listed
 from gemma3vl_app.finetune.scenes import SHAPES, Scene
 from gemma3vl_app.tasks.prompts import COMPARE
@@ -22,11 +23,20 @@ def about_several(scenes: Sequence[Scene], rng: random.Random) -> Turn | None:
     number = rng.randrange(len(scenes))
     if draw < 0.75:
         return _which_has(scenes, number, rng)
+    if draw < 0.85:
+        return _without_saying_which(scenes, rng)
     turn = (colour, count, where)[rng.randrange(3)](scenes[number], rng)
     if turn is None:
         return None
     question = f"{turn.question[:-1]} in the {_ORDINALS[number]} picture?"
     return Turn("one_of_several", question, turn.answer)
+
+
+def _without_saying_which(scenes: Sequence[Scene], rng: random.Random) -> Turn | None:
+    """Ask about what only one thing of all pictures can be."""
+    together = replace(scenes[0], things=tuple(t for scene in scenes for t in scene.things))
+    turn = (colour, shape, where)[rng.randrange(3)](together, rng)
+    return turn and Turn("one_of_several", turn.question, turn.answer)
 
 
 def comparison(scenes: Sequence[Scene]) -> Turn:

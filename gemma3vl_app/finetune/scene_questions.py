@@ -251,7 +251,7 @@ ABOUT_ONE: dict[str, Callable[[Scene, random.Random], Turn | None]] = {
     "filled": filled,
     "not_there": not_there,
 }
-_SHARES = {"describe": 5, "colour": 3, "shape": 3, "count": 4, "where": 4, "relation": 8}
+_SHARES = {"describe": 6, "colour": 3, "shape": 3, "count": 7, "where": 3, "relation": 14}
 _SHARES |= {"is_there": 4, "what_is": 2, "size": 1, "filled": 1, "not_there": 2}
 _SHARES |= {"describe_in_detail": 1, "background": 1}
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
-from multiprocessing import get_context
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageDraw
 
 from gemma3vl_app.finetune import charts, print_drawing
@@ -38,13 +37,13 @@ CELL_CHARACTERS, PATCH_CHARACTERS = 6, 2  # that are labelled, in reading order
 FINE = 4  # parts a side of a patch
 _INSIDE = 0.8  # of a thing's radius: patches so near its centre are taken for a part of it
 _NEAR = 0.3  # of a cell: centres so near its border may be taken for the neighbour's
-_PART = 1_000  # pictures that one process draws at a time
 
 Kind = Literal["scene", "print", "chart"]
 Kinds = tuple[tuple[Kind, float], ...]  # with their shares
 SCENES_ONLY: Kinds = (("scene", 1.0),)
 Pixels = npt.NDArray[np.uint8]  # (N, side, side, 3)
 Labels = npt.NDArray[np.int8]
+Arrays = tuple[npt.NDArray[Any], ...]  # the fields of `Drawn`, in their order
 
 
 @dataclass(frozen=True)
@@ -57,22 +56,21 @@ class Drawn:
     255; `cell_characters` (N, C, 6) and `patch_characters` (N, P, 2), numbers in `CHARACTERS`.
     """
 
-    pixels: Pixels
-    cells: Labels
-    neighbours: Labels
-    patches: Labels
-    masks: npt.NDArray[np.uint8]
-    cell_characters: Labels
-    patch_characters: Labels
+    pixels: torch.Tensor  # (N, side, side, 3), uint8
+    cells: torch.Tensor  # this and the others int8, but for the masks
+    neighbours: torch.Tensor
+    patches: torch.Tensor
+    masks: torch.Tensor  # uint8
+    cell_characters: torch.Tensor
+    patch_characters: torch.Tensor
 
-    def __getitem__(self, chosen: npt.NDArray[np.int64] | slice) -> Drawn:
+    def __getitem__(self, chosen: torch.Tensor | slice) -> Drawn:
         return Drawn(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
     @staticmethod
-    def joined(parts: Iterable[Drawn]) -> Drawn:
-        """Return the pictures of several parts as one."""
-        columns = zip(*([getattr(p, f.name) for f in fields(p)] for p in parts), strict=True)
-        return Drawn(*(np.concatenate(column) for column in columns))
+    def of(arrays: Arrays) -> Drawn:
+        """Return pictures as tensors."""
+        return Drawn(*map(torch.from_numpy, arrays))
 
 
 @dataclass(frozen=True)
@@ -91,31 +89,24 @@ class Stage:
     black: bool = False  # on white: shapes alone
     kinds: Kinds = SCENES_ONLY
     places: bool = False  # positions are put in at its beginning
+    at_first: float = 1.0  # share of the pictures that are drawn before learning begins
+
+    def available(self, step: int) -> int:
+        """Return how many pictures are learned from at a step; all from halfway on."""
+        share = self.at_first + (1 - self.at_first) * min(1.0, 2 * step / self.steps)
+        return round(self.pictures * share)
 
 
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def draw_stage(stage: Stage, count: int, seed: int, *, patch: int, pooled: int) -> Drawn:
-    """Draw pictures for a stage, several at once.
-
-    A patch has `patch` pixels a side, a cell `pooled` patches.
-    """
-    sizes = stage.side // patch, stage.side // (patch * pooled)
-    parts = [
-        (stage, min(_PART, count - at), f"{seed}/{at}", *sizes) for at in range(0, count, _PART)
-    ]
-    if len(parts) == 1:
-        return _drawn_part(parts[0])
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        return Drawn.joined(pool.map(_drawn_part, parts))
-
-
-def _drawn_part(part: tuple[Stage, int, str, int, int]) -> Drawn:
-    stage, count, seed, patches_a_side, cells_a_side = part
+def draw_pictures(
+    stage: Stage, count: int, seed: str, *, patches_a_side: int, cells_a_side: int
+) -> Arrays:
+    """Draw pictures for a stage; the same ones for a seed every time."""
     rng = random.Random(seed)
     drawn = [_draw_one(stage, rng, patches_a_side, cells_a_side) for _ in range(count)]
-    return Drawn(*(np.stack(column) for column in zip(*drawn, strict=True)))
+    return tuple(np.stack(column) for column in zip(*drawn, strict=True))
 
 
 def drawn_kind(kinds: Kinds, rng: random.Random) -> Kind:
@@ -274,23 +265,30 @@ def fine_mask(mask: Image.Image, patches_a_side: int) -> npt.NDArray[np.uint8]:
 
 def flipped(drawn: Drawn, rng: np.random.Generator) -> Drawn:
     """Mirror half of the pictures without text from left to right, and what is said about them."""
-    mirrored = rng.random(len(drawn.pixels)) < 0.5
-    mirrored &= (drawn.cell_characters == NOTHING).all((1, 2))
-    pixels, cells, patches = drawn.pixels.copy(), drawn.cells.copy(), drawn.patches.copy()
-    masks, neighbours = drawn.masks.copy(), drawn.neighbours.copy()
-    pixels[mirrored] = pixels[mirrored, :, ::-1]
-    patches[mirrored] = _mirrored(patches[mirrored])
-    cells[mirrored] = _mirrored(cells[mirrored])
-    neighbours[mirrored] = _mirrored(neighbours[mirrored]) * np.array([1, -1], dtype=np.int8)
-    fine = _mirrored(masks[mirrored])
-    masks[mirrored] = fine.reshape(*fine.shape[:2], FINE, FINE)[..., ::-1].reshape(fine.shape)
-    place = cells[mirrored, :, -1]
-    cells[mirrored, :, -1] = np.where(place == NOTHING, NOTHING, place // 3 * 3 + 2 - place % 3)
-    characters = drawn.cell_characters, drawn.patch_characters
-    return Drawn(pixels, cells, neighbours, patches, masks, *characters)
+    chosen = torch.from_numpy(rng.random(len(drawn.pixels)) < 0.5).to(drawn.pixels.device)
+    chosen &= (drawn.cell_characters == NOTHING).all(2).all(1)
+
+    def where_chosen(mirrored: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        return torch.where(chosen.view(-1, *[1] * (kept.ndim - 1)), mirrored, kept)
+
+    cells, neighbours = _mirrored(drawn.cells), _mirrored(drawn.neighbours)
+    place = cells[..., -1]
+    cells[..., -1] = torch.where(place == NOTHING, NOTHING, place // 3 * 3 + 2 - place % 3)
+    neighbours[..., 1] *= -1
+    fine = _mirrored(drawn.masks)
+    fine = fine.view(*fine.shape[:2], FINE, FINE).flip(3).view(fine.shape)
+    return Drawn(
+        where_chosen(drawn.pixels.flip(2), drawn.pixels),
+        where_chosen(cells, drawn.cells),
+        where_chosen(neighbours, drawn.neighbours),
+        where_chosen(_mirrored(drawn.patches), drawn.patches),
+        where_chosen(fine, drawn.masks),
+        drawn.cell_characters,
+        drawn.patch_characters,
+    )
 
 
-def _mirrored(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _mirrored(labels: torch.Tensor) -> torch.Tensor:
     side = math.isqrt(labels.shape[1])
-    grid = labels.reshape(-1, side, side, labels.shape[-1])
-    return grid[:, :, ::-1].reshape(labels.shape)
+    grid = labels.view(-1, side, side, labels.shape[-1])
+    return grid.flip(2).view(labels.shape)

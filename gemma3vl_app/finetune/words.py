@@ -1,6 +1,11 @@
-"""Common English words of three to nine letters, for prints; some are never trained on."""
+"""Words for prints: common English ones of three to nine letters, and made-up ones.
+
+Some of the English ones are never trained on.
+"""
 
 from __future__ import annotations
+
+import random
 
 _ALL = """
 able about above across act action actor add address adult advice after again age agree ahead air
@@ -168,3 +173,33 @@ WORDS = tuple(_ALL.split())
 # Whoever reads these has learned letters, not words: one word in twelve, 200 in all.
 HELD_OUT_WORDS = frozenset(WORDS[5::12])
 TRAINED_WORDS = tuple(word for word in WORDS if word not in HELD_OUT_WORDS)
+
+# --- made up --------------------------------------------------------------------------------------
+
+_BEGINNINGS = """
+b bl br c ch cl cr d dr f fl fr g gl gr h j k kn l m n p ph pl pr qu r s sc sh sk sl sm sn sp st str
+sw t th tr tw v w wh wr y z
+"""
+_MIDDLES = "a a a e e e i i i o o o u u ai au ea ee ie oa oo ou ue y"
+_ENDS = """
+b ck d f ft g k l ld ll lk lm lp lt m mp n nd ng nk nt p pt r rd rk rl rm rn rp rt s sh sk sp ss st
+t th tch w x
+"""
+_SYLLABLE = (
+    (*_BEGINNINGS.split(), *[""] * 4),
+    tuple(_MIDDLES.split()),
+    (*_ENDS.split(), *[""] * 12),
+)
+_SHORTEST, _LONGEST = 3, 10
+
+
+def made_up_word(rng: random.Random) -> str:
+    """Return a word of one to three syllables that nobody can know, only spell; in small letters.
+
+    Whoever knows all words of a picture by heart need not look at their letters.
+    """
+    while True:
+        syllables = rng.choices((1, 2, 3), weights=(3, 5, 2))[0]
+        word = "".join(rng.choice(part) for _ in range(syllables) for part in _SYLLABLE)
+        if _SHORTEST <= len(word) <= _LONGEST and word not in HELD_OUT_WORDS:
+            return word

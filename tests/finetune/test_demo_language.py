@@ -1,5 +1,6 @@
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from transformers import Gemma3ForConditionalGeneration
 
 from gemma3vl_app.finetune.demo_language import Leg, Reader, measured, train
-from gemma3vl_app.finetune.demo_talks import IGNORED, Pool, Talks
+from gemma3vl_app.finetune.demo_talks import IGNORED, Pool, PoolDrawing, PoolStage, Speech, Talks
 from gemma3vl_app.finetune.fonts import CHARACTERS
 from gemma3vl_app.finetune.printed import random_print
 from gemma3vl_app.finetune.scenes import SHAPES, random_scene
@@ -47,15 +48,22 @@ def reader(folder, format):
 
 
 @pytest.fixture(scope="module")
-def talks(folder, tokenizer, format):
-    """Talks about 20 scenes, whose cells are random numbers."""
+def talks(tokenizer, format):
+    """Talks about 20 scenes."""
     rng = random.Random(3)
-    scenes = tuple(random_scene(rng) for _ in range(20))
+    return Talks([random_scene(rng) for _ in range(20)], tokenizer, format)
+
+
+@pytest.fixture(scope="module")
+def pool(folder, format, talks):
+    """The same scenes, whose cells are random numbers, and some of the talks."""
     width = json.loads((folder / "config.json").read_text())["vision_config"]["hidden_size"]
     cells = torch.randn(20, format.image_tokens, width, generator=torch.manual_seed(1))
-    labels = np.stack([labels_of(scene, int(format.image_tokens**0.5)) for scene in scenes])
+    side = int(format.image_tokens**0.5)
+    labels = np.stack([labels_of(scene, side) for scene in talks.shown])
     characters = np.full((*labels.shape[:2], 6), NOTHING, dtype=np.int8)
-    return Talks(Pool(scenes, cells, labels, characters), tokenizer, format)
+    made = tuple(talks.talk(random.Random(seed)) for seed in range(100))
+    return Pool(cells, labels, characters, made)
 
 
 def test_a_talk_is_the_prompt_of_its_turns_and_labels_are_its_answers(talks, tokenizer, format):
@@ -84,26 +92,27 @@ def test_the_first_turn_is_what_the_model_is_asked_later(talks, tokenizer, forma
     assert (talk.ids[: len(prompt.ids)] == prompt.ids).all()
 
 
-def test_what_is_trained_on_is_what_the_reference_computes(talks, reader):
+@pytest.mark.parametrize("padded_to", [1, 64])
+def test_what_is_trained_on_is_what_the_reference_computes(talks, pool, reader, padded_to):
     chosen = [talks.talk(random.Random(seed)) for seed in (1, 2, 3, 40)]
     assert any(len(talk.pictures) > 1 for talk in chosen)
     with torch.no_grad():
-        hidden, wanted = reader.hidden(chosen, talks.pool)
+        hidden, wanted = reader.hidden(chosen, pool, padded_to)
         logits = reader.logits(hidden, torch.arange(len(reader.embedding.weight)))
-        expected = [_reference(reader, talk, talks) for talk in chosen]
+        expected = [_reference(reader, talk, pool) for talk in chosen]
     torch.testing.assert_close(logits, torch.cat(expected), atol=1e-4, rtol=1e-4)
     labels = np.concatenate([talk.labels[talk.labels != IGNORED] for talk in chosen])
     assert wanted.tolist() == labels.tolist()
 
 
-def _reference(reader, talk, talks):
+def _reference(reader, talk, pool):
     """Return transformers' logits for the answers' tokens of one talk."""
     weight = reader.projector.mm_input_projection_weight
     ids = torch.from_numpy(talk.ids)
     types = torch.zeros_like(ids)
     vectors = reader.embedding(ids.clamp(max=len(reader.embedding.weight) - 1))
     for start, scene in talk.pictures:
-        cells = talks.pool.cells[scene]
+        cells = pool.cells[scene]
         vectors[start : start + len(cells)] = cells @ weight
         types[start : start + len(cells)] = 1
     output = reader.peft.base_model.model(
@@ -114,14 +123,14 @@ def _reference(reader, talk, talks):
     return output.logits[0, :-1][torch.from_numpy(talk.labels[1:] != IGNORED)]
 
 
-def test_the_projector_begins_with_the_words_for_what_there_is(talks, reader, tokenizer):
-    codes = torch.randn(len(SHAPES), talks.pool.cells.shape[-1], generator=torch.manual_seed(2))
-    cells = torch.zeros_like(talks.pool.cells)
-    labels = torch.from_numpy(talks.pool.labels)
+def test_the_projector_begins_with_the_words_for_what_there_is(pool, reader, tokenizer):
+    codes = torch.randn(len(SHAPES), pool.cells.shape[-1], generator=torch.manual_seed(2))
+    cells = torch.zeros_like(pool.cells)
+    labels = torch.from_numpy(pool.labels)
     there = labels[..., 0] != NOTHING
     shapes = labels[there][:, 0].long()
     cells[there] = codes[shapes]  # a tower that sees shapes, and nothing else
-    reader.start_projector(replace(talks.pool, cells=cells), tokenizer)
+    reader.start_projector(replace(pool, cells=cells), tokenizer)
     words = torch.stack(
         [reader.embedding(torch.tensor(tokenizer.encode(f" {name}"))).mean(0) for name in SHAPES]
     )
@@ -133,8 +142,8 @@ def test_the_projector_begins_with_the_words_for_what_there_is(talks, reader, to
     assert (nearest[seen] == seen).float().mean() > 0.8
 
 
-def test_a_token_for_characters_begins_as_their_sum(talks, reader, tokenizer):
-    pool, width = talks.pool, talks.pool.cells.shape[-1]
+def test_a_token_for_characters_begins_as_their_sum(pool, reader, tokenizer):
+    width = pool.cells.shape[-1]
     codes = torch.randn(len(CHARACTERS), width, generator=torch.manual_seed(2))
     chosen = np.random.default_rng(0).integers(0, 20, pool.characters.shape[:2])  # small letters
     characters = pool.characters.copy()
@@ -153,7 +162,7 @@ def test_a_token_for_characters_begins_as_their_sum(talks, reader, tokenizer):
 
 
 def test_training_goes_on_where_it_was_ended_with_the_very_same_losses(
-    talks, folder, format, tmp_path, caplog
+    pool, folder, format, tmp_path, caplog
 ):
     leg = Leg(steps=4, sequences=2, learning_rate=1e-3, tested=2)
 
@@ -161,7 +170,7 @@ def test_training_goes_on_where_it_was_ended_with_the_very_same_losses(
         model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         torch.manual_seed(0)
         reader = Reader(model, format.image_tokens)
-        train(reader, talks, talks, leg, tmp_path / out, minutes=minutes)
+        train(reader, pool, pool, leg, tmp_path / out, minutes=minutes)
         return {name: p.detach().clone() for name, p in reader.trained().items()}
 
     whole = run("whole", 60)
@@ -172,26 +181,26 @@ def test_training_goes_on_where_it_was_ended_with_the_very_same_losses(
         torch.testing.assert_close(value, whole[name], atol=1e-6, rtol=1e-5)
 
 
-def test_learning_makes_answers_likelier_in_the_whole_vocabulary(talks, reader, tmp_path):
+def test_learning_makes_answers_likelier_in_the_whole_vocabulary(talks, pool, reader, tmp_path):
     fresh = [talks.talk(random.Random(seed)) for seed in range(900, 904)]
 
     def loss():
         with torch.no_grad():
-            hidden, wanted = reader.hidden(fresh, talks.pool)
+            hidden, wanted = reader.hidden(fresh, pool)
             logits = reader.logits(hidden, torch.arange(len(reader.embedding.weight)))
             return torch.nn.functional.cross_entropy(logits, wanted).item()
 
     before = loss()
     train(
         reader,
-        talks,
-        talks,
+        pool,
+        pool,
         Leg(steps=25, sequences=2, learning_rate=1e-2, tested=2),
         tmp_path,
         minutes=9,
     )
     assert loss() < 0.9 * before
-    assert all(0 <= share <= 1 for share in measured(reader, talks, 4).values())
+    assert all(0 <= share <= 1 for share in measured(reader, pool, Leg(1, tested=4)).values())
 
 
 def test_pictures_to_be_compared_in_words_are_labelled_as_the_task_labels_them(talks, tokenizer):
@@ -204,10 +213,27 @@ def test_pictures_to_be_compared_in_words_are_labelled_as_the_task_labels_them(t
 
 def test_prints_are_asked_about_beside_scenes(talks, tokenizer, format, needs_fonts):
     rng = random.Random(5)
-    shown = (*talks.pool.shown[:3], *(random_print(rng) for _ in range(17)))
-    mixed = Talks(replace(talks.pool, shown=shown), tokenizer, format)
+    shown = (*talks.shown[:3], *(random_print(rng) for _ in range(17)))
+    mixed = Talks(shown, tokenizer, format)
     made = [mixed.talk(random.Random(seed)) for seed in range(80)]
     kinds = {kind for talk in made for kind, _, _ in talk.kinds}
     assert {"read", "text_colour", "describe", "compare"} <= kinds
-    several = [talk for talk in made if len(talk.pictures) > 1]
-    assert all(number < 3 for talk in several for _, number in talk.pictures)  # scenes only
+    compared = [talk for talk in made if "compare" in {kind for kind, _, _ in talk.kinds}]
+    assert all(number < 3 for talk in compared for _, number in talk.pictures)  # scenes only
+
+
+def test_a_pool_is_what_the_tower_sees_and_the_talks_about_it_whoever_makes_it(
+    tower, folder, format, tmp_path, needs_fonts
+):
+    stage = PoolStage(1_100, 30, seed=5, kinds=(("scene", 0.7), ("print", 0.3)))
+    speech = Speech(folder / "tokenizer.json", format)
+    with ThreadPoolExecutor(2) as executor:
+        pools = [PoolDrawing(stage, tower, speech, tmp_path, executor).pool() for _ in range(2)]
+    assert torch.equal(pools[0].cells, pools[1].cells)
+    assert pools[0].cells.shape[:2] == (1_100, 16)
+    for one, other in zip(pools[0].talks, pools[1].talks, strict=True):
+        assert one.pictures == other.pictures
+        assert (one.ids == other.ids).all()
+    assert len(pools[0].talks) == 30
+    assert {number // 500 for talk in pools[0].talks for _, number in talk.pictures} == {0, 1, 2}
+    assert list(tmp_path.iterdir()) == []

@@ -1,3 +1,5 @@
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -5,30 +7,35 @@ import pytest
 import torch
 
 from gemma3vl_app.errors import TrainingError
-from gemma3vl_app.finetune.demo_tower import (
-    TowerWithHeads,
-    claimed,
-    measured,
-    places_as_waves,
-    take_tower,
-    train_stage,
-    whitened_patches,
-)
+from gemma3vl_app.finetune.demo_tower import TowerWithHeads, claimed, take_tower
 from gemma3vl_app.finetune.scenes import Scene, Thing
+from gemma3vl_app.finetune.tower_drawing import draw_stage
 from gemma3vl_app.finetune.tower_pictures import (
     HEADS,
     NOTHING,
     Drawn,
     Stage,
-    draw_stage,
     labels_of,
     neighbours_of,
+)
+from gemma3vl_app.finetune.tower_training import (
+    measured,
+    places_as_waves,
+    train_stage,
+    whitened_patches,
 )
 
 TINY = Stage("single", 32, True, 40, 8, 6, 1e-3, seed=1, heads=("shape", "colour"))
 READING = replace(
     TINY, name="letters", side=64, heads=tuple(HEADS), kinds=(("scene", 0.5), ("print", 0.5))
 )
+
+
+@pytest.fixture
+def executor():
+    """Draws in this process, which is quicker for so few pictures."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
 
 
 def drawn_for(tower, stage, count):
@@ -41,7 +48,7 @@ def test_cells_are_what_the_projector_of_the_real_model_sees(tower):
     with torch.no_grad():
         scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
         reference = tower.projector(tower.tower(pixel_values=scaled).last_hidden_state)
-        ours = tower.look(pixels) @ tower.projector.mm_input_projection_weight
+        ours = tower.look(torch.from_numpy(pixels)) @ tower.projector.mm_input_projection_weight
     torch.testing.assert_close(ours, reference, atol=1e-4, rtol=1e-4)
 
 
@@ -54,9 +61,9 @@ def test_places_are_told_from_each_other_and_near_ones_are_alike():
 
 
 def test_where_places_are_asked_positions_begin_a_third_as_strong_as_patches(
-    tower, tmp_path, monkeypatch
+    tower, tmp_path, monkeypatch, executor
 ):
-    monkeypatch.setattr("gemma3vl_app.finetune.demo_tower._TEST_PICTURES", 8)
+    monkeypatch.setattr("gemma3vl_app.finetune.tower_training._TEST_PICTURES", 8)
     embeddings = tower.tower.embeddings
     table = embeddings.position_embedding.weight
     stages = [
@@ -64,10 +71,10 @@ def test_where_places_are_asked_positions_begin_a_third_as_strong_as_patches(
         replace(TINY, name="scenes", side=64, steps=1, learning_rate=1e-9, places=True),
     ]
     before = table.detach().std().item()
-    train_stage(tower, stages[0], tmp_path, first=True)
+    train_stage(tower, stages[0], tmp_path, executor, first=True)
     assert table.detach().std().item() == pytest.approx(before, rel=1e-4)
-    train_stage(tower, stages[1], tmp_path, first=False)
-    pixels = torch.from_numpy(drawn_for(tower, stages[1], 40).pixels)
+    train_stage(tower, stages[1], tmp_path, executor, first=False)
+    pixels = drawn_for(tower, stages[1], 40).pixels
     with torch.no_grad():
         patches = embeddings.patch_embedding(pixels.permute(0, 3, 1, 2) / 127.5 - 1)
     assert (table.detach().std() / patches.std()).item() == pytest.approx(1 / 3, rel=0.1)
@@ -79,9 +86,9 @@ def test_a_thing_on_a_border_belongs_to_the_surest_of_the_cells_that_touch_it_an
         Thing("circle", "red", "small", False, 0.1, 0.1, 0.08, 0.0),  # well within one
     )
     scene = Scene(things, "white", "plain", "plain", 1.0)
-    empty = np.zeros(0)
+    empty = np.zeros(0, dtype=np.int8)
     cells = labels_of(scene, 4)[None], neighbours_of(scene, 4)[None]
-    drawn = Drawn(empty, *cells, empty, empty, empty, empty)
+    drawn = Drawn.of((empty, *cells, empty, empty, empty, empty))
     for surest in (5, 6, 9, 10):  # of 4 x 4
         centre = torch.full((1, 16), -2.0)
         centre[0, surest], centre[0, 3] = -1.0, 9.0
@@ -98,29 +105,29 @@ def test_two_things_side_by_side_keep_their_cells():
         Thing("circle", "red", "small", False, 0.62, 0.4, 0.08, 0.0),
     )
     scene = Scene(things, "white", "plain", "plain", 1.0)
-    empty = np.zeros(0)
+    empty = np.zeros(0, dtype=np.int8)
     cells = labels_of(scene, 4)[None], neighbours_of(scene, 4)[None]
-    drawn = Drawn(empty, *cells, empty, empty, empty, empty)
+    drawn = Drawn.of((empty, *cells, empty, empty, empty, empty))
     centre = torch.arange(16.0)[None]  # the star's right neighbour is surer than its own cell
-    assert (claimed(centre, drawn)[0].numpy() == drawn.cells).all()
+    assert (claimed(centre, drawn)[0] == drawn.cells).all()
 
 
 def test_whitened_patches_come_out_about_equally_strong(tower):
     rng = np.random.default_rng(0)
     pixels = rng.normal(128, 40, (64, 1, 1, 3)) + rng.normal(0, 20, (64, 32, 32, 3))
     pixels = np.clip(pixels, 0, 255).astype(np.uint8)
-    whitened_patches(pixels, tower)
+    whitened_patches(torch.from_numpy(pixels), tower)
     with torch.no_grad():
         scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
         spread = tower.tower.embeddings.patch_embedding(scaled).std((0, 2, 3))
     assert spread.max() / spread.median() < 3
 
 
-def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(tower, tmp_path, monkeypatch):
-    monkeypatch.setattr("gemma3vl_app.finetune.demo_tower._TEST_PICTURES", 8)
-    monkeypatch.setattr("gemma3vl_app.finetune.demo_tower._SAVE_EVERY", 2)
+def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(tower, tmp_path, monkeypatch, executor):
+    monkeypatch.setattr("gemma3vl_app.finetune.tower_training._TEST_PICTURES", 8)
+    monkeypatch.setattr("gemma3vl_app.finetune.tower_training._SAVE_EVERY", 2)
     start = {name: value.clone() for name, value in tower.state_dict().items()}
-    train_stage(tower, TINY, tmp_path / "whole", first=True)
+    train_stage(tower, TINY, tmp_path / "whole", executor, first=True)
     whole = {name: value.clone() for name, value in tower.state_dict().items()}
 
     tower.load_state_dict(start)
@@ -134,10 +141,10 @@ def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(tower, tmp_path, mon
 
     monkeypatch.setattr(TowerWithHeads, "loss", failing)
     with pytest.raises(KeyboardInterrupt):
-        train_stage(tower, TINY, tmp_path / "parts", first=True)
+        train_stage(tower, TINY, tmp_path / "parts", executor, first=True)
     monkeypatch.setattr(TowerWithHeads, "loss", kept)
     tower.load_state_dict(start)
-    train_stage(tower, TINY, tmp_path / "parts", first=True)
+    train_stage(tower, TINY, tmp_path / "parts", executor, first=True)
     for name, value in tower.state_dict().items():
         torch.testing.assert_close(value, whole[name], atol=0, rtol=0)
 
@@ -176,3 +183,19 @@ def test_a_tower_of_before_it_learned_to_read_is_taken_and_another_s_refused(tow
     del state["centre.bias"]
     with pytest.raises(TrainingError, match="another version"):
         take_tower(tower, state)
+
+
+def test_a_tower_with_more_layers_begins_as_the_one_it_has_grown_from(tower):
+    config = copy.deepcopy(tower.tower.config)
+    deeper = copy.deepcopy(tower)
+    config.num_hidden_layers += 2
+    deeper.tower = type(tower.tower)(config)
+    state = {name: value.clone() for name, value in tower.state_dict().items()}
+    take_tower(deeper, state)
+    pixels = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(deeper.look(pixels), tower.look(pixels))
+    loss, _ = deeper.loss(drawn_for(tower, replace(TINY, side=64), 4), ("shape",))
+    loss.backward()
+    last = deeper.tower.encoder.layers[-1]
+    assert last.mlp.fc2.weight.grad.abs().sum() > 0  # and they can learn

@@ -20,7 +20,7 @@ from gemma3vl_app.finetune.printed import (
     tone_gaps,
 )
 from gemma3vl_app.finetune.scenes import COLOURS
-from gemma3vl_app.finetune.words import HELD_OUT_WORDS, TRAINED_WORDS, WORDS
+from gemma3vl_app.finetune.words import HELD_OUT_WORDS, TRAINED_WORDS, WORDS, made_up_word
 
 pytestmark = pytest.mark.usefixtures("needs_fonts")
 
@@ -194,3 +194,11 @@ def test_letters_of_leaning_text_grow_smaller_to_one_side_and_turned_text_falls(
     assert heights == sorted(heights, reverse=True) and heights[0] > 1.1 * heights[-1]
     _, letters = draw_with_letters(replace(level, angle=0.15), random.Random(1), side=192)
     assert letters[-1].top > letters[0].top + 0.05
+
+
+def test_made_up_words_are_many_and_never_those_held_out():
+    rng = random.Random(0)
+    words = {made_up_word(rng) for _ in range(3_000)}
+    assert len(words) > 2_500
+    assert all(3 <= len(word) <= 10 and word.isalpha() and word.islower() for word in words)
+    assert not words & HELD_OUT_WORDS

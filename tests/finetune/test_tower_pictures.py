@@ -4,11 +4,13 @@ import random
 from dataclasses import replace
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from gemma3vl_app.finetune.fonts import CHARACTERS
 from gemma3vl_app.finetune.print_drawing import Letter
 from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, random_scene
+from gemma3vl_app.finetune.tower_drawing import Drawing, draw_stage, several_processes
 from gemma3vl_app.finetune.tower_pictures import (
     CELL_CHARACTERS,
     HEADS,
@@ -16,7 +18,6 @@ from gemma3vl_app.finetune.tower_pictures import (
     Drawn,
     Stage,
     characters_of,
-    draw_stage,
     fine_mask,
     flipped,
     labels_of,
@@ -70,16 +71,16 @@ def test_mirrored_pictures_are_labelled_as_if_drawn_so():
     fine = [fine_mask(each, 8) for each in (mask, ImageOps.mirror(mask))]
     none = [characters_of((), *size)[None] for size in ((4, 6), (8, 2))]
     cells = labels_of(scene, 4)[None], neighbours_of(scene, 4)[None]
-    drawn = Drawn(pixels, *cells, parts_of(scene, 8)[None], fine[0][None], *none)
+    drawn = Drawn.of((pixels, *cells, parts_of(scene, 8)[None], fine[0][None], *none))
     found = [flipped(drawn, np.random.default_rng(seed)) for seed in range(8)]
-    mirrored = [each for each in found if (each.pixels != pixels).any()]
+    mirrored = [each for each in found if (each.pixels != drawn.pixels).any()]
     assert 0 < len(mirrored) < 8
     for each in mirrored:
-        assert (each.pixels == pixels[:, :, ::-1]).all()
-        assert (each.cells == labels_of(turned, 4)).all()
-        assert (each.neighbours == neighbours_of(turned, 4)).all()
-        assert (each.patches == parts_of(turned, 8)).all()
-        assert (each.masks == fine[1]).all()
+        assert (each.pixels.numpy() == pixels[:, :, ::-1]).all()
+        assert (each.cells.numpy() == labels_of(turned, 4)).all()
+        assert (each.neighbours.numpy() == neighbours_of(turned, 4)).all()
+        assert (each.patches.numpy() == parts_of(turned, 8)).all()
+        assert (each.masks.numpy() == fine[1]).all()
 
 
 def test_characters_are_told_in_reading_order_where_their_middle_is():
@@ -99,18 +100,44 @@ def test_characters_are_told_in_reading_order_where_their_middle_is():
 def test_a_reading_stage_shows_scenes_prints_and_charts(needs_fonts):
     drawn = draw_stage(MIXED, MIXED.pictures, 2, patch=8, pooled=2)
     has_things = (drawn.cells[..., 0] != NOTHING).any(1)
-    has_text = (drawn.cell_characters != NOTHING).any((1, 2))
-    has_colour = (drawn.patches != NOTHING).any((1, 2))
+    has_text = (drawn.cell_characters != NOTHING).flatten(1).any(1)
+    has_colour = (drawn.patches != NOTHING).flatten(1).any(1)
     assert drawn.cells.shape == (60, 16, len(HEADS))
     assert drawn.cell_characters.shape == (60, 16, CELL_CHARACTERS)
     assert not (has_things & has_text).any()
     kinds = [has_things, has_text & ~has_colour, has_text & has_colour]  # scene, print, chart
     assert all(kind.sum() > 5 for kind in kinds)
     assert sum(kind.sum() for kind in kinds) == 60
-    assert (drawn.masks[has_text].max((1, 2)) > 0).all()
+    assert (drawn.masks[has_text].amax((1, 2)) > 0).all()
 
 
 def test_text_is_never_mirrored(needs_fonts):
     stage = replace(MIXED, kinds=(("print", 1.0),))
     drawn = draw_stage(stage, 20, 3, patch=8, pooled=2)
     assert (flipped(drawn, np.random.default_rng(0)).pixels == drawn.pixels).all()
+
+
+def test_pictures_drawn_by_several_processes_are_the_same_ones_every_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    stage = Stage(*("single", 32, True, 1_100, 8, 6, 1e-3), seed=4, at_first=0.5)
+    with several_processes(2) as executor:
+        drawings = [
+            Drawing(stage, patch=8, pooled=2, device=torch.device("cpu"), executor=executor)
+            for _ in range(2)
+        ]
+        some = drawings[0].first(stage.available(0))
+        assert len(some.pixels) == 550
+        whole = [drawing.first(stage.pictures).pixels for drawing in drawings]
+        assert torch.equal(*whole)
+        assert torch.equal(whole[0][:550], some.pixels)
+        assert len({picture.numpy().tobytes() for picture in whole[0]}) == 1_100
+        for drawing in drawings:
+            drawing.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_are_learned_from_as_they_come_and_all_of_them_from_halfway_on():
+    stage = Stage(*("single", 32, True, 100, 8, 10, 1e-3), seed=4, at_first=0.2)
+    assert [stage.available(step) for step in (0, 1, 5, 9)] == [20, 36, 100, 100]
+    assert replace(stage, at_first=1.0).available(0) == 100

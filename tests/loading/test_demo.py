@@ -54,7 +54,7 @@ def test_it_names_the_colour_of_a_drawn_circle(demo, tokenizer, colour):
 
 def test_it_says_what_it_is(demo):
     assert demo.name == "demo"
-    assert "shapes" in demo.knows and "cannot read text" in demo.knows
+    assert "shapes" in demo.knows and "reads a few large printed words" in demo.knows
     assert demo.config["mm_tokens_per_image"] == demo.preprocessor["image_seq_length"] == 49
     assert demo.sampling == Greedy()
     assert demo.stop_ids == {1, 106}
