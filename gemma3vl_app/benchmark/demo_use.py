@@ -16,7 +16,7 @@ import time
 from gemma3vl_app.benchmark.result import Result
 
 PICTURES = 8  # that nobody has seen before; the median counts
-LONGEST_ANSWER = 60
+LONGEST_ANSWER = 160
 
 
 def demo_use() -> list[Result]:
@@ -56,7 +56,7 @@ def main() -> None:
     import torch
 
     from gemma3vl_app.backends.local import load
-    from gemma3vl_app.benchmark.models import noise_picture
+    from gemma3vl_app.benchmark.models import drawn_picture
     from gemma3vl_app.messages import Conversation
 
     torch.ones(8, 8) @ torch.ones(8, 8)  # what the libraries set up when first used is no model
@@ -64,7 +64,7 @@ def main() -> None:
     with load("demo") as backend:
         answers = []
         for number in range(PICTURES + 1):
-            picture = noise_picture(number)
+            picture = drawn_picture(number)
             asked = Conversation().user(picture, "Describe this picture in detail.")
             answers.append(backend.stream(asked, max_new_tokens=LONGEST_ANSWER).answer)
             if number == 0:

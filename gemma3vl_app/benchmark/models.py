@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForImageTextToText,
@@ -62,6 +63,19 @@ def noise_picture(seed: int) -> Picture:
     noise = np.random.default_rng(seed).bytes(8 * 8 * 3)
     blocks = np.frombuffer(noise, dtype=np.uint8).reshape(8, 8, 3)
     return Picture.open(blocks.repeat(32, 0).repeat(32, 1), name=f"{seed}.png", crops="off")
+
+
+def drawn_picture(seed: int) -> Picture:
+    """Return a drawing of five shapes, of which the demo has much to say."""
+    rng = np.random.default_rng(seed)
+    drawing = Image.new("RGB", (224, 224), "white")
+    pen = ImageDraw.Draw(drawing)
+    for place in rng.permutation(9)[:5]:  # of 3 x 3
+        x, y = 16 + 70 * (place % 3), 16 + 70 * (place // 3)
+        colour = str(rng.choice(("red", "green", "blue", "orange", "black")))
+        shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
+        shape((x, y, x + 52, y + 52), fill=colour)
+    return Picture.open(drawing, name=f"{seed}.png", crops="off")
 
 
 def tokenizer_and_format(size: str) -> tuple[TextTokenizer, PromptFormat]:
