@@ -94,7 +94,10 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
     quiet = _QUIET
     answers = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "trigger_mode": "multiple"}
     api(asking(desk), api_name="ask", concurrency_limit=ANSWERS_AT_ONCE)
-    page.load(actions.load, None, shown, **answers)
+    # Not through the queue, which may be full: a page that opens then shows what there is, and says
+    # so only when it has to wait.
+    opened = page.load(actions.load, None, shown, queue=False, **quiet)
+    opened.then(actions.watch, visit, shown, **answers)
     composer.submit(actions.submit, [visit, *fields], shown, **{**answers, "trigger_mode": "once"})
     # Not "always_last": gradio sends the last of several without what it was triggered with.
     composer.weigh(actions.weigh, [visit, *fields], [visit, composer], **answers)
