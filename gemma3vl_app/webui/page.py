@@ -14,7 +14,6 @@ from gemma3vl_app.webui.actions import Actions, line
 from gemma3vl_app.webui.component import asset, drawn
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.programs import asking
-from gemma3vl_app.webui.quiet_gradio import remember_signatures
 from gemma3vl_app.webui.words import LANGUAGES, texts_of
 
 # Backends queue on their own and say how many are ahead; these bound what one process holds open.
@@ -67,7 +66,6 @@ def build_page(desk: Desk) -> gr.Blocks:
     )
     with page:
         _lay_out(page, desk, about)
-    remember_signatures(page)
     page.queue(max_size=WAITING_AT_MOST)
     page.state_session_capacity = PAGES_REMEMBERED
     return page

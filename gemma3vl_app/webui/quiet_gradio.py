@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import inspect
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import gradio as gr
 import gradio.processing_utils
 import gradio.routes
+import gradio.state_holder
 import gradio.utils
+from gradio.state_holder import SessionState
 
 _NEVER = str(1 << 62)
 _ENVIRONMENT = {
@@ -64,20 +67,19 @@ def _fetch_nothing() -> None:
 
 
 def _skip_needless_work() -> None:
-    """Take from gradio what it does anew at every step of every answer, for plots: none is drawn.
+    """Take from gradio what it works out for plots and for links to a state: there are none here.
 
-    Where matplotlib is missing, it looks for it in all folders, twice a step.
+    For plots it looks for matplotlib, where that is missing in all folders and twice at every step
+    of every answer. For such links it describes all components anew for everybody who comes, and
+    nobody else is served meanwhile.
     """
     vars(gradio.utils)["MatplotlibBackendMananger"] = contextlib.nullcontext
+    vars(gradio.state_holder)["SessionState"] = _LightSession
 
 
-def remember_signatures(page: gr.Blocks) -> None:
-    """Let the components of `page` say which arguments they take without working it out again.
+class _LightSession(SessionState):
+    """What gradio remembers of somebody who has come: components are described once they change."""
 
-    Gradio asks each of them whenever somebody new comes, and nobody else is served meanwhile.
-    """
-    kinds = {kind for block in page.blocks.values() for kind in type(block).__mro__}
-    for kind in kinds:
-        made_by = vars(kind).get("__init__")
-        if inspect.isfunction(made_by):
-            vars(made_by).setdefault("__signature__", inspect.signature(made_by))
+    def __init__(self, blocks: gr.Blocks) -> None:
+        undescribed = SimpleNamespace(default_config=blocks.default_config, blocks=())
+        super().__init__(cast(gr.Blocks, undescribed))

@@ -1,9 +1,9 @@
 """What gradio would do by itself and does not here; that the page is the same without it."""
 
-import inspect
 import sys
 
 import pytest
+from gradio.state_holder import StateHolder
 
 from gemma3vl_app.testing import ScriptedBackend
 from gemma3vl_app.webui.desk import Desk
@@ -24,12 +24,16 @@ def test_nobody_adds_up_who_asked_what(page):
     assert queue.ANALYTICS_MAX_EVENTS == 1
 
 
-def test_what_components_take_is_worked_out_once_and_rightly(page):
-    for block in page.blocks.values():
-        made_by = type(block).__init__
-        remembered = vars(made_by).pop("__signature__")
-        assert remembered == inspect.signature(made_by)
-        made_by.__signature__ = remembered
+def test_components_are_described_for_somebody_only_once_they_change(page):
+    holder = StateHolder()
+    holder.set_blocks(page)
+    session = holder["somebody"]
+    assert list(session.components) == []
+    box = next(each for each in page.blocks.values() if getattr(each, "elem_id", "") == "composer")
+    session._update_value_in_config(box._id, {"text": "Hello"})
+    (described,) = session.components
+    assert (described["id"], described["props"]["value"]) == (box._id, {"text": "Hello"})
+    assert session[box._id] is box
 
 
 def test_no_step_of_an_answer_looks_for_matplotlib(page, monkeypatch):
