@@ -38,10 +38,13 @@ def theme() -> gr.themes.Base:
         font=_SYSTEM_FONTS,
         font_mono=_SYSTEM_MONO,
         radius_size="lg",
-    ).set(  # quiet, but dark enough to be read by everybody (WCAG AA)
+    ).set(  # quiet, but fields and words can be seen by everybody (WCAG AA)
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
         block_title_text_color="*primary_700",
+        input_border_width="1px",
+        input_border_color="*neutral_300",
+        input_border_color_dark="*neutral_600",
     )
 
 
