@@ -7,13 +7,10 @@ models.
 
 from __future__ import annotations
 
-import atexit
+import gc
 import logging
-import os
 import re
-import shutil
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -22,8 +19,6 @@ from urllib.parse import urlsplit
 
 import anyio.to_thread
 import gradio as gr
-import gradio.processing_utils
-import gradio.routes
 import uvicorn
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -38,6 +33,7 @@ from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.models import Models
 from gemma3vl_app.webui.page import build_page, css, i18n, theme
+from gemma3vl_app.webui.quiet_gradio import keep_gradio_quiet
 from gemma3vl_app.webui.visitors import RememberVisitors, owner_of
 
 DEFAULT_PORT = 7860
@@ -96,7 +92,7 @@ def create_app(
     catalog's without any. Only requests that name one of `hosts` are answered, so that no other
     site can reach a server on this machine through the browser; `"*"` answers all.
     """
-    uploads = _keep_gradio_private()
+    uploads = keep_gradio_quiet()
     desk = Desk.set_up(
         (lambda: manager.current or backend) if manager else (lambda: backend),
         uploads,
@@ -134,7 +130,7 @@ def launch(backend: Backend, *, host: str, port: int) -> None:
     For ZeroGPU, which starts with `Blocks.launch`. Everybody who reaches `host` may come in, and
     conversations last as long as the process. There is no health check.
     """
-    page = build_page(Desk.set_up(lambda: backend, _keep_gradio_private()))
+    page = build_page(Desk.set_up(lambda: backend, keep_gradio_quiet()))
     page.launch(
         server_name=host,
         server_port=port,
@@ -215,6 +211,7 @@ def serve(
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
         if on_ready is not None:
             on_ready(f"http://{host}:{listener.getsockname()[1]}")
+        _set_aside_what_stays()
         uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -270,37 +267,14 @@ def _listen(host: str, port: int, tries: int) -> socket.socket:
     )
 
 
-def _keep_gradio_private() -> Path:
-    """Set what gradio reads from the environment only: no telemetry, uploads in a private folder.
+def _set_aside_what_stays() -> None:
+    """Let Python no longer look through all that was imported for what has become unused.
 
-    Returns that folder: new for every process, readable by this user alone, gone when the process
-    ends.
+    It does so now and then, and every answer stands still meanwhile. What a model that is let go
+    leaves behind is found all the same: `engine.memory.give_back` looks everywhere.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    _fetch_nothing()
-    if "GRADIO_TEMP_DIR" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="gemma3vl-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["GRADIO_TEMP_DIR"] = folder
-    return Path(os.environ["GRADIO_TEMP_DIR"])
-
-
-def _fetch_nothing() -> None:
-    """Take from gradio what fetches the addresses that a browser names in place of files."""
-
-    async def refuse(*_: object, **__: object) -> str:
-        return refuse_at_once()
-
-    def refuse_at_once(*_: object, **__: object) -> str:
-        raise gr.Error(
-            "Addresses are not fetched here: send the file itself.", print_exception=False
-        )
-
-    gradio.processing_utils.async_ssrf_protected_download = refuse
-    gradio.processing_utils.ssrf_protected_download = refuse_at_once
-    gradio.processing_utils.save_url_to_cache = refuse_at_once
-    vars(gradio.routes)["secure_url_stream_response"] = refuse
+    gc.collect()
+    gc.freeze()
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ def summary(answer: Answer) -> str:
             counted(usage.completion_tokens, "token"),
             f"{usage.prompt_tokens:,} in the prompt, {usage.cached_tokens:,} of them cached",
             f"first word after {timing.ttft_sec:.2f} s",
-            f"{timing.tokens_per_sec:.0f} tokens/s",
+            f"{timing.tokens_per_sec:.{0 if timing.tokens_per_sec >= 10 else 1}f} tokens/s",
         )
     )
 

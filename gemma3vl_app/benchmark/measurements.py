@@ -28,7 +28,7 @@ from gemma3vl_app.benchmark.models import (
     random_model,
     tokenizer_and_format,
 )
-from gemma3vl_app.benchmark.page import page
+from gemma3vl_app.benchmark.page import page, programs
 from gemma3vl_app.benchmark.result import Result
 from gemma3vl_app.engine.engine import Engine
 from gemma3vl_app.engine.sequence import Request
@@ -336,4 +336,5 @@ ALL: tuple[Callable[[], list[Result]], ...] = (
     wide_model,
     folder,
     page,
+    programs,
 )

@@ -33,7 +33,11 @@ def used_bytes() -> dict[str, int]:
 
 def give_back() -> None:
     """Free what nobody refers to any more, and hand what allocators keep back to the system."""
+    is_frozen = gc.get_freeze_count() > 0  # a server sets aside what it has, models too
+    gc.unfreeze()
     gc.collect()  # models hold references in circles
+    if is_frozen:
+        gc.freeze()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():

@@ -50,12 +50,19 @@ class Actions:
 
     # --- the page ---
 
-    def load(self, request: gr.Request) -> Iterator[Update]:
+    def load(self, request: gr.Request) -> Update:
         """Show the conversation that the address names, or a new one."""
         visit = self._begin(request, None)
-        yield self._update(visit, visit.view, with_shelf=True)
-        if not visit.view.is_error:
+        view = visit.view if visit.view.is_error else visit.tab.view
+        return self._update(visit, view, with_shelf=True)
+
+    def watch(self, request: gr.Request, visit: Visit | None) -> Iterator[Update]:
+        """Show how an answer grows that was already being written when the page was loaded."""
+        visit = self._visit(request, None, visit)
+        if visit.view.answering:
             yield from self._shown(visit, visit.tab.watch())
+        else:
+            yield (gr.skip(),) * 5
 
     # --- the box ---
 

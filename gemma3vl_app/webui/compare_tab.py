@@ -33,6 +33,7 @@ def lay_out(desk: Desk, words: gr.I18n, **options: Any) -> None:
     with gr.Row():
         for letter in "AB":
             with gr.Column():
+                gr.Markdown(f"## {letter}")
                 sides += _side(desk, words, letter)
                 answer = gr.Textbox(
                     label=letter, lines=6, interactive=False, elem_id=f"compare-{letter}"

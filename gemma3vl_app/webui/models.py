@@ -147,10 +147,7 @@ class Models:
             name, folder = Path(name).name, name
         if not (name and folder):
             raise ConversationError("Write the adapter's folder, or NAME=FOLDER.")
-        current = self.manager.current
-        if current is None:
-            raise ConversationError("No model is loaded that an adapter could be for.")
-        current.add_adapter(name, folder)
+        self.manager.add_adapter(name, folder)
         return f"{name} is ready: choose it in the settings of the chat."
 
     def _unload_since(self, before: Before) -> None:

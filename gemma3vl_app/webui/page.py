@@ -38,10 +38,13 @@ def theme() -> gr.themes.Base:
         font=_SYSTEM_FONTS,
         font_mono=_SYSTEM_MONO,
         radius_size="lg",
-    ).set(  # quiet, but dark enough to be read by everybody (WCAG AA)
+    ).set(  # quiet, but fields and words can be seen by everybody (WCAG AA)
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
         block_title_text_color="*primary_700",
+        input_border_width="1px",
+        input_border_color="*neutral_300",
+        input_border_color_dark="*neutral_600",
     )
 
 
@@ -92,7 +95,10 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
     quiet = _QUIET
     answers = {**quiet, "concurrency_limit": ANSWERS_AT_ONCE, "trigger_mode": "multiple"}
     api(asking(desk), api_name="ask", concurrency_limit=ANSWERS_AT_ONCE)
-    page.load(actions.load, None, shown, **answers)
+    # Not through the queue, which may be full: a page that opens then shows what there is, and says
+    # so only when it has to wait.
+    opened = page.load(actions.load, None, shown, queue=False, **quiet)
+    opened.then(actions.watch, visit, shown, **answers)
     composer.submit(actions.submit, [visit, *fields], shown, **{**answers, "trigger_mode": "once"})
     # Not "always_last": gradio sends the last of several without what it was triggered with.
     composer.weigh(actions.weigh, [visit, *fields], [visit, composer], **answers)

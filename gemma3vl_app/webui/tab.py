@@ -87,6 +87,11 @@ class Tab:
         """All branches of what is shown, a running answer left out."""
         return self._opened.live.transcript
 
+    @property
+    def view(self) -> View:
+        """The conversation as it is now."""
+        return self._view()
+
     def watch(self) -> Iterator[View]:
         """Show the conversation as it is, until no answer is being written."""
         yield from self._watch(self._opened)

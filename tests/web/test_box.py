@@ -63,6 +63,32 @@ def test_the_end_of_the_conversation_stays_in_sight_when_pictures_are_added(open
     )
 
 
+def test_a_box_that_grows_just_after_a_message_leaves_the_end_in_sight(open_page):
+    page = open_page(ScriptedBackend(["word\n" * 60, "The end."]))
+    page.send("Go")
+    page.wait_for_answer()
+    page.page.evaluate(  # the browser tells of scrolling after it has made room for the box
+        """() => { const log = document.querySelector("#conversation .conversation");
+                   log.style.maxHeight = "150px"; log.dispatchEvent(new Event("scroll")); }"""
+    )
+    page.page.wait_for_function(
+        """() => { const log = document.querySelector("#conversation .conversation");
+                   return log.scrollHeight - log.scrollTop - log.clientHeight < 2; }""",
+        timeout=5000,
+    )
+
+
+def test_who_scrolls_up_is_left_there_while_an_answer_grows(open_page):
+    page = open_page(ScriptedBackend(["word\n"] * 60, seconds_per_chunk=0.05))
+    page.send("Go")
+    page.page.wait_for_function("document.querySelector('.conversation').scrollTop > 300")
+    page.page.locator("#conversation .conversation").hover()
+    page.page.mouse.wheel(0, -2000)
+    page.page.wait_for_function("document.querySelector('.conversation').scrollTop < 50")
+    page.wait_for_answer()
+    assert page.page.evaluate("document.querySelector('.conversation').scrollTop") < 50
+
+
 def test_a_long_picture_is_said_to_be_squashed(open_page, tmp_path):
     Image.new("RGB", (60, 300), "red").save(tmp_path / "tower.png")
     page = open_page(ScriptedBackend())

@@ -3,6 +3,7 @@
 import pytest
 
 from gemma3vl_app.errors import EngineError, MemoryLimitError
+from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.testing.scripted import ScriptedBackend
 from gemma3vl_app.webui import page as page_module
 
@@ -97,6 +98,23 @@ def test_a_full_queue_is_told_and_the_question_stays(open_page, monkeypatch, bro
     other.page.get_by_text("currently busy. Please try again").first.wait_for()
     assert other.box.input_value() == "Third"
     other.page.close()
+
+
+def test_a_page_that_is_opened_while_the_queue_is_full_shows_what_there_is(
+    open_page, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(page_module, "WAITING_AT_MOST", 1)
+    with ConversationStore(tmp_path / "kept") as store:
+        page = open_page(ScriptedBackend(["Yes."]), store)
+        page.send("Hello")
+        page.wait_for_answer()
+        page.page.wait_for_function("location.search.includes('c=')")
+        monkeypatch.setattr("gradio.queueing.Queue.__len__", lambda self: 1)
+        page.page.reload()
+        page.wait_for_messages(2)
+        assert page.said() == ["Yes."]
+        assert page.titles() == ["Hello"]
+        page.box.fill("A draft")
 
 
 def test_out_of_memory_is_told_with_advice_and_the_question_comes_back(open_page, pictures):

@@ -28,7 +28,8 @@ class Browser:
             headers={"accept-language": language},
             query_params={"c": shows} if shows else {},
         )
-        self.take(actions.load(self.request))
+        self.take([actions.load(self.request)])
+        self.take(actions.watch(self.request, self.visit))
 
     def take(self, updates):
         for update in updates:

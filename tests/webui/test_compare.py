@@ -113,12 +113,14 @@ def test_where_there_is_no_room_beside_it_the_model_comes_back_as_it_was_loaded(
     small = Machine(cpu_count=2, memory_bytes=4 << 30, available_bytes=256 << 20)
     with ModelManager(load_alone, machine=lambda: small) as manager:
         manager.load("demo", weights="nf4")
+        Models(manager).add_adapter("anna", "cats=runs/cats")
         desk = Desk.set_up(lambda: manager.current, tmp_path, models=Models(manager))
         pair = last(compare(desk, "anna", "Who?", [], (Side(), Side("4b-it"))))
         assert [column.text for column in pair] == ["I am demo.", "I am 4b-it."]
         pair = last(compare(desk, "anna", "Who?", [], (Side("4b-it"), Side("12b-it"))))
         assert [column.text for column in pair] == ["I am 4b-it.", "I am 12b-it."]
         assert manager.current.capabilities.weights == "nf4"
+        assert manager.current.adapters == ("cats",)
         assert [each.name for each in manager.resident] == ["demo"]
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import uvicorn
@@ -19,8 +20,8 @@ def backend():
     return ScriptedBackend(["A ", "circle."])
 
 
-@pytest.fixture(scope="module")
-def client(backend):
+@contextmanager
+def serving(backend):
     config = uvicorn.Config(
         create_app(backend), port=0, log_level="warning", timeout_graceful_shutdown=1
     )
@@ -29,10 +30,19 @@ def client(backend):
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Client(f"http://127.0.0.1:{port}", verbose=False, analytics_enabled=False)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(timeout=10)
+
+
+def asking(address):
+    return Client(address, verbose=False, analytics_enabled=False)
+
+
+@pytest.fixture(scope="module")
+def client(backend):
+    with serving(backend) as address:
+        yield asking(address)
 
 
 def test_a_program_asks_about_a_picture_and_sees_the_answer_grow(client, backend, tmp_path):
@@ -73,3 +83,16 @@ def test_a_failure_is_told_in_a_sentence(client, backend, monkeypatch):
     monkeypatch.setattr(backend, "_error", EngineError("The engine broke."))
     with pytest.raises(AppError, match="The engine broke"):
         client.predict("Hello", api_name="/ask")
+
+
+def test_a_program_that_cancels_ends_its_answer(client, backend, monkeypatch):
+    monkeypatch.setattr(backend, "_chunks", ["word "] * 1000)
+    monkeypatch.setattr(backend, "_seconds_per_chunk", 0.02)
+    job = client.submit("Hello", api_name="/ask")
+    assert next(iter(job)) == "word "
+    assert backend.running == 1
+    job.cancel()
+    deadline = time.monotonic() + 10
+    while backend.running and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert backend.running == 0

@@ -111,8 +111,13 @@ function name_in_address(value) {
 // --- all of them ---
 
 // The end stays in sight where it was: also while the box below grows by a picture.
-let at_end = true;
-log.addEventListener("scroll", () => { at_end = log.scrollHeight - log.scrollTop - log.clientHeight < 80; });
+// Only who scrolls up leaves it: a window or a message that changes its size does not.
+let at_end = true, last_top = 0;
+log.addEventListener("scroll", () => {
+  if (log.scrollHeight - log.scrollTop - log.clientHeight < 80) at_end = true;
+  else if (log.scrollTop < last_top) at_end = false;
+  last_top = log.scrollTop;
+});
 new ResizeObserver(() => { if (at_end) log.scrollTop = log.scrollHeight; }).observe(log);
 
 function render() {

@@ -6,81 +6,28 @@ Works with any backend; loads nothing heavy itself. See docs/manager.md for what
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from gemma3vl_app import hardware
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.errors import EngineError, Gemma3VLError, LoadError
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.hardware import Machine
-from gemma3vl_app.planning import LoadPlan
+from gemma3vl_app.manager.memory import clear_frames, give_back, used_bytes
+from gemma3vl_app.manager.news import Listener, News
+from gemma3vl_app.manager.values import EventKind, Freed, ModelEvent, Resident, State
+from gemma3vl_app.manager.wishes import Key, key_of
 from gemma3vl_app.planning.beside import devices_of, fits_beside, overlap
 
 logger = logging.getLogger(__name__)
 
 FINISH_SEC = 30.0  # how long answers may go on when their model is to leave
-
-State = Literal["loading", "ready", "draining"]
-Key = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Freed:
-    """Bytes that came back by device; what other threads took or freed meanwhile is in it."""
-
-    bytes_by_device: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return sum(self.bytes_by_device.values())
-
-    def __str__(self) -> str:
-        parts = [f"{size / 2**30:.1f} GiB on {at}" for at, size in self.bytes_by_device.items()]
-        return " and ".join(parts) or "an unknown amount of memory"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resident:
-    """A model that is in memory, on its way in, or on its way out.
-
-    `since` is the time (as of `time.time`) it became what `state` says. `memory` are the bytes that
-    the process grew by while it was loaded, by device; empty where that was not measured.
-    """
-
-    name: str
-    state: State
-    since: float
-    plan: LoadPlan | None = None
-    adapters: tuple[str, ...] = ()
-    memory: Mapping[str, int] = field(default_factory=dict)
-    current: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelEvent:
-    """Something that happened to a model: `message` is for people.
-
-    loading: it has begun, or (with `progress`) goes on; ready; failed: `message` says why;
-    draining: no new requests, running answers may end; unloaded: `freed` came back.
-    """
-
-    kind: Literal["loading", "ready", "failed", "draining", "unloaded"]
-    model: str
-    message: str
-    progress: Progress | None = None
-    freed: Freed | None = None
-
-
-Listener = Callable[[ModelEvent], None]
 
 
 @dataclass(eq=False)
@@ -127,7 +74,8 @@ class ModelManager:
         self._entries: dict[Key, _Entry] = {}
         self._current: _Entry | None = None
         self._budgets: list[frozenset[str] | None] = []  # devices of the loads that are under way
-        self._listeners: list[Listener] = []
+        self._added: dict[Key, dict[str, str | Path]] = {}  # adapters, by what they were added to
+        self._news = News()
         self._closed = False
 
     # --- what is there ---
@@ -167,15 +115,7 @@ class ModelManager:
         It is called in the thread that loads or unloads. What it raises is logged and goes no
         further.
         """
-        with self._changed:
-            self._listeners.append(listener)
-
-        def unsubscribe() -> None:
-            with self._changed:
-                if listener in self._listeners:
-                    self._listeners.remove(listener)
-
-        return unsubscribe
+        return self._news.subscribe(listener)
 
     # --- coming and going ---
 
@@ -224,6 +164,20 @@ class ModelManager:
             return Freed()  # it never came
         return self._retire(entry, finish_sec)
 
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """Give the current model an adapter, which it gets again whenever it is loaded again.
+
+        Raises `LoadError` where there is no model, or the adapter does not fit.
+        """
+        with self._changed:
+            entry = self._current
+            backend = entry.backend if entry else None
+        if entry is None or backend is None:
+            raise LoadError("No model is loaded that an adapter could be for.")
+        backend.add_adapter(name, path)
+        with self._changed:
+            self._added.setdefault(entry.key, {})[name] = path
+
     def close(self, *, finish_sec: float = 0.0) -> None:
         """Let every model go, and load none any more; safe to call twice."""
         with self._changed:
@@ -245,7 +199,7 @@ class ModelManager:
 
     def _entry(self, source: str | Path, options: dict[str, Any]) -> tuple[_Entry, bool]:
         """Return the entry of a source with its options, and whether the caller has to load it."""
-        key = _key(source, options)
+        key = key_of(source, options)
         with self._changed:
             while True:
                 if self._closed:
@@ -303,16 +257,18 @@ class ModelManager:
                 told(step)
 
         try:
-            before = _used_bytes()
+            before = used_bytes()
             backend = self._load(entry.source, **{**entry.options, "progress": report})
         except BaseException as error:
             self._fail(entry, error)
             if not isinstance(error, Exception):  # somebody interrupts the program
                 raise
             return False
-        _give_back()  # reading a tokenizer alone leaves some 250 MB that nobody uses
-        _give_back()  # loading works with copies, which allocators keep
-        grown = {at: size - before[at] for at, size in _used_bytes().items() if at in before}
+        self._add_again(entry, backend)
+        # Loading works with copies, which allocators keep; reading a tokenizer alone leaves some
+        # 250 MB that nobody uses.
+        give_back()
+        grown = {at: size - before[at] for at, size in used_bytes().items() if at in before}
         with self._changed:
             entry.backend, entry.memory = backend, {at: max(0, n) for at, n in grown.items()}
             entry.state, entry.since = "ready", time.time()
@@ -320,6 +276,16 @@ class ModelManager:
             self._changed.notify_all()
         self._tell("ready", entry, f"{entry.name} is ready")
         return True
+
+    def _add_again(self, entry: _Entry, backend: Backend) -> None:
+        """Give a model the adapters it was given when it was here before, as far as they exist."""
+        with self._changed:
+            added = dict(self._added.get(entry.key, {}))
+        for name, path in added.items():
+            try:
+                backend.add_adapter(name, path)
+            except Gemma3VLError as error:
+                logger.warning("%s comes back without its adapter %s: %s", entry.name, name, error)
 
     def _fail(self, entry: _Entry, error: BaseException) -> None:
         """Note that a load failed, once, and free what it had got so far."""
@@ -332,8 +298,8 @@ class ModelManager:
         expected = isinstance(error, Gemma3VLError)
         if not expected:
             logger.error("loading %s failed", entry.name, exc_info=error)
-        _clear_frames(error)
-        _give_back()
+        clear_frames(error)
+        give_back()
         why = str(error) if expected else f"{entry.name} was not loaded; the log has the details."
         self._tell("failed", entry, why)
 
@@ -353,15 +319,15 @@ class ModelManager:
         freed = Freed()
         try:
             self._tell("draining", entry, f"{entry.name} finishes its answers and is unloaded")
-            before = _used_bytes()
+            before = used_bytes()
             assert backend is not None
             try:
                 backend.close(finish_sec=finish_sec)
             except Exception:  # a defect of a backend; the model is gone for us all the same
                 logger.exception("closing %s failed", entry.name)
             del backend
-            _give_back()
-            after = _used_bytes()
+            give_back()
+            after = used_bytes()
             freed = Freed({at: max(0, size - after.get(at, 0)) for at, size in before.items()})
         finally:
             with self._changed:
@@ -437,70 +403,20 @@ class ModelManager:
 
     def _tell(
         self,
-        kind: Literal["loading", "ready", "failed", "draining", "unloaded"],
+        kind: EventKind,
         entry: _Entry,
         message: str,
         *,
         progress: Progress | None = None,
         freed: Freed | None = None,
     ) -> None:
-        """Tell every listener, outside the lock; their mistakes are theirs."""
-        event = ModelEvent(
-            kind=kind, model=entry.name, message=message, progress=progress, freed=freed
+        """Tell every listener, outside the lock."""
+        self._news.tell(
+            ModelEvent(kind=kind, model=entry.name, message=message, progress=progress, freed=freed)
         )
-        with self._changed:
-            listeners = tuple(self._listeners)
-        for listener in listeners:
-            try:
-                listener(event)
-            except Exception:  # any listener, any mistake
-                logger.exception("a listener failed on %s", kind)
 
 
 def _load_here(source: str | Path, **options: Any) -> Backend:
     from gemma3vl_app.backends.local import load
 
     return load(source, **options)
-
-
-def _key(source: str | Path, options: Mapping[str, Any]) -> Key:
-    """Return what makes two wishes the same: the source, and all options but who hears of it."""
-    path = Path(source).expanduser()
-    place = str(path.resolve()) if path.exists() else str(source)
-    wishes = {name: value for name, value in options.items() if name != "progress"}
-    given = [name for name in sorted(wishes) if wishes[name] is not None]
-    return place, *((name, _frozen(wishes[name])) for name in given)
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return tuple(sorted((str(key), _frozen(each)) for key, each in value.items()))
-    if isinstance(value, list | tuple | set | frozenset):
-        return tuple(_frozen(each) for each in value)
-    return str(value) if isinstance(value, Path) else value
-
-
-def _used_bytes() -> dict[str, int]:
-    """Return memory in use by device; empty while nothing has loaded torch: no model is here."""
-    if "torch" not in sys.modules:
-        return {}
-    from gemma3vl_app.engine.memory import used_bytes
-
-    return used_bytes()
-
-
-def _give_back() -> None:
-    if "torch" in sys.modules:
-        from gemma3vl_app.engine.memory import give_back
-
-        give_back()
-
-
-def _clear_frames(error: BaseException) -> None:
-    """Drop the variables in the frames of an error: half a model may hang there."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        traceback.clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__
