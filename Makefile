@@ -12,11 +12,13 @@ FITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON = $(shell for p in $(PYTHONS); do if $$p -c "$(FITS)" >/dev/null 2>&1; then echo $$p; break; fi; done)
 NEEDED = gemma3vl_app needs Python 3.11, 3.12 or 3.13, and none is on PATH: install one and run make again
 
-.PHONY: help app test test-web screenshots lint format bench bench-small demo-model demo-eval clean
+.PHONY: help app test test-web test-notebooks notebooks screenshots lint format bench bench-small demo-model demo-eval clean
 help:
 	@echo "make app        open the chat page with the demo model (MODEL=folder for a checkpoint of yours)"
 	@echo "make test       run the tests, without a browser"
 	@echo "make test-web   run the tests that drive the page in chromium"
+	@echo "make notebooks  open the notebooks in JupyterLab"
+	@echo "make test-notebooks  execute the notebooks on the demo, and use JupyterLab in chromium"
 	@echo "make screenshots  renew the README's pictures of the page"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      measure speed and write docs/bench.json (about ten minutes)"
@@ -28,10 +30,16 @@ app: $(VENV)/ready-app
 	$(BIN)/gemma3vl app --model $(MODEL)
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -m "not web" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not web and not notebook" -n 2 --dist loadfile
 
 test-web: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m web
+
+test-notebooks: $(VENV)/ready-notebook
+	$(BIN)/python -m pytest -m notebook --durations 12
+
+notebooks: $(VENV)/ready-notebook
+	$(BIN)/jupyter lab notebooks
 
 screenshots: $(VENV)/ready-dev
 	$(BIN)/python -m tests.web.screenshots
@@ -73,3 +81,7 @@ $(VENV)/ready-app: $(STATED) | $(BIN)/python
 $(VENV)/ready-dev: $(STATED) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@ $(VENV)/ready-app
+
+$(VENV)/ready-notebook: $(STATED) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,notebook]"
+	@touch $@ $(VENV)/ready-dev $(VENV)/ready-app

@@ -12,12 +12,14 @@ Every name is fetched from its module when it is first used, so that the import 
 neither torch nor gradio is loaded by it.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps both in step
+    from gemma3vl_app import notebook as notebook
     from gemma3vl_app.backends.local import load as load
     from gemma3vl_app.backends.protocol import Backend as Backend
     from gemma3vl_app.backends.protocol import Capabilities as Capabilities
@@ -43,6 +45,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from gemma3vl_app.generation import Timing as Timing
     from gemma3vl_app.generation import Token as Token
     from gemma3vl_app.generation import Usage as Usage
+    from gemma3vl_app.launching import launch as launch
     from gemma3vl_app.manager import ModelManager as ModelManager
     from gemma3vl_app.messages import Conversation as Conversation
     from gemma3vl_app.messages import Message as Message
@@ -74,6 +77,7 @@ _CONTENTS = {
     "Progress": "generation",
     # Conversations: talk to a model, and the values a conversation is made of
     "Chat": "chat",
+    "launch": "launching",
     "Conversation": "messages",
     "Message": "messages",
     "Text": "messages",
@@ -117,12 +121,51 @@ _CONTENTS = {
 }
 
 
+_MODULES = ("notebook",)  # used whole: `gv.notebook.chat`
+
+# Values that notebooks show as more than their text. They know nothing of notebooks: IPython is
+# told who draws them, where this runs in IPython.
+_SHOWN = (
+    ("pictures", "Picture"),
+    ("messages", "Message"),
+    ("messages", "Conversation"),
+    ("chat", "Chat"),
+    ("generation", "Answer"),
+    ("planning.load_plan", "LoadPlan"),
+)
+
+
+def _tell_ipython() -> None:
+    """Register what draws our values by name; nothing is imported before one is shown."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None:
+        return
+    formatters = shell.display_formatter
+    for home, name in _SHOWN:
+        formatters.mimebundle_formatter.for_type_by_name(f"{__name__}.{home}", name, _bundle)
+    formatters.ipython_display_formatter.for_type_by_name(f"{__name__}.stream", "Stream", _show)
+
+
+def _bundle(value: object, **_: object) -> object:
+    return import_module(f"{__name__}.notebook.displays").shown(value).bundle()
+
+
+def _show(stream: object) -> None:
+    import_module(f"{__name__}.notebook.live").show(stream)
+
+
+_tell_ipython()
+
+
 def __getattr__(name: str) -> object:
     """Fetch a name of the table of contents from its module."""
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _CONTENTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_CONTENTS[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*_CONTENTS, "__version__"])
+    return sorted([*_CONTENTS, *_MODULES, "__version__"])

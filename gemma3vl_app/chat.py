@@ -277,6 +277,14 @@ class Chat:
         chat._opened = frozenset(turns)
         return chat
 
+    def restore(self, transcript: Transcript) -> None:
+        """Stand again where `transcript` does: what came after it is forgotten."""
+        self.stop()
+        before = type(self).from_transcript(transcript, self.backend, session=self.session)
+        self.system, self.sampling = before.system, before.sampling
+        self._root, self._head, self._opened = before._root, before._head, before._opened
+        self._running, self._recalled = None, set()
+
     # --- inside ---
 
     def _turn(self, index: int) -> _Turn:

@@ -11,7 +11,7 @@ import gc
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemma3vl_app.backends.protocol import Backend
+from gemma3vl_app.chat import Chat
 from gemma3vl_app.errors import Gemma3VLError, StoreError
 from gemma3vl_app.manager import ModelManager
 from gemma3vl_app.store import ConversationStore
@@ -83,14 +84,16 @@ def create_app(
     logins: Sequence[Login] = (),
     manager: ModelManager | None = None,
     offered: Sequence[str] = (),
+    shared: Mapping[str, Chat] | None = None,
 ) -> FastAPI:
     """Return the app for `backend`: the page at `/`, `{"status": "ok"}` at `/healthz`.
 
     Conversations are kept in `store`; without one, as long as the process runs. With `logins`, the
     page is for them alone, and each has conversations of their own. With a `manager`, models can be
     changed: on this machine by everybody, else by the first of `logins`; to those `offered`, the
-    catalog's without any. Only requests that name one of `hosts` are answered, so that no other
-    site can reach a server on this machine through the browser; `"*"` answers all.
+    catalog's without any. `shared` are chats of this program, by an id that nobody can guess: the
+    page at `/?c=ID` goes on with one. Only requests that name one of `hosts` are answered, so that
+    no other site can reach a server on this machine through the browser; `"*"` answers all.
     """
     uploads = keep_gradio_quiet()
     desk = Desk.set_up(
@@ -99,6 +102,8 @@ def create_app(
         store,
         _models(manager, hosts, logins, offered) if manager else None,
     )
+    for id, chat in (shared or {}).items():
+        desk.library.share(id, chat)
     app = FastAPI(
         title="gemma3vl_app",
         docs_url=None,
@@ -201,7 +206,7 @@ def serve(
     process runs. With a `manager` and what is `offered`, see `create_app`.
     """
     check_access(host, logins, no_auth=no_auth)
-    listener = _listen(host, port, PORTS_TRIED if find_port else 1)
+    listener = listen(host, port, PORTS_TRIED if find_port else 1)
     with listener, ExitStack() as closing:
         store = _open_store(conversations, closing)
         hosts = LOOPBACK if is_own(host) else ("*",)
@@ -245,10 +250,10 @@ def _open_store(folder: str | Path | None, closing: ExitStack) -> ConversationSt
 
 def check_port(host: str, port: int, *, find_port: bool = False) -> None:
     """Raise `Gemma3VLError` if `serve` could not listen there now."""
-    _listen(host, port, PORTS_TRIED if find_port else 1).close()
+    listen(host, port, PORTS_TRIED if find_port else 1).close()
 
 
-def _listen(host: str, port: int, tries: int) -> socket.socket:
+def listen(host: str, port: int, tries: int) -> socket.socket:
     """Bind the first free port of `tries` from `port` on."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in range(port, port + tries):

@@ -25,7 +25,8 @@ class Stream:
     print(stream.answer.usage)
     ```
 
-    Leaving the `with` block early cancels. One consumer per stream; every method is thread-safe.
+    Leaving the `with` block early cancels, and so does Ctrl-C, or a notebook's stop button, while
+    waiting. One consumer per stream; every method is thread-safe.
     """
 
     def __init__(self, on_cancel: Callable[[], None] | None = None) -> None:
@@ -91,8 +92,7 @@ class Stream:
     @property
     def answer(self) -> Answer:
         """The whole answer; waits for the end, raises what the producer failed with."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.done)
+        self._wait_for(lambda: self.done)
         if self._error is not None:
             raise self._error
         assert self._answer is not None
@@ -102,13 +102,22 @@ class Stream:
         return self
 
     def __next__(self) -> Chunk:
+        self._wait_for(lambda: bool(self._chunks) or self.done)
         with self._changed:
-            self._changed.wait_for(lambda: self._chunks or self.done)
             if self._chunks:
                 return self._chunks.popleft()
         if self._error is not None:
             raise self._error
         raise StopIteration
+
+    def _wait_for(self, happened: Callable[[], bool]) -> None:
+        """Wait; an interrupt ends the answer too, or the model would go on for nobody."""
+        try:
+            with self._changed:
+                self._changed.wait_for(happened)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self

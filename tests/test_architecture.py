@@ -17,7 +17,7 @@ PACKAGE = Path(importlib.util.find_spec("gemma3vl_app").origin).parent
 ROWS = [
     {
         *("errors", "pictures", "picture_decoding", "messages", "generation", "stream"),
-        *("transcript", "schemas", "atomic_file", "wording"),
+        *("transcript", "schemas", "atomic_file", "wording", "plain"),
     },
     {"catalog", "hardware", "conversation_file"},
     {"planning"},
@@ -27,7 +27,7 @@ ROWS = [
     {"manager", "store"},
     {"chat", "tasks", "explain", "folders", "replay", "export"},
     {"webui", "api", "notebook", "finetune", "convert", "evaluate", "benchmark"},
-    {"server", "launch"},
+    {"server", "launching"},
     {"space"},
     {"cli"},
 ]
@@ -42,7 +42,7 @@ HOMES = {
         *("loading", "prompting", "engine", "backends.local", "backends.borrowed", "testing"),
         *("hardware", "finetune", "convert", "evaluate", "benchmark"),
     },
-    "gradio": {"webui", "server", "launch"},
+    "gradio": {"webui", "server", "launching"},
     "fastapi": {"api", "server", "space"},
     "matplotlib": {"explain", "notebook", "benchmark"},
 }

@@ -56,6 +56,7 @@ def test_type_checkers_see_the_same_names():
         for alias in node.names
     }
     table = {name: f"gemma3vl_app.{home}" for name, home in gemma3vl_app._CONTENTS.items()}
+    table |= dict.fromkeys(gemma3vl_app._MODULES, "gemma3vl_app")
     assert seen == table
     for name, home in table.items():
         assert hasattr(importlib.import_module(home), name)

@@ -1,8 +1,7 @@
-"""What the README, the docs and the notebooks tell people to do really works."""
+"""What the README and the docs tell people to do really works."""
 
 import dataclasses
 import io
-import json
 import re
 import shlex
 import subprocess
@@ -23,7 +22,6 @@ from tests.loading.peft_adapters import TEXT, save_adapter
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DEMO = dataclasses.replace(DEFAULT_CAPABILITIES, model="demo")
 RUN_SEC = 300  # the first use of the demo on a machine converts it
 
@@ -39,24 +37,28 @@ def commands(page: Path) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def program(path: Path) -> str:
-    """All Python of a page or notebook, top to bottom, as one program."""
-    if path.suffix == ".md":
-        return "\n".join(blocks(path, "python"))
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(c["source"]) + "\n" for c in cells if c["cell_type"] == "code")
+def program(page: Path) -> str:
+    """All Python of a page, top to bottom, as one program."""
+    return "\n".join(blocks(page, "python"))
 
 
-PROGRAMS = [path for path in (*PAGES, *NOTEBOOKS) if program(path).strip()]
+NEEDS_THE_EXTRA = {"notebooks.md": [pytest.mark.notebook]}
+PROGRAMS = [
+    pytest.param(path, id=path.name, marks=NEEDS_THE_EXTRA.get(path.name, []))
+    for path in PAGES
+    if program(path).strip()
+]
 COMMANDS = [pytest.param(c, id=f"{p.name}: {shlex.join(c)}") for p in PAGES for c in commands(p)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PROGRAMS)
 def test_the_python_people_are_shown_runs(path, tmp_path):
     if path.name == "adapters.md":  # the adapters that it speaks of
         for name in ("pirate", "poet"):
             save_adapter("demo", tmp_path / "runs" / name, target_modules=TEXT)
+    if path.name == "notebooks.md":
+        Image.new("RGB", (9, 9), "red").save(tmp_path / "circle.png")
     done = subprocess.run(
         [sys.executable, "-c", program(path)],
         cwd=tmp_path,
@@ -65,7 +67,7 @@ def test_the_python_people_are_shown_runs(path, tmp_path):
         timeout=RUN_SEC,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    if path.name in ("README.md", "01_first_look.ipynb"):
+    if path.name == "README.md":
         assert "red circle" in done.stdout
 
 
@@ -108,15 +110,6 @@ def run_on_scripted_backend(command: list[str], monkeypatch, folder: Path) -> No
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_is_shipped_without_outputs(notebook):
-    data = json.loads(notebook.read_text(encoding="utf-8"))
-    assert data["nbformat"] == 4
-    code = [cell for cell in data["cells"] if cell["cell_type"] == "code"]
-    assert len(code) >= 3
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
 
 
 def test_every_make_target_named_in_a_page_exists():

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from PIL import Image
+
 from gemma3vl_app import catalog, hardware
 from gemma3vl_app.backends.protocol import Capabilities, Schema
 from gemma3vl_app.engine.engine import Engine, EngineLimits
@@ -20,9 +22,11 @@ from gemma3vl_app.engine.sequence import Request
 from gemma3vl_app.errors import ConversationError, EngineError
 from gemma3vl_app.generation import Greedy, Preview, Progress, Sampling, Token
 from gemma3vl_app.loading.loader import LoadedModel, load_model
-from gemma3vl_app.messages import Conversation
+from gemma3vl_app.messages import Conversation, Message
+from gemma3vl_app.pictures import Picture
 from gemma3vl_app.planning import LoadPlan
 from gemma3vl_app.prompting.format import PromptFormat
+from gemma3vl_app.prompting.pixels import squared
 from gemma3vl_app.prompting.prepare import prepare
 from gemma3vl_app.prompting.prompt import PreparedPrompt, extended
 from gemma3vl_app.prompting.template import BLANK_LINE, check_text
@@ -179,6 +183,11 @@ class LocalBackend:
             crops=prompt.crops,
             context_tokens=self.engine.context_tokens,
         )
+
+    def seen(self, picture: Picture) -> tuple[Image.Image, ...]:
+        """Return the pixels that reach the tower, see `SeesPictures`; raises where it has none."""
+        prompt = self._prepare(Conversation((Message("user", (picture,)),)), "")
+        return tuple(squared(image, self._format) for image in prompt.images)
 
     def score(
         self,

@@ -11,9 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict, runtime_checkable
 
+from PIL import Image
+
 from gemma3vl_app.catalog import DEFAULT_ANSWER_TOKENS
 from gemma3vl_app.generation import Preview, Sample, Sampling, Token
 from gemma3vl_app.messages import Conversation
+from gemma3vl_app.pictures import Picture
 from gemma3vl_app.planning import LoadPlan
 from gemma3vl_app.stream import Stream
 from gemma3vl_app.transcript import ModelIdentity
@@ -176,3 +179,12 @@ class Backend(Protocol):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class SeesPictures(Protocol):
+    """A backend that can tell what its model sees, because the model is in this process."""
+
+    def seen(self, picture: Picture) -> tuple[Image.Image, ...]:
+        """Return the pixels that reach the model: the whole picture, then each of its crops."""
+        ...

@@ -15,9 +15,9 @@ from gemma3vl_app import catalog
 from gemma3vl_app.cli import load, one_shot
 from gemma3vl_app.cli.exit_codes import INCOMPLETE
 from gemma3vl_app.cli.messages import in_options
-from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.errors import Gemma3VLError
 from gemma3vl_app.generation import Greedy
+from gemma3vl_app.plain import plain
 from gemma3vl_app.schemas import read_schema
 from gemma3vl_app.wording import counted
 

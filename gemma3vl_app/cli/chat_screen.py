@@ -15,10 +15,10 @@ from rich.text import Text
 
 from gemma3vl_app.cli import load
 from gemma3vl_app.cli.messages import in_options
-from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.cli.terminal_pictures import NO_PICTURES, Terminal, caption, draw, find_out
 from gemma3vl_app.generation import Answer
 from gemma3vl_app.pictures import Picture
+from gemma3vl_app.plain import plain
 from gemma3vl_app.stream import Stream
 from gemma3vl_app.wording import describe
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gemma3vl_app.cli import exit_codes, load
-from gemma3vl_app.cli.plain import plain
+from gemma3vl_app.plain import plain
 
 if TYPE_CHECKING:
     from gemma3vl_app.cli.checks.check import Check

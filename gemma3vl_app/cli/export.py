@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gemma3vl_app.cli.load import spinner, stderr
-from gemma3vl_app.cli.plain import plain
+from gemma3vl_app.plain import plain
 
 
 def export(

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from gemma3vl_app.cli import exit_codes
 from gemma3vl_app.cli.load import GIB, describe, mistakes, spinner, stderr
-from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.plain import plain
 
 if TYPE_CHECKING:
     from gemma3vl_app.finetune.dry_run import DryRun

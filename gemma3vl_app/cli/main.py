@@ -37,8 +37,8 @@ from gemma3vl_app.cli import (
 )
 from gemma3vl_app.cli.load import stderr
 from gemma3vl_app.cli.messages import PROGRAM, in_options, usage_line
-from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.plain import plain
 
 TALK = "Talk"
 PICTURES = "Pictures and text"

@@ -17,9 +17,9 @@ from rich.text import Text
 from gemma3vl_app import catalog
 from gemma3vl_app.cli import load
 from gemma3vl_app.cli.messages import in_options
-from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.errors import ConversationError, Gemma3VLError, PictureError
 from gemma3vl_app.generation import Answer, Chunk, Sample, Timing, Usage
+from gemma3vl_app.plain import plain
 from gemma3vl_app.wording import counted, describe
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from gemma3vl_app.cli import load
 from gemma3vl_app.cli.completion import complete_model
 from gemma3vl_app.cli.exit_codes import INCOMPLETE
 from gemma3vl_app.cli.messages import in_options
-from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.plain import plain
 from gemma3vl_app.wording import counted
 
 if TYPE_CHECKING:

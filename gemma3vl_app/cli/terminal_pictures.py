@@ -26,8 +26,8 @@ from rich.segment import ControlType, Segment
 from rich.style import Style
 from rich.text import Text
 
-from gemma3vl_app.cli.plain import plain
 from gemma3vl_app.pictures import Picture
+from gemma3vl_app.plain import plain
 
 MAX_COLUMNS, MAX_ROWS = 40, 12
 REPLY_SECONDS = 1.0  # over a slow line; nearly every terminal replies, and at once

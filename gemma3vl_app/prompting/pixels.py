@@ -22,17 +22,21 @@ def pixels(image: ImageInput, format: PromptFormat) -> npt.NDArray[np.float32]:
 
     The picture is resized to a square without keeping its aspect ratio, as the model was trained.
     """
-    picture = image.picture.rgb
-    if image.box is not None:
-        picture = picture.crop(image.box)
-    size = (format.image_size, format.image_size)
-    resample = Image.Resampling(format.resample)
-    resized = np.asarray(picture.resize(size, resample=resample))  # (S, S, 3)
+    resized = np.asarray(squared(image, format))  # (S, S, 3)
     # The reference scales in float64, rounds to float32, and normalises in float32.
     scaled = (resized.astype(np.float64) * format.rescale_factor).astype(np.float32)
     mean = np.asarray(format.mean, dtype=np.float32)
     std = np.asarray(format.std, dtype=np.float32)
     return np.ascontiguousarray(((scaled - mean) / std).transpose(2, 0, 1))  # (3, S, S)
+
+
+def squared(image: ImageInput, format: PromptFormat) -> Image.Image:
+    """Return a picture or its crop as the square that becomes `pixels`, before normalising."""
+    picture = image.picture.rgb
+    if image.box is not None:
+        picture = picture.crop(image.box)
+    size = (format.image_size, format.image_size)
+    return picture.resize(size, resample=Image.Resampling(format.resample))
 
 
 def image_key(picture: Picture, box: Box | None, format: PromptFormat) -> bytes:

@@ -55,6 +55,7 @@ class Library:
         self._salt = secrets.token_hex(16)
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, str], LiveChat] = OrderedDict()
+        self._shared: dict[str, LiveChat] = {}  # by id; for whoever knows it
         # Also those that rest no longer in memory by us, but that some page still shows: opened
         # again it has to be the same one, or two would overwrite each other in the store.
         self._shown: WeakValueDictionary[tuple[str, str], LiveChat] = WeakValueDictionary()
@@ -78,12 +79,18 @@ class Library:
         live = self._live(owner, id, transcript or Transcript(), is_stored=is_stored)
         return Opened(id, self._keep_open(owner, id, live))
 
+    def share(self, id: str, chat: Chat) -> None:
+        """Let everybody who knows `id`, which nobody can guess, go on with a program's chat."""
+        self._shared[id] = LiveChat(chat, grace_sec=self._grace_sec, system=chat.system)
+
     def open(self, owner: str, id: str) -> Opened:
         """Return a conversation of `owner`, as it is now.
 
         Raises `UnknownConversationError` where they have none of that id, `StoreError` where it
         cannot be read.
         """
+        if id in self._shared:
+            return Opened(id, self._shared[id])
         with self._lock:
             live = self._open.get((owner, id)) or self._shown.get((owner, id))
         if live is None:
@@ -131,7 +138,7 @@ class Library:
     def close(self) -> None:
         """End all answers; what they have said so far is saved."""
         with self._lock:
-            chats = list(self._open.values())
+            chats = [*self._open.values(), *self._shared.values()]
             self._open.clear()
         for live in chats:
             live.stop()

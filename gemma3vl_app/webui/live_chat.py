@@ -61,13 +61,15 @@ class LiveChat:
         save: Callable[[Transcript], None] | None = None,
         backend: Callable[[], Backend] | None = None,
         grace_sec: float = GRACE_SEC,
+        system: str | None = None,
     ) -> None:
-        """Let `chat` go on here alone.
+        """Let `chat` go on here.
 
         `save` is given all of it after each message. `backend` returns what answers next: the
-        model may be another one by then.
+        model may be another one by then. `system` holds where the page says nothing else.
         """
         self._chat = chat
+        self.system = system
         self._backend = backend or (lambda: chat.backend)
         self._save = save or (lambda transcript: None)
         self._grace_sec = grace_sec
@@ -106,6 +108,9 @@ class LiveChat:
         At least once a second, so that whoever watches can turn to something else.
         """
         seen = -1
+        with self._changed:
+            if self._writing is None:
+                self._look()  # a program may have gone on with the same chat
         with self._watched():
             while True:
                 seen, moment = self._next_moment(seen)
@@ -237,9 +242,7 @@ class LiveChat:
     def _take_back(self, writing: Writing, line: str, *, is_error: bool = True) -> None:
         """Go back to before the answer was asked for: nothing came of it."""
         with self._changed:
-            self._chat = Chat.from_transcript(
-                writing.before, self._chat.backend, session=self._chat.session
-            )
+            self._chat.restore(writing.before)
             self._writing, writing.taken_back = None, True
             self._look()
             self._tell(line, is_error=is_error)

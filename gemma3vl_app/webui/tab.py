@@ -111,7 +111,9 @@ class Tab:
         try:
             if pictures and not about.pictures:
                 raise ConversationError(f"{about.title or about.model} takes no pictures.")
-            preview = backend.preview(Conversation(messages, settings.system or None))
+            preview = backend.preview(
+                Conversation(messages, settings.system or self._opened.live.system)
+            )
         except Gemma3VLError as refused:
             return Weighed(None, 0, about.context_tokens, str(refused))
         items = items_of(opened, preview, about.image_tokens)
@@ -121,7 +123,7 @@ class Tab:
         """Send `draft` and show the answer; where nothing comes of it, the draft comes back."""
 
         def begin(chat: Chat) -> Stream:
-            chat.system = settings.system or None
+            chat.system = settings.system or self._opened.live.system
             return chat.stream(
                 draft.text.strip(), images=pictures, crops=settings.crops, **self._options(settings)
             )

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from gemma3vl_app.cli.plain import plain
+from gemma3vl_app.plain import plain
 
 
 @pytest.mark.parametrize("harmless", ["", "Zwei Äpfel, 三つ 🍎\n\tand a tab", "e\u0301 a\u200db"])

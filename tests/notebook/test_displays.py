@@ -1,0 +1,85 @@
+"""Values as the last line of a cell: escaped, small, and as plain text in a terminal."""
+
+import pytest
+from PIL import Image
+
+import gemma3vl_app as gv
+from gemma3vl_app.notebook.displays import shown
+from gemma3vl_app.notebook.shown import Shown
+from gemma3vl_app.testing import ScriptedBackend
+
+EVIL = "<script>alert(1)</script>\x1b[31m"
+RED = Image.new("RGB", (300, 200), "red")
+
+
+def evil_chat():
+    chat = gv.Chat(ScriptedBackend([EVIL]), system=EVIL)
+    chat.ask(EVIL, images=[gv.Picture.open(RED, name=EVIL)])
+    return chat
+
+
+def values():
+    chat = evil_chat()
+    plan = gv.LoadPlan(dtype=EVIL, weights=EVIL, reasons=(EVIL,), ways=(EVIL,))
+    return [
+        *(chat, chat.conversation, chat.conversation.messages[0], chat.conversation.pictures[0]),
+        *(gv.Answer(EVIL, "stop"), plan, EVIL),
+    ]
+
+
+@pytest.mark.parametrize("value", values(), ids=lambda value: type(value).__name__)
+def test_nothing_that_is_shown_acts(value):
+    what = shown(value)
+    assert "<script" not in what.html
+    assert "&lt;script&gt;" in what.html or isinstance(value, gv.Picture)
+    assert "\x1b" not in what.text
+
+
+def test_a_picture_is_a_thumbnail_with_its_name_and_size():
+    noise = Image.effect_noise((3000, 2000), 80).convert("RGB")
+    what = shown(gv.Picture.open(noise, name="snow.png"))
+    assert "data:image/jpeg;base64," in what.html
+    assert len(what.html) < 100_000
+    assert what.text == "Picture: snow.png · 3000 x 2000"
+
+
+def test_a_chat_shows_who_said_what_and_folds_away_what_it_cost():
+    chat = gv.Chat(ScriptedBackend(["A red ", "square."]), system="Be brief.")
+    chat.ask("What is it?", images=[gv.Picture.open(RED, name="a.png")])
+    what = shown(chat)
+    assert what.text.splitlines()[:4] == [
+        "Chat with scripted",
+        "System: Be brief.",
+        "You: [a.png · 300 x 200] What is it?",
+        "Model: A red square.",
+    ]
+    assert "<details" in what.html and "tokens in the prompt" in what.html
+
+
+def test_an_empty_chat_says_so():
+    assert "Nothing has been said yet." in shown(gv.Chat(ScriptedBackend())).text
+
+
+def test_an_answer_that_was_cut_says_so():
+    assert "cut at the limit" in shown(gv.Answer("A red", "length")).text
+
+
+def test_a_plan_shows_each_device_and_why():
+    plan = gv.plan("27b-it", max_memory={"cuda:0": "24GiB", "cpu": "64GiB"})
+    what = shown(plan)
+    assert "cuda:0: " in what.text and "of 24.0 GiB" in what.text
+    assert all(reason in what.text for reason in plan.reasons)
+    assert "keys and values, global layers" in what.html
+
+
+def test_a_plan_that_does_not_fit_shows_the_ways_that_would():
+    plan = gv.plan("27b-it", weights="bf16", max_memory={"cuda:0": "8GiB", "cpu": "8GiB"})
+    assert not plan.fits
+    assert shown(plan).text.startswith("Does not fit")
+    assert all(way in shown(plan).text for way in plan.ways)
+
+
+def test_what_is_shown_is_html_for_notebooks_and_text_for_terminals():
+    what = Shown("<b>a</b>", "a")
+    assert (what._repr_html_(), repr(what)) == ("<b>a</b>", "a")
+    assert what.bundle() == {"text/html": "<b>a</b>", "text/plain": "a"}

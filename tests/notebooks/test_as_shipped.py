@@ -1,0 +1,46 @@
+"""Notebooks as they are shipped: short cells, no outputs, nothing of the machine they came from."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+MOST_LINES = 15
+each = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(notebook, kind):
+    data = json.loads(notebook.read_text(encoding="utf-8"))
+    assert data["nbformat"] == 4
+    return [cell for cell in data["cells"] if cell["cell_type"] == kind]
+
+
+@each
+def test_cells_are_short_and_shipped_without_outputs(notebook):
+    code = cells(notebook, "code")
+    assert len(code) >= 3
+    for cell in code:
+        assert len("".join(cell["source"]).splitlines()) <= MOST_LINES, cell["id"]
+        assert not cell["outputs"] and cell["execution_count"] is None
+
+
+@each
+def test_the_first_cell_of_code_installs_only_what_is_missing(notebook):
+    first = "".join(cells(notebook, "code")[0]["source"])
+    assert 'find_spec("gemma3vl_app") is None' in first and "%pip install" in first
+
+
+@each
+def test_no_path_of_one_machine_is_in_it(notebook):
+    text = notebook.read_text(encoding="utf-8")
+    assert not re.search(r"/(home|root|Users|tmp|work|mnt|content)/|[A-Z]:\\\\", text)
+
+
+@each
+def test_it_begins_with_its_number_and_explains_before_it_shows(notebook):
+    prose = cells(notebook, "markdown")
+    number = int(notebook.stem.split("_")[0])
+    assert "".join(prose[0]["source"]).startswith(f"# {number} · ")
+    assert len(prose) >= 4
