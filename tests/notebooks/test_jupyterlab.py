@@ -20,7 +20,7 @@ from tests.web.conftest import CHROMIUM
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_quickstart.ipynb"
-START_SEC, RUN_SEC = 120, 300
+START_SEC, RUN_SEC = 120, 600
 SHOTS = os.environ.get("GEMMA3VL_SCREENSHOTS")  # a folder, for whoever wants to look
 
 
