@@ -46,7 +46,7 @@ def test_what_is_asked_and_answered_is_in_the_chat():
     assert answered.text == "A red <b>square</b>."
     assert "&lt;b&gt;square" in widget._talk.value
     assert widget._text.value == "" and widget._shelf.value == ""
-    assert "tokens/s" in widget._line.value
+    assert "tokens/s" in widget._talk.value
 
 
 def test_code_goes_on_with_the_same_chat():
