@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from tests.web.conftest import CHROMIUM
-
 pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 
+CHROMIUM = "/usr/bin/chromium"
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_quickstart.ipynb"
 START_SEC, RUN_SEC = 300, 600
 SHOTS = os.environ.get("GEMMA3VL_SCREENSHOTS")  # a folder, for whoever wants to look
