@@ -23,7 +23,6 @@ from gemma3vl_app.notebook.paste import paste_area
 from gemma3vl_app.notebook.shown import MUTED, said
 from gemma3vl_app.pictures import Picture, PictureSource
 from gemma3vl_app.stream import Stream
-from gemma3vl_app.wording import sentence, summary
 
 _THUMBNAIL = 96
 
@@ -192,7 +191,7 @@ class ChatWidget:
             for text, line in growing(stream):
                 self._talk.value = asked + said(text)
                 self._tell(line)
-            self._tell(sentence(summary(stream.answer)))
+            self._tell("")  # the chat shows what it cost
         except Gemma3VLError as error:
             self._tell(str(error))
         except Exception as error:

@@ -1,6 +1,7 @@
 """The chat widget: what is typed, pasted and pressed in it, and the `Chat` behind it."""
 
 import io
+from datetime import UTC, datetime
 
 import pytest
 from PIL import Image
@@ -18,6 +19,12 @@ def png():
     file = io.BytesIO()
     RED.save(file, "png")
     return file.getvalue()
+
+
+def chosen(name):
+    """Return a file as ipywidgets tells of it."""
+    told = {"type": "image/png", "size": len(png()), "last_modified": datetime.now(UTC)}
+    return {"name": name, "content": memoryview(png()), **told}
 
 
 def talk(*chunks, **options):
@@ -39,7 +46,7 @@ def test_what_is_asked_and_answered_is_in_the_chat():
     assert answered.text == "A red <b>square</b>."
     assert "&lt;b&gt;square" in widget._talk.value
     assert widget._text.value == "" and widget._shelf.value == ""
-    assert "tokens/s" in widget._line.value
+    assert "tokens/s" in widget._talk.value
 
 
 def test_code_goes_on_with_the_same_chat():
@@ -62,7 +69,7 @@ def test_a_chat_of_somebodys_is_gone_on_with():
 
 def test_chosen_and_pasted_files_are_pictures_of_the_next_question():
     widget = talk()
-    widget._upload.value = ({"name": "a.png", "content": memoryview(png()), "type": "image/png"},)
+    widget._upload.value = (chosen("a.png"),)
     widget._paste._handle_custom_msg({"name": "b.png"}, [memoryview(png())])
     assert widget._upload.value == ()
     assert "a.png" in widget._shelf.value and "b.png" in widget._shelf.value
