@@ -39,7 +39,7 @@ def demo(base_270m):
 
 
 def says(answer, *words):
-    told = str(answer.text if hasattr(answer, "text") else answer).lower()
+    told = str(answer.text if hasattr(answer, "text") else answer).lower().replace("’", "'")
     return all(word in told for word in words)
 
 

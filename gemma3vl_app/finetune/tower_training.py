@@ -50,7 +50,7 @@ STAGES = (
 # Sized for a GPU, where a step of either takes 50 ms; on 2 cores one of the last takes 6 s.
 READING_STAGES = (
     Stage(
-        *("letters", 64, True, 150_000, 256, 600, 1e-3),
+        *("letters", 64, True, 150_000, 4 * 64, 600, 1e-3),
         seed=4,
         at_first=0.1,
         heads=("shape", "colour", "outlined"),

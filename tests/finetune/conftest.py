@@ -98,25 +98,29 @@ def recipe_for(model, pictures, out):
 def tower():
     """A tower like the demo's, of 8 x 8 patches and 4 x 4 cells."""
     import torch
-    from transformers import Gemma3Config, SiglipVisionConfig
-    from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 
     from gemma3vl_app.finetune.demo_tower import TowerWithHeads
 
     torch.manual_seed(0)
+    return TowerWithHeads(tower_config(layers=2))
+
+
+def tower_config(layers):
+    """Return a config like the demo's: pictures of 64 pixels, 8 x 8 patches, 4 x 4 cells."""
+    from transformers import Gemma3Config, SiglipVisionConfig
+    from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
+
     vision = SiglipVisionConfig(
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         image_size=64,
         patch_size=8,
         vision_use_head=False,
     )
     text = Gemma3TextConfig(hidden_size=48, num_hidden_layers=1, head_dim=8)
-    return TowerWithHeads(
-        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=16)
-    )
+    return Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=16)
 
 
 def but(recipe, **changes):

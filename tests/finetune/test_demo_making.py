@@ -5,11 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import Gemma3Config, SiglipVisionConfig
-from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 
 from gemma3vl_app.finetune import demo, demo_files
 from gemma3vl_app.finetune.tower_pictures import Stage
+from tests.finetune.conftest import tower_config
 
 SCENES = (
     Stage("black", 32, True, 40, 4, 2, 1e-3, seed=1, heads=("shape",), black=True),
@@ -20,17 +19,7 @@ READING = (Stage("reading", 64, False, 16, 4, 2, 1e-3, 3, kinds=(("scene", 0.5),
 
 @pytest.fixture
 def config():
-    vision = SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=64,
-        patch_size=8,
-        vision_use_head=False,
-    )
-    text = Gemma3TextConfig(hidden_size=48, num_hidden_layers=1, head_dim=8)
-    return Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=16)
+    return tower_config(layers=3)
 
 
 @pytest.fixture
