@@ -13,7 +13,9 @@ MEANT = {
     "01_quickstart": ("red circle", "red."),
     "02_tasks": ("red circle", "green", "colour"),
     "03_several_pictures": ("blue", "picture tokens"),
-    "05_memory": ("does not fit", "fits"),
+    "05_memory": ("fits", "(false,"),
+    "06_finetune": ("pirate: ahoy",),
+    "07_inside": ("differs", "all global"),
 }
 
 

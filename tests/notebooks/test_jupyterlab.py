@@ -90,7 +90,7 @@ def test_the_quickstart_runs_and_its_widget_answers_about_a_picture(page):
     page.get_by_text("Run All Cells", exact=True).click()
 
     chat = page.locator(".gemma3vl-chat")
-    chat.get_by_text("Red.").first.wait_for(timeout=1000 * RUN_SEC)
+    chat.get_by_text("Red.", exact=True).first.wait_for(timeout=1000 * RUN_SEC)
     chat.scroll_into_view_if_needed()
     look(page, "lab-widget")
     assert not page.locator(".jp-RenderedText[data-mime-type*=stderr] .ansi-red-fg").count()
@@ -107,7 +107,7 @@ def answers_about_a_picture_that_is_pasted(page, chat):
     box.fill("What color is the square?")
     look(page, "lab-ready")
     chat.get_by_role("button", name="Send").click()
-    chat.get_by_text("Blue").last.wait_for(timeout=1000 * RUN_SEC)
+    chat.get_by_text("Blue.", exact=True).wait_for(timeout=1000 * RUN_SEC)
 
 
 # A picture of a blue square, as the clipboard has it.
