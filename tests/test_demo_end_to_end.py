@@ -39,7 +39,11 @@ def demo(base_270m):
 
 
 def says(answer, *words):
-    told = str(answer.text if hasattr(answer, "text") else answer).lower().replace("’", "'")
+    told = (
+        str(answer.text if hasattr(answer, "text") else answer)
+        .lower()
+        .replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    )
     return all(word in told for word in words)
 
 
