@@ -39,11 +39,8 @@ def demo(base_270m):
 
 
 def says(answer, *words):
-    told = (
-        str(answer.text if hasattr(answer, "text") else answer)
-        .lower()
-        .replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    )
+    told = str(answer.text if hasattr(answer, "text") else answer).lower()
+    told = told.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     return all(word in told for word in words)
 
 
