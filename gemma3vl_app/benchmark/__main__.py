@@ -36,7 +36,7 @@ def main() -> int:
     """Measure, print, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m gemma3vl_app.benchmark", description=__doc__)
     parser.add_argument(
-        "--small", action="store_true", help="the small set, at 70 % of its targets"
+        "--small", action="store_true", help="the small set, at 70 %% of its targets"
     )
     names = [measure.__name__ for measure in measurements.ALL]
     parser.add_argument("--only", choices=names, action="append", help="measure this alone")
