@@ -1,5 +1,7 @@
 """The box to write in: pictures by every way, what they cost, and in which order they go."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
@@ -94,6 +96,28 @@ def test_a_long_picture_is_said_to_be_squashed(open_page, tmp_path):
     page = open_page(ScriptedBackend())
     page.attach(tmp_path / "tower.png")
     assert "squashed to a square" in page.page.locator("#composer .item.squashed").inner_text()
+
+
+class Cropping(ScriptedBackend):
+    """Cuts a long picture into two halves, unless crops are off."""
+
+    def preview(self, conversation, **options):
+        halves = ((0, 0, 150, 60), (150, 0, 300, 60))
+        crops = tuple(() if p.crops == "off" else halves for p in conversation.pictures)
+        return replace(super().preview(conversation, **options), crops=crops)
+
+
+def test_crops_are_drawn_on_the_picture_and_can_be_switched_off(open_page, tmp_path):
+    Image.new("RGB", (300, 60), "red").save(tmp_path / "wide.png")
+    page = open_page(Cropping())
+    page.attach(tmp_path / "wide.png")
+    drawn = page.page.locator("#composer .item .crop")
+    assert drawn.count() == 2
+    lefts = [drawn.nth(number).bounding_box()["x"] for number in range(2)]
+    assert lefts[1] - lefts[0] == pytest.approx(drawn.first.bounding_box()["width"], abs=3)
+    page.page.locator("#composer select.crops").select_option("off")
+    drawn.first.wait_for(state="detached")
+    assert drawn.count() == 0
 
 
 def test_pictures_are_sent_in_the_order_they_were_put_into(open_page, pictures):
