@@ -76,10 +76,11 @@ class Token:
 class Status:
     """Where a request stands: its stage, and `done` of `total` where the stage counts something.
 
-    queued: `done` requests are ahead; vision: pictures encoded; prefill: prompt tokens computed.
+    queued: `done` requests are ahead; vision: pictures encoded; prefill: prompt tokens computed;
+    tracing: units of a trace.
     """
 
-    stage: Literal["queued", "vision", "prefill", "decoding"]
+    stage: Literal["queued", "vision", "prefill", "tracing", "decoding"]
     done: int = 0
     total: int = 0
 
@@ -87,7 +88,7 @@ class Status:
         match self.stage:
             case "queued":
                 return f"queued {self.done}"
-            case "vision" | "prefill":
+            case "vision" | "prefill" | "tracing":
                 return f"{self.stage} {self.done} of {self.total}"
             case _:
                 return self.stage

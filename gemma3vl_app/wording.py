@@ -16,6 +16,8 @@ def describe(status: Status) -> str:
             return f"looking at picture {status.done} of {status.total}"
         case "prefill":
             return f"reading {status.done:,} of {status.total:,} tokens"
+        case "tracing":
+            return f"tracing, {status.done:,} of {status.total:,} steps"
         case "decoding":
             return "writing"
 

@@ -18,9 +18,11 @@ from gemma3vl_app.backends.protocol import Capabilities, Schema
 from gemma3vl_app.engine.engine import Engine, EngineLimits
 from gemma3vl_app.engine.grammar import Grammars, Matcher
 from gemma3vl_app.engine.memory import give_back
+from gemma3vl_app.engine.prefix import Scope
 from gemma3vl_app.engine.sequence import Request
+from gemma3vl_app.engine.traces import Tracing, known_tokens
 from gemma3vl_app.errors import ConversationError, EngineError
-from gemma3vl_app.generation import Greedy, Preview, Progress, Sampling, Token
+from gemma3vl_app.generation import Answer, Greedy, Preview, Progress, Sampling, Token
 from gemma3vl_app.loading.loader import LoadedModel, load_model
 from gemma3vl_app.messages import Conversation, Message
 from gemma3vl_app.pictures import Picture
@@ -28,11 +30,13 @@ from gemma3vl_app.planning import LoadPlan
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.pixels import squared
 from gemma3vl_app.prompting.prepare import prepare
-from gemma3vl_app.prompting.prompt import PreparedPrompt, extended
+from gemma3vl_app.prompting.prompt import PreparedPrompt, beginning, extended
 from gemma3vl_app.prompting.template import BLANK_LINE, check_text
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 from gemma3vl_app.schemas import as_json_schema
 from gemma3vl_app.stream import Stream
+from gemma3vl_app.traces import Place, Result, Trace, TracedToken
+from gemma3vl_app.wording import describe
 
 MAX_ALTERNATIVES = 20  # as in OpenAI's protocol
 _MAX_STOP_STRINGS = 16
@@ -214,6 +218,58 @@ class LocalBackend:
         )
         return self.engine.submit(request).answer.tokens
 
+    def trace(
+        self,
+        conversation: Conversation,
+        answer: Answer | str,
+        asked: Trace[Result],
+        *,
+        adapter: str | None = None,
+        session: str = "",
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Result:
+        """Return how `answer` came about, computed between the steps of others; see `Explains`."""
+        key = self._adapter_key(adapter)
+        scope = (key, session)
+        question = self._prepare(conversation, session, key)
+        ids = self._answer_ids(question, answer, scope)
+        tracing = Tracing(asked, extended(question, ids), self._texts(ids), places_of(question))
+        request = Request(
+            prompt=beginning(tracing.prompt, known_tokens(tracing)),
+            sampling=Greedy(),
+            adapter=key,
+            scope=scope,
+            tracing=tracing,
+        )
+        with self.engine.submit(request) as stream:
+            for chunk in stream:
+                if progress is not None:
+                    status = chunk.status
+                    said = describe(status)
+                    progress(Progress(status.stage, status.done, status.total, "steps", said))
+        result: Result = tracing.result
+        return result
+
+    def _answer_ids(
+        self, question: PreparedPrompt, answer: Answer | str, scope: Scope
+    ) -> list[int]:
+        """Return the tokens of an answer: those it was written in, where they are known."""
+        text = answer if isinstance(answer, str) else answer.text
+        check_text(text, "The answer")
+        known: Sequence[int] | None = None
+        if isinstance(answer, Answer):
+            known = self._tokenizer.ids_of([token.id for token in answer.tokens], text)
+        known = known or self.engine.answers.recall(scope, question, text, exact=True)
+        return list(known or self._tokenizer.encode(text))
+
+    def _texts(self, ids: Sequence[int]) -> tuple[TracedToken, ...]:
+        """Return tokens with what each adds to the text; the last one brings what is held back."""
+        decoder = self._tokenizer.new_decode_stream()
+        texts = [decoder.step(id) for id in ids]
+        if held := decoder.finish():
+            texts[-1] += held
+        return tuple(TracedToken(id, text) for id, text in zip(ids, texts, strict=True))
+
     def remember(
         self,
         conversation: Conversation,
@@ -308,6 +364,15 @@ class LocalBackend:
         matcher = self._grammars.matcher(as_json_schema(schema))
         matcher.begin_with(prompt.ids[prompt.answer_start :].tolist())
         return matcher
+
+
+def places_of(prompt: PreparedPrompt) -> tuple[Place, ...]:
+    """Return where each picture and crop of a prompt stands, and which picture it is of."""
+    numbers = [number for number, boxes in enumerate(prompt.crops) for _ in range(1 + len(boxes))]
+    return tuple(
+        Place(number, image.box, image.start, image.stop)
+        for number, image in zip(numbers, prompt.images, strict=True)
+    )
 
 
 def _open_answer(conversation: Conversation) -> str:

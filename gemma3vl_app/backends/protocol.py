@@ -5,7 +5,7 @@ Knows nothing of torch, files or pages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +14,12 @@ from typing import Any, Protocol, Self, TypedDict, runtime_checkable
 from PIL import Image
 
 from gemma3vl_app.catalog import DEFAULT_ANSWER_TOKENS
-from gemma3vl_app.generation import Preview, Sample, Sampling, Token
+from gemma3vl_app.generation import Answer, Preview, Progress, Sample, Sampling, Token
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.planning import LoadPlan
 from gemma3vl_app.stream import Stream
+from gemma3vl_app.traces import Result, Trace
 from gemma3vl_app.transcript import ModelIdentity
 
 Schema = Mapping[str, Any] | type  # a JSON schema, or a pydantic model class
@@ -187,4 +188,27 @@ class SeesPictures(Protocol):
 
     def seen(self, picture: Picture) -> tuple[Image.Image, ...]:
         """Return the pixels that reach the model: the whole picture, then each of its crops."""
+        ...
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A backend that can tell how an answer came about, because the model is in this process."""
+
+    def trace(
+        self,
+        conversation: Conversation,
+        answer: Answer | str,
+        asked: Trace[Result],
+        *,
+        adapter: str | None = None,
+        session: str = "",
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Result:
+        """Return what `asked` asks about `answer` as the next message of `conversation`.
+
+        An `Answer` counts with the very tokens it was written in, a text with those the backend
+        remembers for it, or encoded anew. Answers that run meanwhile go on; an interrupt ends the
+        trace. Raises `ConversationError` for what cannot be asked.
+        """
         ...

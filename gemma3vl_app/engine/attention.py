@@ -9,16 +9,43 @@ tokens, D head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from gemma3vl_app.engine.kv import SequenceKV, first_visible
-from gemma3vl_app.prompting.prompt import Ids
+from gemma3vl_app.prompting.prompt import Ids, PreparedPrompt
 
 NAME = "gemma3vl_cached"
+
+
+class Pass(Protocol):
+    """One forward pass of B rows of n new tokens: where they stand, and what they attend to."""
+
+    count: int
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The position of each row's first new token."""
+        ...
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Attend in one layer: query (B, H, n, D), key, value (B, H_kv, n, D) to (B, H, n, D)."""
+        ...
+
+    def advance(self) -> None:
+        """Note that the new tokens have passed every layer."""
+        ...
 
 
 class Batch:
@@ -36,30 +63,70 @@ class Batch:
         self._blocks = blocks
         self._masks: dict[tuple[int | None, torch.device], torch.Tensor] = {}
 
-    def mask(self, window: int | None, device: torch.device) -> torch.Tensor | None:
-        """Return which visible keys each new query sees: bool (n, visible); None means all.
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The position of each row's first new token."""
+        return tuple(kv.length for kv in self.rows)
 
-        The rule of Gemma 3: causal, or both in the same picture; in sliding layers, within the
-        window as well (transformers' `create_masks_for_vision_model`).
-        """
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Store the new keys and values, then attend; see `Pass.attend`."""
+        outputs = []
+        for row, kv in enumerate(self.rows):
+            keys, values = kv.append(layer, key[row], value[row])
+            mask = self.mask(kv.windows[layer], query.device)
+            outputs.append(attend_row(query[row], keys, values, mask, scaling))
+        return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
+
+    def advance(self) -> None:
+        """Count the new tokens as stored."""
+        for kv in self.rows:
+            kv.advance(self.count)
+
+    def mask(self, window: int | None, device: torch.device) -> torch.Tensor | None:
+        """Return which visible keys each new query sees: bool (n, visible); None means all."""
         if self.count == 1:
             return None
         if (window, device) not in self._masks:
-            self._masks[window, device] = self._build_mask(window).to(device)
+            start = self.rows[0].length
+            self._masks[window, device] = visible(start, self.count, window, self._blocks, device)
         return self._masks[window, device]
 
-    def _build_mask(self, window: int | None) -> torch.Tensor:
-        length = self.rows[0].length
-        queries = torch.arange(length, length + self.count)[:, None]  # (n, 1)
-        keys = torch.arange(first_visible(length, window), length + self.count)[None, :]
-        allowed = keys <= queries  # (n, visible)
-        if self._blocks is not None:
-            blocks = torch.from_numpy(self._blocks)
-            same_picture = (blocks[:, None] == blocks[None, :]) & (blocks[:, None] >= 0)
-            allowed[:, -self.count :] |= same_picture
-        if window is not None:
-            allowed &= queries - keys < window
-        return allowed
+
+def visible(
+    start: int, count: int, window: int | None, blocks: Ids | None, device: torch.device
+) -> torch.Tensor:
+    """Return which keys `count` queries from position `start` on see: bool (n, visible).
+
+    The first column is position `first_visible(start, window)`. The rule of Gemma 3: causal, or
+    both in the same picture (`blocks`, see `Batch`); in sliding layers, within the window as well
+    (transformers' `create_masks_for_vision_model`).
+    """
+    queries = torch.arange(start, start + count)[:, None]  # (n, 1)
+    keys = torch.arange(first_visible(start, window), start + count)[None, :]
+    allowed = keys <= queries  # (n, visible)
+    if blocks is not None:
+        numbers = torch.from_numpy(blocks)
+        same_picture = (numbers[:, None] == numbers[None, :]) & (numbers[:, None] >= 0)
+        allowed[:, -count:] |= same_picture
+    if window is not None:
+        allowed &= queries - keys < window
+    return allowed.to(device)
+
+
+def picture_numbers(prompt: PreparedPrompt, start: int, stop: int) -> Ids:
+    """Number the picture that each token from `start` to `stop` belongs to; -1 for text; (n,)."""
+    numbers = np.full(stop - start, -1, dtype=np.int64)
+    for number, (first, last) in enumerate(prompt.image_spans):
+        if start <= first < stop:
+            numbers[first - start : last - start] = number
+    return numbers
 
 
 def attend(
@@ -70,24 +137,18 @@ def attend(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float,
-    batch: Batch,
+    batch: Pass,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Store the new keys and values, then attend: transformers' attention interface.
+    """Attend as the pass says: transformers' attention interface.
 
     Takes query (B, H, n, D), key and value (B, H_kv, n, D); returns (B, n, H, D) and no weights.
     """
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    outputs = []
-    for row, kv in enumerate(batch.rows):
-        keys, values = kv.append(layer, key[row], value[row])
-        mask = batch.mask(kv.windows[layer], query.device)
-        outputs.append(_attend_row(query[row], keys, values, mask, scaling))
-    stacked = outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)  # (B, H, n, D)
-    return stacked.transpose(1, 2), None
+    return batch.attend(layer, query, key, value, scaling).transpose(1, 2), None
 
 
-def _attend_row(
+def attend_row(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,

@@ -22,12 +22,14 @@ from typing import Any, TypeVar
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
+from gemma3vl_app.engine import traces
 from gemma3vl_app.engine.attention import Batch
 from gemma3vl_app.engine.kv import SequenceKV
 from gemma3vl_app.engine.model import TextModel
 from gemma3vl_app.engine.prefill import Prefill
 from gemma3vl_app.engine.prefix import AnswerMemory, PrefixCache, Snapshot
 from gemma3vl_app.engine.sequence import Request, Sequence
+from gemma3vl_app.engine.traces import Tracing
 from gemma3vl_app.engine.vision import FeatureCache, VisionEncoder
 from gemma3vl_app.errors import (
     BusyError,
@@ -323,6 +325,9 @@ class Engine:
         if sequence.request.score_tokens:
             yield from self._score(sequence, hidden)
             return
+        if sequence.request.tracing is not None:
+            yield from self._trace(sequence, kv, sequence.request.tracing)
+            return
         sequence.work = None
         self._keep_prefix(sequence)
         # The next step turns it into the first token, together with what the others are to say:
@@ -419,6 +424,15 @@ class Engine:
         self._remove(sequence)
         sequence.stream.finish(sequence.to_answer("stop"))
 
+    def _trace(self, sequence: Sequence, kv: SequenceKV, tracing: Tracing) -> Generator[None]:
+        """Compute a trace over what is known now; its result goes to whoever asked."""
+        self._keep_prefix(sequence)
+        tools = traces.Tools(self._text_model, self._prefill, sequence, kv, self.limits.unit_sec)
+        tracing.result = yield from traces.run(tracing, tools, self._tokenizer)
+        sequence.work = None
+        self._remove(sequence)
+        sequence.stream.finish(sequence.to_answer("stop"))
+
     # --- the end of a sequence ---
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -427,8 +441,8 @@ class Engine:
         answer = sequence.to_answer(reason)
         self._keep_prefix(sequence)
         request = sequence.request
-        # A score that was cancelled is no answer: its tokens were given, not generated.
-        if not request.score_tokens and (ids := sequence.ids_of(answer.text)):
+        # A score or trace that was cancelled is no answer: its tokens were given, not generated.
+        if not (request.score_tokens or request.tracing) and (ids := sequence.ids_of(answer.text)):
             text = request.open_answer + answer.text
             self.answers.remember(request.scope, request.prompt, text, ids)
         sequence.stream.finish(answer)

@@ -89,6 +89,19 @@ class SequenceKV:
         begin = first_visible(self.length, self.windows[layer]) - log.first
         return log.keys[:, begin:stop], log.values[:, begin:stop]
 
+    def stored(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return keys and values that a query at `length` sees of what is stored; None: nothing.
+
+        Views (H_kv, visible, D) from position `first_visible(length, window)` on, not to be
+        written to.
+        """
+        log = self._logs[layer]
+        if log is None or self.length == 0:
+            return None
+        begin = first_visible(self.length, self.windows[layer]) - log.first
+        stop = self.length - log.first
+        return log.keys[:, begin:stop], log.values[:, begin:stop]
+
     def advance(self, count: int) -> None:
         """Count `count` tokens as stored in every layer; sliding layers drop a chunk's excess."""
         self.length += count

@@ -6,12 +6,15 @@ Shapes: B rows, n new tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
 from gemma3vl_app.engine import attention
+
+Layer = Callable[[torch.Tensor], torch.Tensor]
 
 
 def finish_work(tensor: torch.Tensor) -> None:
@@ -49,6 +52,16 @@ class TextModel:
         return int(self._config.max_position_embeddings)
 
     @property
+    def heads(self) -> int:
+        """Query heads of each layer."""
+        return int(self._config.num_attention_heads)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's vector between two layers."""
+        return int(self._config.hidden_size * self._text.embed_tokens.weight.element_size())
+
+    @property
     def vocab_size(self) -> int:
         """Columns of the logits."""
         return int(self._head.weight.shape[0])
@@ -67,24 +80,33 @@ class TextModel:
             vectors[0, column : column + features.shape[0]] = features.to(vectors)
         return vectors  # type: ignore[no-any-return]
 
-    def forward(self, vectors: torch.Tensor, batch: attention.Batch) -> torch.Tensor:
-        """Run vectors (B, n, D) through all layers, storing keys and values; returns (B, n, D).
+    def forward(self, vectors: torch.Tensor, batch: attention.Pass) -> torch.Tensor:
+        """Run vectors (B, n, D) through all layers, storing keys and values; returns (B, n, D)."""
+        for layer in self.layers(vectors, batch):
+            vectors = layer(vectors)
+        batch.advance()
+        return self.norm(vectors)
+
+    def layers(self, vectors: torch.Tensor, batch: attention.Pass) -> list[Layer]:
+        """Return what each layer does to vectors of this shape, dtype and device, in order.
 
         Where layers lie on several devices, they fetch what they are given (loading connects them);
         keys and values stay where their layer is.
         """
-        starts = torch.tensor([[kv.length] for kv in batch.rows], device=vectors.device)  # (B, 1)
+        starts = torch.tensor([[start] for start in batch.starts], device=vectors.device)  # (B, 1)
         positions = starts + torch.arange(batch.count, device=vectors.device)  # (B, n)
         rotary = {
             kind: self._text.rotary_emb(vectors, positions, kind)
             for kind in set(self._config.layer_types)
         }
-        for layer, kind in zip(self._text.layers, self._config.layer_types, strict=True):
-            vectors = layer(vectors, position_embeddings=rotary[kind], batch=batch)
-        vectors = self._text.norm(vectors)
-        for kv in batch.rows:
-            kv.advance(batch.count)
-        return vectors
+        return [
+            partial(layer, position_embeddings=rotary[kind], batch=batch)
+            for layer, kind in zip(self._text.layers, self._config.layer_types, strict=True)
+        ]
+
+    def norm(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Apply the final norm, which comes between the last layer and `logits`."""
+        return self._text.norm(vectors)  # type: ignore[no-any-return]
 
     def logits(self, vectors: torch.Tensor) -> torch.Tensor:
         """Turn vectors (D,) or (B, D) into fp32 logits (V,) or (B, V)."""

@@ -11,9 +11,10 @@ import time
 from collections.abc import Generator, Hashable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from gemma3vl_app.engine.attention import Batch
+from gemma3vl_app.engine.attention import Batch, picture_numbers
 from gemma3vl_app.engine.kv import SequenceKV
 from gemma3vl_app.engine.model import TextModel, finish_work
 from gemma3vl_app.engine.prefix import outside_pictures
@@ -22,7 +23,7 @@ from gemma3vl_app.engine.vision import FeatureCache, VisionEncoder
 from gemma3vl_app.generation import Chunk, Status
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.pixels import pixels
-from gemma3vl_app.prompting.prompt import Ids, ImageInput, PreparedPrompt
+from gemma3vl_app.prompting.prompt import ImageInput, PreparedPrompt
 
 _FIRST_CHUNK_TOKENS = 128  # before the speed of this machine is known
 _MIN_CHUNK_TOKENS = 32
@@ -50,6 +51,16 @@ class Prefill:
         self._tokens_per_sec = _FIRST_CHUNK_TOKENS / unit_sec
         self._encoding: set[Hashable] = set()  # pictures that some sequence is encoding right now
 
+    @property
+    def vision(self) -> VisionEncoder:
+        """The tower; only for prompts with pictures, which a text-only format never prepares."""
+        assert self._vision is not None
+        return self._vision
+
+    def pixels_of(self, image: ImageInput) -> npt.NDArray[np.float32]:
+        """Return what the tower is given of a picture or crop: float32 (3, S, S)."""
+        return pixels(image, self._format)
+
     def run(self, sequence: Sequence, kv: SequenceKV) -> Generator[None, None, torch.Tensor]:
         """Compute what `kv` lacks of the prompt; returns its last vectors (score_tokens + 1, D)."""
         prompt = sequence.request.prompt
@@ -57,7 +68,7 @@ class Prefill:
         features: dict[int, torch.Tensor] = {}  # (T, D) by the position of the first soft token
         for done, image in enumerate(images):
             sequence.stream.put(Chunk(status=Status("vision", done, len(images))))
-            features[image.start] = yield from self._encode(sequence, image)
+            features[image.start] = yield from self.features_of(sequence, image)
             yield
         tail: list[torch.Tensor] = []
         while True:
@@ -79,7 +90,7 @@ class Prefill:
         start, stop = kv.length, self._chunk_end(prompt, kv.length)
         ids = torch.tensor(prompt.ids[start:stop])[None]  # (1, n)
         pictures = [(at - start, features.pop(at)) for at in list(features) if at < stop]
-        blocks = _picture_numbers(prompt, start, stop) if pictures else None
+        blocks = picture_numbers(prompt, start, stop) if pictures else None
         vectors = self._text_model.embed(ids, pictures)  # (1, n, D)
         hidden = self._text_model.forward(vectors, Batch([kv], stop - start, blocks))[0]
         finish_work(hidden)
@@ -106,9 +117,10 @@ class Prefill:
             return end
         return next(stop for first, stop in prompt.image_spans if first == start)
 
-    def _encode(self, sequence: Sequence, image: ImageInput) -> Generator[None, None, torch.Tensor]:
+    def features_of(
+        self, sequence: Sequence, image: ImageInput
+    ) -> Generator[None, None, torch.Tensor]:
         """Return a picture's features (T, D), encoding it unless that was done or is being done."""
-        assert self._vision is not None, "a text-only format never prepares pictures"
         key = (sequence.request.scope, image.key)
         while key in self._encoding:  # another request is at it and has its turns in between
             yield
@@ -117,10 +129,10 @@ class Prefill:
         self._encoding.add(key)
         try:
             began = time.perf_counter()
-            picture = torch.from_numpy(pixels(image, self._format))  # (3, S, S)
+            picture = torch.from_numpy(self.pixels_of(image))  # (3, S, S)
             sequence.clock.decode_image_sec += time.perf_counter() - began
             yield
-            features = yield from _timed(self._vision.encode(picture), sequence)
+            features = yield from _timed(self.vision.encode(picture), sequence)
             self._features.put(key, features)
             return features
         finally:
@@ -140,12 +152,3 @@ def _timed(
         finally:
             sequence.clock.vision_sec += time.perf_counter() - began
         yield
-
-
-def _picture_numbers(prompt: PreparedPrompt, start: int, stop: int) -> Ids:
-    """Number the picture that each token from `start` to `stop` belongs to; -1 for text; (n,)."""
-    numbers = np.full(stop - start, -1, dtype=np.int64)
-    for number, (first, last) in enumerate(prompt.image_spans):
-        if start <= first < stop:
-            numbers[first - start : last - start] = number
-    return numbers

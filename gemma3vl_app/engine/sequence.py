@@ -16,6 +16,7 @@ from gemma3vl_app.engine.grammar import Matcher
 from gemma3vl_app.engine.kv import SequenceKV
 from gemma3vl_app.engine.prefix import Scope
 from gemma3vl_app.engine.sampling import Sampler
+from gemma3vl_app.engine.traces.tracing import Tracing
 from gemma3vl_app.generation import (
     Alternative,
     Answer,
@@ -38,6 +39,7 @@ class Request:
     `logprobs` asks for log-probabilities with that many alternatives. `score_tokens` asks for no
     answer at all but for the log-probabilities of the prompt's last `score_tokens` tokens.
     `open_answer` is the text of the answer that the prompt ends in and that is to be continued.
+    `tracing` asks for no answer either: `prompt` is then what is to be known before the trace.
     `adapter` is a key of `Adapters.key`, None for the model itself; `scope` has to contain it.
     """
 
@@ -51,6 +53,7 @@ class Request:
     scope: Scope = ()
     score_tokens: int = 0
     open_answer: str = ""
+    tracing: Tracing | None = None
 
 
 @dataclass

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Hashable
+from functools import partial
 
 import torch
 from transformers import Gemma3Model
 
-from gemma3vl_app.engine.model import finish_work
+from gemma3vl_app.engine.model import Layer, finish_work
 
 
 class VisionEncoder:
@@ -24,23 +25,46 @@ class VisionEncoder:
         self._projector = core.multi_modal_projector
         self._unit_sec = unit_sec
 
-    def encode(self, pixels: torch.Tensor) -> Generator[None, None, torch.Tensor]:
-        """Encode pixels (3, S, S) to features (T, D), yielding between units of work.
+    @property
+    def patches(self) -> int:
+        """How many patches one picture is cut into."""
+        return int(self._tower.embeddings.num_positions)
 
-        Same steps as `Gemma3Model.get_image_features`, one picture at a time.
+    def encode(self, pixels: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+        """Encode pixels (3, S, S) to features (T, D), yielding between units of work."""
+        features = yield from self.encode_all(pixels[None])
+        return features[0]
+
+    def encode_all(self, pixels: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+        """Encode pixels (B, 3, S, S) to features (B, T, D), yielding between units of work.
+
+        Same steps as `Gemma3Model.get_image_features`.
         """
         began = time.perf_counter()
-        device = self._tower.embeddings.patch_embedding.weight.device
-        hidden = self._tower.embeddings(pixels[None].to(device))  # (1, P, width)
-        for layer in self._tower.encoder.layers:
-            hidden = layer(hidden, attention_mask=None)
+        hidden = self.embed(pixels)  # (B, P, width)
+        for layer in self.layers:
+            hidden = layer(hidden)
             finish_work(hidden)
             if time.perf_counter() - began > self._unit_sec:
                 yield
                 began = time.perf_counter()
-        hidden = self._tower.post_layernorm(hidden)
-        features: torch.Tensor = self._projector(hidden)[0]  # (T, D)
-        return features
+        return self.project(hidden)
+
+    # --- its steps, for those who follow gradients through them ---
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turn pixels (B, 3, S, S) into patch vectors (B, P, width)."""
+        device = self._tower.embeddings.patch_embedding.weight.device
+        return self._tower.embeddings(pixels.to(device))  # type: ignore[no-any-return]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """What each layer of the tower does to patch vectors (B, P, width)."""
+        return [partial(layer, attention_mask=None) for layer in self._tower.encoder.layers]
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Turn the last layer's vectors (B, P, width) into features (B, T, D)."""
+        return self._projector(self._tower.post_layernorm(hidden))  # type: ignore[no-any-return]
 
 
 class FeatureCache:

@@ -84,8 +84,12 @@ def layer(
     from bitsandbytes.nn import modules
 
     outputs, inputs = shape
-    untyped: Any = modules
-    linear: Linear4bit = untyped.Linear4bit(
+    kind: Any = modules.Linear4bit
+    if PACKED_ABSMAX in parts:
+        from gemma3vl_app.loading.nf4_packed import PackedLinear4bit
+
+        kind = PackedLinear4bit
+    linear: Linear4bit = kind(
         inputs,
         outputs,
         bias=False,

@@ -105,6 +105,13 @@ def extended(prompt: PreparedPrompt, more_ids: Sequence[int] | Ids) -> PreparedP
     return replace(prompt, ids=np.concatenate([prompt.ids, more]))
 
 
+def beginning(prompt: PreparedPrompt, length: int) -> PreparedPrompt:
+    """Return the first `length` tokens of `prompt`, with the pictures that end among them."""
+    images = tuple(image for image in prompt.images if image.stop <= length)
+    start = min(prompt.answer_start, length)
+    return replace(prompt, ids=prompt.ids[:length], images=images, answer_start=start)
+
+
 def common_prefix(a: PromptKey, b: PromptKey) -> int:
     """Return how many leading tokens `a` and `b` share, pictures compared by key.
 

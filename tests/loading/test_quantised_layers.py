@@ -66,6 +66,20 @@ def test_the_cpu_kernels_order_of_weights_can_be_undone_by_bitsandbytes(weight):
     assert torch.equal(data, parts[""])
 
 
+@pytest.mark.skipif(
+    not hasattr(functional, "_convert_weight_packed_for_cpu"), reason="another bitsandbytes"
+)
+def test_gradients_pass_through_a_packed_layer_whose_kernel_has_none(weight, inputs):
+    parts = nf4.quantise(weight)
+    dense = nf4.dequantise(dict(parts)).float()  # packing rounds the blocks' scales to bf16
+    packed = nf4.layer(nf4.pack_for_cpu(parts), (64, 192), torch.bfloat16, CPU).eval()
+    leaf = inputs.clone().requires_grad_()
+    output = packed(leaf)
+    (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
+    assert torch.allclose(output, inputs @ dense.T, atol=0.01, rtol=0.01)
+    assert torch.allclose(gradient, 2 * (inputs @ dense.T) @ dense, atol=0.02, rtol=0.02)
+
+
 @pytest.mark.skipif(not nf4.packs_for_cpu(), reason="needs AVX512-BF16")
 def test_a_packed_layer_computes_as_one_that_bitsandbytes_packs_itself(weight, inputs):
     theirs = nf4.layer(nf4.quantise(weight), (64, 192), torch.bfloat16, CPU).eval()

@@ -1,0 +1,113 @@
+"""One trace on its way through the engine: what is asked, over which tokens, with which tools.
+
+Shapes: n tokens of the answer, L tokens of prompt and answer together, D model width.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gemma3vl_app.engine.kv import SequenceKV
+from gemma3vl_app.engine.model import TextModel
+from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.generation import Chunk, Status
+from gemma3vl_app.prompting.prompt import ImageInput, PreparedPrompt
+from gemma3vl_app.traces import Place, Trace, TracedToken
+
+if TYPE_CHECKING:
+    from gemma3vl_app.engine.prefill import Prefill
+    from gemma3vl_app.engine.sequence import Sequence
+
+
+@dataclass(eq=False)
+class Tracing:
+    """What a trace is asked for.
+
+    `prompt` is the conversation's with the answer after it, of which the last tokens are `answer`;
+    `result` comes when it is done.
+    """
+
+    asked: Trace[Any]
+    prompt: PreparedPrompt
+    answer: tuple[TracedToken, ...]
+    places: tuple[Place, ...]
+    result: Any = None
+
+    @property
+    def answer_start(self) -> int:
+        """The position of the answer's first token."""
+        return len(self.prompt.ids) - len(self.answer)
+
+    @property
+    def answer_ids(self) -> list[int]:
+        """The answer's token ids."""
+        return [token.id for token in self.answer]
+
+    def first_picture(self) -> int:
+        """Return where the first picture begins; raises `ConversationError` where there is none."""
+        if not self.prompt.images:
+            raise ConversationError(
+                "There is no picture in the conversation, so there is nothing to look at. "
+                "Ask about a picture, or see how sure the model was with explain.tokens."
+            )
+        return self.prompt.images[0].start
+
+    def rows(self, tokens: tuple[int, ...]) -> list[int]:
+        """Return the positions that predicted the answer's `tokens`, checked."""
+        if not tokens:
+            raise ConversationError("No token of the answer was chosen; choose at least one.")
+        for token in tokens:
+            if not 0 <= token < len(self.answer):
+                raise ConversationError(
+                    f"Token {token} is not part of the answer, which has {len(self.answer)}."
+                )
+        return [self.answer_start - 1 + token for token in tokens]
+
+
+@dataclass(eq=False)
+class Tools:
+    """What a trace works with; `kv` holds the part of the prompt that was asked to be known."""
+
+    text_model: TextModel
+    prefill: Prefill
+    sequence: Sequence
+    kv: SequenceKV
+    unit_sec: float
+
+    def pace(self, total: int) -> Pace:
+        """Return what tells when a unit of work is over, for `total` steps."""
+        return Pace(self.sequence, self.unit_sec, total)
+
+    def pictures(self, prompt: PreparedPrompt) -> list[ImageInput]:
+        """Return the pictures of `prompt` that `kv` does not hold."""
+        return [image for image in prompt.images if image.start >= self.kv.length]
+
+
+class Pace:
+    """Counts a trace's steps: tells people how far it is, and when others are to have a turn."""
+
+    def __init__(self, sequence: Sequence, unit_sec: float, total: int) -> None:
+        self._sequence = sequence
+        self._unit_sec = unit_sec
+        self._total = total
+        self._done = 0
+        self._began = time.perf_counter()
+
+    def step(self) -> bool:
+        """Count a step that was done; True where the unit of work is over, so yield."""
+        self._done += 1
+        now = time.perf_counter()
+        if now - self._began < self._unit_sec / 2:
+            return False
+        self._began = now
+        self._sequence.stream.put(Chunk(status=Status("tracing", self._done, self._total)))
+        return True
+
+
+def numbers(tensor: torch.Tensor) -> Any:
+    """Return a tensor as a float32 array of its own."""
+    return tensor.detach().float().cpu().numpy().copy()
