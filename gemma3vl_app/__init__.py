@@ -121,7 +121,7 @@ _CONTENTS = {
 }
 
 
-_MODULES = ("notebook",)  # used whole: `gv.notebook.chat`
+_MODULES = ("explain", "notebook")  # used whole: `gv.notebook.chat`
 
 # Values that notebooks show as more than their text. They know nothing of notebooks: IPython is
 # told who draws them, where this runs in IPython.

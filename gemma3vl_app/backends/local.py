@@ -218,6 +218,19 @@ class LocalBackend:
         )
         return self.engine.submit(request).answer.tokens
 
+    def answer_tokens(
+        self,
+        conversation: Conversation,
+        answer: Answer | str,
+        *,
+        adapter: str | None = None,
+        session: str = "",
+    ) -> tuple[TracedToken, ...]:
+        """Return the tokens of an answer, see `Explains`."""
+        key = self._adapter_key(adapter)
+        question = self._prepare(conversation, session, key)
+        return self._texts(self._answer_ids(question, answer, (key, session)))
+
     def trace(
         self,
         conversation: Conversation,

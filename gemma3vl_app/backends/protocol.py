@@ -19,7 +19,7 @@ from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.planning import LoadPlan
 from gemma3vl_app.stream import Stream
-from gemma3vl_app.traces import Result, Trace
+from gemma3vl_app.traces import Result, Trace, TracedToken
 from gemma3vl_app.transcript import ModelIdentity
 
 Schema = Mapping[str, Any] | type  # a JSON schema, or a pydantic model class
@@ -194,6 +194,22 @@ class SeesPictures(Protocol):
 @runtime_checkable
 class Explains(Protocol):
     """A backend that can tell how an answer came about, because the model is in this process."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model is and can do."""
+        ...
+
+    def answer_tokens(
+        self,
+        conversation: Conversation,
+        answer: Answer | str,
+        *,
+        adapter: str | None = None,
+        session: str = "",
+    ) -> tuple[TracedToken, ...]:
+        """Return the tokens that `trace` takes an answer to be made of, computing nothing."""
+        ...
 
     def trace(
         self,

@@ -45,4 +45,5 @@ def matrix(packed: torch.Tensor, state: Any) -> torch.Tensor:
     ordered = pairs.transpose(1, 2).reshape(outputs, inputs)
     values = state.code.to(torch.float32)[ordered.int()]
     scales = state.absmax.float().T.repeat_interleave(BLOCK, dim=1)  # (N, K)
-    return (values * scales).to(torch.bfloat16)
+    dense: torch.Tensor = (values * scales).to(torch.bfloat16)
+    return dense

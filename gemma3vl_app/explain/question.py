@@ -1,0 +1,136 @@
+"""What an explanation is about: the conversation before an answer, the answer, words of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gemma3vl_app.backends.protocol import Backend, Explains
+from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.generation import Answer, Progress
+from gemma3vl_app.messages import Conversation
+from gemma3vl_app.traces import Result, Trace, TracedToken
+
+Words = str | int | Sequence[str | int] | None  # text of the answer, or numbers of its tokens
+Report = Callable[[Progress], None]
+
+_SHOWN_CHARS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """An answer to explain: what was asked of whom, which tokens it has, which of them matter."""
+
+    backend: Explains
+    conversation: Conversation  # what came before the answer
+    answer: Answer | str
+    tokens: tuple[TracedToken, ...]
+    chosen: tuple[int, ...]
+    adapter: str | None
+    session: str
+    progress: Report | None
+
+    @property
+    def words(self) -> str:
+        """The chosen tokens as text, gaps between them shown as such."""
+        parts: list[str] = []
+        for before, token in zip((None, *self.chosen), self.chosen, strict=False):
+            if before is not None and token != before + 1:
+                parts.append(" … ")
+            parts.append(self.tokens[token].text)
+        return "".join(parts).strip()
+
+    def trace(self, asked: Trace[Result]) -> Result:
+        """Ask the backend."""
+        return self.backend.trace(
+            self.conversation,
+            self.answer,
+            asked,
+            adapter=self.adapter,
+            session=self.session,
+            progress=self.progress,
+        )
+
+
+def question(
+    backend: Backend | Explains,
+    conversation: Conversation,
+    answer: Answer | str | None,
+    words: Words = None,
+    *,
+    adapter: str | None = None,
+    session: str = "",
+    progress: Report | None = None,
+) -> Question:
+    """Check and put together what an explanation needs.
+
+    `conversation` may or may not end with the answer; `answer` None is the one it ends with. Raises
+    `ConversationError` where the model cannot be looked into, and for words the answer has not.
+    """
+    if not isinstance(backend, Explains):
+        raise ConversationError(
+            f"{backend.capabilities.model} does not run in this process, and cannot be looked "
+            "into. Load a model here, such as gv.load('demo')."
+        )
+    before, said = _split(conversation, answer)
+    tokens = backend.answer_tokens(before, said, adapter=adapter, session=session)
+    return Question(
+        backend=backend,
+        conversation=before,
+        answer=said,
+        tokens=tokens,
+        chosen=_chosen(tokens, words),
+        adapter=adapter,
+        session=session,
+        progress=progress,
+    )
+
+
+def _split(
+    conversation: Conversation, answer: Answer | str | None
+) -> tuple[Conversation, Answer | str]:
+    """Return what came before an answer, and the answer."""
+    last = conversation.messages[-1] if conversation.messages else None
+    ends_with_answer = last is not None and last.role == "assistant"
+    if answer is None:
+        if last is None or not ends_with_answer:
+            raise ConversationError(
+                "The conversation does not end with an answer; give the answer to explain."
+            )
+        answer = last.text
+    text = answer if isinstance(answer, str) else answer.text
+    if last is not None and ends_with_answer and last.text.strip() == text.strip():
+        conversation = Conversation(conversation.messages[:-1], conversation.system)
+    return conversation, answer
+
+
+def _chosen(tokens: tuple[TracedToken, ...], words: Words) -> tuple[int, ...]:
+    """Return the numbers of the tokens that say `words`; all that say something for None."""
+    if words is None:
+        return tuple(n for n, token in enumerate(tokens) if token.text.strip())
+    wanted = [words] if isinstance(words, str | int) else list(words)
+    chosen: set[int] = set()
+    for each in wanted:
+        chosen.update([each] if isinstance(each, int) else _saying(tokens, each))
+    return tuple(sorted(chosen))
+
+
+def _saying(tokens: tuple[TracedToken, ...], text: str) -> list[int]:
+    """Return the tokens that the first `text` in the answer is part of."""
+    whole = "".join(token.text for token in tokens)
+    start = whole.find(text) if text.strip() else -1
+    if start < 0:
+        shown = whole.strip()
+        shown = shown if len(shown) <= _SHOWN_CHARS else shown[:_SHOWN_CHARS] + "…"
+        raise ConversationError(
+            f"The answer does not say {text[:_SHOWN_CHARS]!r}. It says: {shown}"
+        )
+    stop, at, found = start + len(text), 0, []
+    for number, token in enumerate(tokens):
+        end = at + len(token.text)
+        # A token that only brings the space before the word is no part of it.
+        inside = whole[max(at, start) : min(end, stop)]
+        if inside.strip():
+            found.append(number)
+        at = end
+    return found
