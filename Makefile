@@ -12,7 +12,7 @@ FITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON = $(shell for p in $(PYTHONS); do if $$p -c "$(FITS)" >/dev/null 2>&1; then echo $$p; break; fi; done)
 NEEDED = gemma3vl_app needs Python 3.11, 3.12 or 3.13, and none is on PATH: install one and run make again
 
-.PHONY: help app test test-web test-notebooks notebooks screenshots lint format bench bench-small demo-model demo-eval clean
+.PHONY: help app test test-web test-notebooks notebooks screenshots lint format bench bench-small demo-model demo-eval demo-maps clean
 help:
 	@echo "make app        open the chat page with the demo model (MODEL=folder for a checkpoint of yours)"
 	@echo "make test       run the tests, without a browser"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench      measure speed and write docs/bench.json (about ten minutes)"
 	@echo "make demo-model train the demo model from nothing (hours; goes on where it was ended)"
 	@echo "make demo-eval  see what the demo model gets right and write docs/demo-eval.json"
+	@echo "make demo-maps  see whether maps fall on what was asked about and write docs/explain.json"
 	@echo "make bench-small  the measurements that fit into CI, at 70 % of their targets"
 
 app: $(VENV)/ready-app
@@ -64,6 +65,9 @@ demo-model: $(VENV)/ready-dev
 
 demo-eval: $(VENV)/ready-dev
 	$(BIN)/python -m gemma3vl_app.finetune.demo_eval
+
+demo-maps: $(VENV)/ready-dev
+	$(BIN)/python -m gemma3vl_app.finetune.demo_maps
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -132,6 +132,10 @@ _SHOWN = (
     ("chat", "Chat"),
     ("generation", "Answer"),
     ("planning.load_plan", "LoadPlan"),
+    ("explain.heat", "Heat"),
+    ("explain.certainty", "Certainty"),
+    ("explain.lens", "Layers"),
+    ("explain.difference", "Difference"),
 )
 
 
@@ -148,7 +152,7 @@ def _tell_ipython() -> None:
 
 
 def _bundle(value: object, **_: object) -> object:
-    return import_module(f"{__name__}.notebook.displays").shown(value).bundle()
+    return import_module(f"{__name__}.notebook").shown(value).bundle()
 
 
 def _show(stream: object) -> None:

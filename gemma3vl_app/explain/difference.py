@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from gemma3vl_app.backends.local import load
 from gemma3vl_app.backends.protocol import Backend, Explains
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.explain.question import Question, Report, question
@@ -122,6 +121,9 @@ def _loaded(side: Side) -> Iterator[Backend]:
         return
     if not str(side.source):
         raise ConversationError("A side to compare needs a backend, or a source to load.")
+    # Here, not above: only this loads a model, and with it torch.
+    from gemma3vl_app.backends.local import load
+
     with load(side.source, weights=side.weights) as backend:
         yield backend
 

@@ -81,6 +81,11 @@ class Heat:
 
         Heat for and against the words counts alike. Infinite where all of it is inside.
         """
+        within, without = self.inside_and_outside(box, picture)
+        return within / without if without else math.inf
+
+    def inside_and_outside(self, box: Box, picture: int = 0) -> tuple[float, float]:
+        """Return the mean heat, without its sign, inside `box` and outside of it."""
         grid, shown = np.abs(self.grid(picture)), self._picture(picture)
         h, w = grid.shape
         x0, x1 = math.floor(box[0] * w / shown.width), math.ceil(box[2] * w / shown.width)
@@ -89,8 +94,7 @@ class Heat:
         inside[max(0, y0) : y1, max(0, x0) : x1] = True
         if inside.all() or not inside.any():
             raise ConversationError(f"The box {box} must cover a part of the picture.")
-        within, without = float(grid[inside].mean()), float(grid[~inside].mean())
-        return within / without if without else math.inf
+        return float(grid[inside].mean()), float(grid[~inside].mean())
 
     def drawn(self, picture: int = 0, *, side: int = _DRAWN_SIDE) -> Image.Image:
         """Return the picture with its heat on it: orange speaks for the words, blue against."""
