@@ -10,6 +10,9 @@ from html import escape
 FAINT = "color-mix(in srgb, currentColor 9%, transparent)"
 LINE = "color-mix(in srgb, currentColor 28%, transparent)"
 MUTED = "opacity:.75;font-size:.85em"
+# Notebooks draw what stands between dollars as mathematics; ours is what people and models said.
+# The first class is for MathJax 2 (Colab), the second for MathJax 3 (JupyterLab).
+NO_MATH = ("tex2jax_ignore", "mathjax_ignore")
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,10 @@ class Shown:
 
     def bundle(self) -> dict[str, str]:
         """Return both by MIME type."""
-        return {"text/html": self.html, "text/plain": self.text}
+        return {"text/html": self._repr_html_(), "text/plain": self.text}
 
     def _repr_html_(self) -> str:
-        return self.html
+        return f'<div class="{" ".join(NO_MATH)}">{self.html}</div>'
 
     def __repr__(self) -> str:
         return self.text

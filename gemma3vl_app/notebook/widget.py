@@ -20,7 +20,7 @@ from gemma3vl_app.notebook.displays import shown
 from gemma3vl_app.notebook.jupyter import needed
 from gemma3vl_app.notebook.live import growing
 from gemma3vl_app.notebook.paste import paste_area
-from gemma3vl_app.notebook.shown import MUTED, said
+from gemma3vl_app.notebook.shown import MUTED, NO_MATH, said
 from gemma3vl_app.pictures import Picture, PictureSource
 from gemma3vl_app.stream import Stream
 
@@ -118,7 +118,8 @@ class ChatWidget:
         self.box = w.VBox(
             [self._talk, self._line, self._shelf, self._text, self._paste, buttons, self._sampling]
         )
-        self.box.add_class("gemma3vl-chat")
+        for name in ("gemma3vl-chat", *NO_MATH):
+            self.box.add_class(name)
 
     def _settings(self) -> Any:
         w = self._widgets

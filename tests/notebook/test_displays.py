@@ -1,5 +1,7 @@
 """Values as the last line of a cell: escaped, small, and as plain text in a terminal."""
 
+import re
+
 import pytest
 from PIL import Image
 
@@ -81,5 +83,10 @@ def test_a_plan_that_does_not_fit_shows_the_ways_that_would():
 
 def test_what_is_shown_is_html_for_notebooks_and_text_for_terminals():
     what = Shown("<b>a</b>", "a")
-    assert (what._repr_html_(), repr(what)) == ("<b>a</b>", "a")
-    assert what.bundle() == {"text/html": "<b>a</b>", "text/plain": "a"}
+    assert "<b>a</b>" in what._repr_html_() and repr(what) == "a"
+    assert what.bundle() == {"text/html": what._repr_html_(), "text/plain": "a"}
+
+
+def test_what_stands_between_dollars_is_no_math():
+    (wrapper,) = re.findall(r'^<div class="([^"]*)">.*</div>$', shown("$5 and $6")._repr_html_())
+    assert wrapper.split() == ["tex2jax_ignore", "mathjax_ignore"]

@@ -49,6 +49,10 @@ def test_what_is_asked_and_answered_is_in_the_chat():
     assert "tokens/s" in widget._talk.value
 
 
+def test_nothing_in_the_chat_is_math():
+    assert {"tex2jax_ignore", "mathjax_ignore"} <= set(talk().box._dom_classes)
+
+
 def test_code_goes_on_with_the_same_chat():
     widget = talk()
     ask(widget, "One")
