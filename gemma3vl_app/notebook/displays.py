@@ -43,14 +43,13 @@ def _conversation(conversation: Conversation) -> Shown:
 
 @shown.register
 def _chat(chat: Chat) -> Shown:
-    generated = chat.transcript.turns
-    last = next((turn.generated[-1] for turn in generated[::-1] if turn.generated), None)
-    about = chat.backend.capabilities
-    name = about.title or about.model
-    if last is None:
-        return _talk(chat.conversation, f"Chat with {name}")
+    transcript, about = chat.transcript, chat.backend.capabilities
+    talk = _talk(transcript.conversation(), f"Chat with {about.title or about.model}")
+    path = transcript.path(transcript.head)
+    if not path or not path[-1].generated:
+        return talk  # nothing that a model wrote is its last word
+    last = path[-1].generated[-1]
     answer = Answer(last.text, last.finish_reason, last.usage, last.timing)
-    talk = _talk(chat.conversation, f"Chat with {name}")
     return Shown(talk.html + _cost(answer), f"{talk.text}\n\n({summary(answer)})")
 
 
