@@ -132,6 +132,10 @@ _SHOWN = (
     ("chat", "Chat"),
     ("generation", "Answer"),
     ("planning.load_plan", "LoadPlan"),
+    ("tasks.results", "TaskResult"),  # captions, replies, comparisons, extractions
+    ("tasks.results", "Reading"),
+    ("tasks.results", "PageReading"),
+    ("folders.items", "BatchReport"),
 )
 
 

@@ -6,14 +6,17 @@ from functools import singledispatch
 from html import escape
 
 from gemma3vl_app.chat import Chat
+from gemma3vl_app.folders.items import BatchReport
 from gemma3vl_app.generation import Answer
 from gemma3vl_app.messages import Conversation, Message, Text
 from gemma3vl_app.notebook import thumbnails
 from gemma3vl_app.notebook.plans import shown_plan
+from gemma3vl_app.notebook.results import shown_data, shown_page, shown_reading, shown_report
 from gemma3vl_app.notebook.shown import FAINT, MUTED, Shown, folded, said, table
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.plain import plain
 from gemma3vl_app.planning import LoadPlan
+from gemma3vl_app.tasks.results import Extraction, PageReading, Reading, TaskResult
 from gemma3vl_app.wording import breakdown, summary
 
 WHO = {"user": "You", "assistant": "Model"}
@@ -61,6 +64,23 @@ def _answer(answer: Answer) -> Shown:
 @shown.register
 def _plan(plan: LoadPlan) -> Shown:
     return shown_plan(plan)
+
+
+@shown.register
+def _result(result: TaskResult) -> Shown:
+    cost, answer = _cost(result.answer), result.answer
+    return Shown(said(result.text) + cost, f"{plain(result.text)}\n\n({summary(answer)})")
+
+
+@shown.register
+def _extraction(extraction: Extraction) -> Shown:  # type: ignore[type-arg]  # as singledispatch asks
+    data, answer = shown_data(extraction.value), extraction.answer
+    return Shown(data.html + _cost(answer), f"{data.text}\n\n({summary(answer)})")
+
+
+shown.register(Reading, shown_reading)
+shown.register(PageReading, shown_page)
+shown.register(BatchReport, shown_report)
 
 
 # --- parts ---

@@ -11,28 +11,28 @@ from gemma3vl_app.generation import Greedy, Sample, Sampling
 from gemma3vl_app.pictures import Crops
 
 Number = TypeVar("Number", int, float)
+_ALIGNED = {"description_width": "7em"}
 
 
 class Settings:
     """Fields under a fold of their own, in `box`; an empty one means the chat's or the model's."""
 
     def __init__(self, widgets: Any, about: Capabilities) -> None:
-        own = "the model's own"
-        self._crops = widgets.Dropdown(options=["auto", "on", "off"], value="auto")
-        self._temperature = widgets.Text(placeholder=f"{own}; 0 is greedy")
-        self._top_k = widgets.Text(placeholder=f"{own}; 0 is off")
-        self._top_p = widgets.Text(placeholder=f"{own}; 1 is off")
-        self._seed = widgets.Text(placeholder="a new one each time")
-        self._most = widgets.IntText(value=about.answer_tokens)
-        named = {
-            "Crops": self._crops,
-            "Temperature": self._temperature,
-            "Top-k": self._top_k,
-            "Top-p": self._top_p,
-            "Seed": self._seed,
-            "Most tokens": self._most,
-        }
-        rows = [widgets.HBox([widgets.Label(name), field]) for name, field in named.items()]
+        def text(name: str, hint: str) -> Any:
+            return widgets.Text(description=name, placeholder=hint, style=_ALIGNED)
+
+        self._crops = widgets.Dropdown(
+            description="Crops", options=["auto", "on", "off"], value="auto", style=_ALIGNED
+        )
+        self._temperature = text("Temperature", "the model's own; 0 is greedy")
+        self._top_k = text("Top-k", "the model's own; 0 is off")
+        self._top_p = text("Top-p", "the model's own; 1 is off")
+        self._seed = text("Seed", "a new one each time")
+        self._most = widgets.IntText(
+            description="Most tokens", value=about.answer_tokens, style=_ALIGNED
+        )
+        sampling = [self._temperature, self._top_k, self._top_p, self._seed]
+        rows = [self._crops, *sampling, self._most]
         self.box = widgets.Accordion([widgets.VBox(rows)], selected_index=None)
         self.box.set_title(0, "Settings")
 

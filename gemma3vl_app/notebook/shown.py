@@ -46,13 +46,14 @@ def folded(summary: str, html: str) -> str:
     )
 
 
-def table(rows: list[tuple[str, ...]], head: tuple[str, ...] = ()) -> str:
-    """Return rows of text as a small table; the first column names, the others are numbers."""
+def table(rows: list[tuple[str, ...]], head: tuple[str, ...] = (), *, numbers: bool = True) -> str:
+    """Return a small table; the first column names, the others are `numbers`, or text."""
+    others = "text-align:right" if numbers else "text-align:left;white-space:pre-wrap"
 
     def row(cells: tuple[str, ...], tag: str) -> str:
         styled = (
-            f'<{tag} style="padding:.1em .8em .1em 0;text-align:{"right" if n else "left"}">'
-            f"{escape(cell)}</{tag}>"
+            f'<{tag} style="padding:.1em .8em .1em 0;vertical-align:top;'
+            f'{others if n else "text-align:left"}">{escape(cell)}</{tag}>'
             for n, cell in enumerate(cells)
         )
         return f"<tr>{''.join(styled)}</tr>"
