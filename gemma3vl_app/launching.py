@@ -110,13 +110,12 @@ class _Server:
 
     def add(self, chat: Chat) -> Launched:
         """Serve a chat, too; one that is served already keeps its address."""
-        for launched in self._launched:
-            if launched._chat is chat:
-                return launched
-        id = secrets.token_hex(16)
-        self._library.share(id, chat)
-        launched = Launched(f"http://{HOST}:{self._port}/?c={id}", chat, id, self)
-        self._launched.append(launched)
+        launched = next((each for each in self._launched if each._chat is chat), None)
+        if launched is None:
+            id = secrets.token_hex(16)
+            launched = Launched(f"http://{HOST}:{self._port}/?c={id}", chat, id, self)
+            self._launched.append(launched)
+        self._library.share(launched._id, chat)
         return launched
 
     def remove(self, launched: Launched) -> None:

@@ -65,6 +65,17 @@ def test_another_model_and_another_port_have_a_server_of_their_own():
         assert len({urlsplit(address).netloc for address in addresses}) == 3
 
 
+def test_a_chat_that_is_shared_again_brings_its_new_system_text_and_no_other_page():
+    chat = Chat(ScriptedBackend(), system="Be brief.")
+    library = Library(lambda: chat.backend)
+    library.share("secret", chat)
+    live = library.open("anybody", "secret").live
+    chat.system = "Be long."
+    library.share("secret", chat)
+    assert library.open("anybody", "secret").live is live
+    assert live.system == "Be long."
+
+
 def test_a_page_that_shows_a_closed_chat_cannot_go_on_with_it():
     chat = Chat(ScriptedBackend())
     library = Library(lambda: chat.backend)

@@ -80,10 +80,13 @@ class Library:
         return Opened(id, self._keep_open(owner, id, live))
 
     def share(self, id: str, chat: Chat) -> None:
-        """Let everybody who knows `id`, which nobody can guess, go on with a program's chat."""
+        """Let everybody who knows `id`, which nobody can guess, go on with a program's chat.
+
+        Shared again, its system text of then holds where the page says nothing else.
+        """
         live = LiveChat(chat, grace_sec=self._grace_sec, system=chat.system)
         with self._lock:
-            self._shared[id] = live
+            self._shared.setdefault(id, live).system = chat.system
 
     def unshare(self, id: str) -> None:
         """Let nobody go on with it here any more; pages that show it are told when they try."""
