@@ -136,6 +136,10 @@ _SHOWN = (
     ("explain.certainty", "Certainty"),
     ("explain.lens", "Layers"),
     ("explain.difference", "Difference"),
+    ("tasks.results", "TaskResult"),  # captions, replies, comparisons, extractions
+    ("tasks.results", "Reading"),
+    ("tasks.results", "PageReading"),
+    ("folders.items", "BatchReport"),
 )
 
 
@@ -152,7 +156,7 @@ def _tell_ipython() -> None:
 
 
 def _bundle(value: object, **_: object) -> object:
-    return import_module(f"{__name__}.notebook").shown(value).bundle()
+    return import_module(f"{__name__}.notebook.displays").shown(value).bundle()
 
 
 def _show(stream: object) -> None:

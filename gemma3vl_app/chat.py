@@ -1,14 +1,17 @@
 """`Chat`: a conversation that is kept, asked, stopped, corrected and branched.
 
-Stateful and for one user at a time; the stateless level below is `Backend.stream`. Turns form a
-tree: `edit`, `regenerate` and `branch` grow new branches and never lose old ones.
+Stateful; the stateless level below is `Backend.stream`. Turns form a tree (`turn_tree`): `edit`,
+`regenerate` and `branch` grow new branches and never lose old ones.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -20,35 +23,13 @@ from gemma3vl_app.messages import Conversation, Message, Part, Text
 from gemma3vl_app.pictures import Crops, Picture
 from gemma3vl_app.schemas import as_json_schema
 from gemma3vl_app.stream import Stream
-from gemma3vl_app.transcript import ROOT, Generated, Transcript, Turn, recorded_ids
+from gemma3vl_app.transcript import ROOT, Generated, Transcript, recorded_ids
+from gemma3vl_app.turn_tree import TreeTurn, flat, grown
 
 DEFAULT_MAX_NEW_TOKENS = 1 << 10  # that of `Backend.stream`
 _MOST = (1 << 63) - 1  # what a conversation file holds
 _SEEDS = 1 << 53  # seeds that survive JSON readers which keep numbers as doubles
-
-
-@dataclass(eq=False)
-class _Turn:
-    """A message in the tree, with what follows it; the root holds no message."""
-
-    message: Message | None
-    parent: _Turn | None
-    generated: tuple[Generated, ...] = ()
-    children: list[_Turn] = field(default_factory=list)
-
-    def add(self, message: Message, generated: tuple[Generated, ...] = ()) -> _Turn:
-        turn = _Turn(message, self, generated)
-        self.children.append(turn)
-        return turn
-
-    def path(self) -> list[_Turn]:
-        """The turns from the first message down to this one."""
-        turns: list[_Turn] = []
-        turn = self
-        while turn.parent is not None:
-            turns.append(turn)
-            turn = turn.parent
-        return turns[::-1]
+_log = logging.getLogger(__name__)
 
 
 class Chat:
@@ -65,7 +46,8 @@ class Chat:
     Earlier turns and pictures are cached by the backend: a follow-up computes only its new words.
     Answers drawn at random get a seed where none is given, so that a saved chat can be replayed.
     Every method that makes the model write returns a `Stream`, except `ask`, which waits for its
-    answer.
+    answer. Safe from any thread: a notebook's cell, its widget and the page go on with the same
+    chat, with one answer at a time.
     """
 
     def __init__(
@@ -85,16 +67,20 @@ class Chat:
         self.system = system if conversation is None else conversation.system
         self.sampling = sampling
         self.session = session or ""
-        self._root = _Turn(None, None)
+        self._root = TreeTurn()
         self._head = self._root
         for message in conversation.messages if conversation else ():
             self._head = self._head.add(message)
+        self._lock = threading.RLock()  # guards the tree and what follows
+        self._followers: list[Callable[[], None]] = []
         self._running: Stream | None = None
         self._options: StreamOptions = {}  # those of the running answer
         self._asked_system: str | None = None  # and its system text
         self._continues = False  # the running answer goes on with the head's text
-        self._opened: frozenset[_Turn] = frozenset()  # read from a file
-        self._recalled: set[tuple[_Turn, str | None, str | None]] = set()  # of those; see `_recall`
+        self._opened: frozenset[TreeTurn] = frozenset()  # read from a file
+        self._recalled: set[tuple[TreeTurn, str | None, str | None]] = (
+            set()
+        )  # of those; see `_recall`
 
     @classmethod
     def open(cls, path: str | Path, backend: Backend, *, session: str | None = None) -> Self:
@@ -142,8 +128,8 @@ class Chat:
         """
         pictures = _pictures(images, crops)
         message = Message("user", (*pictures, *(_part(part, crops) for part in parts)))
-        self._settle()
-        return self._answer(self._head, message, options)
+        with self._changing():
+            return self._answer(self._head, message, options)
 
     def stop(self) -> None:
         """Stop the running answer, if any; what it said so far stays. Safe from any thread."""
@@ -153,34 +139,33 @@ class Chat:
 
     def regenerate(self, **options: Unpack[StreamOptions]) -> Stream:
         """Answer the last user message anew; the answer so far stays as another branch."""
-        self._settle()
-        turn = self._head
-        if (
-            turn.message is not None
-            and turn.message.role == "assistant"
-            and turn.parent is not None
-        ):
-            turn = turn.parent
-        if turn.message is None or turn.message.role != "user":
-            raise ConversationError("There is no user message to answer; ask something first.")
-        return self._start(turn, options)
+        with self._changing():
+            turn = self._head
+            if (
+                turn.message is not None
+                and turn.message.role == "assistant"
+                and turn.parent is not None
+            ):
+                turn = turn.parent
+            if turn.message is None or turn.message.role != "user":
+                raise ConversationError("There is no user message to answer; ask something first.")
+            return self._start(turn, options)
 
     def resume(self, **options: Unpack[StreamOptions]) -> Stream:
         """Go on with the last answer where it was cut; the stream brings only the new text."""
-        self._settle()
-        if self._head.message is None or self._head.message.role != "assistant":
-            raise ConversationError("There is no answer to go on with; ask something first.")
-        return self._start(self._head, options, continues=True)
+        with self._changing():
+            if self._head.message is None or self._head.message.role != "assistant":
+                raise ConversationError("There is no answer to go on with; ask something first.")
+            return self._start(self._head, options, continues=True)
 
     def preview(
         self, *parts: str | Part, images: Iterable[Any] = (), crops: Crops = "auto"
     ) -> Preview:
         """Return what sending this message would cost, computing nothing."""
-        pictures = _pictures(images, crops)
-        self._settle()
-        conversation = self._conversation(self._head).user(
-            *pictures, *(_part(part, crops) for part in parts)
-        )
+        added = (*_pictures(images, crops), *(_part(part, crops) for part in parts))
+        with self._lock:
+            self._settle()
+            conversation = self._conversation(self._head).user(*added)
         return self.backend.preview(conversation, session=self.session)
 
     # --- the tree of turns ---
@@ -188,76 +173,71 @@ class Chat:
     @property
     def conversation(self) -> Conversation:
         """The messages up to where the chat stands now, a running answer left out."""
-        self._settle_if_over()
-        return self._conversation(self._head)
+        with self._lock:
+            self._settle_if_over()
+            return self._conversation(self._head)
 
     def undo(self) -> None:
         """Step back before the last user message; it and its answer stay as a branch."""
-        self._settle()
-        turn = self._head
-        while turn.message is not None and turn.message.role == "assistant" and turn.parent:
-            turn = turn.parent
-        if turn.parent is None:
-            raise ConversationError("There is nothing to undo.")
-        self._head = turn.parent
+        with self._changing():
+            turn = self._head
+            while turn.message is not None and turn.message.role == "assistant" and turn.parent:
+                turn = turn.parent
+            if turn.parent is None:
+                raise ConversationError("There is nothing to undo.")
+            self._head = turn.parent
 
     def edit(self, index: int, text: str, **options: Unpack[StreamOptions]) -> Stream:
         """Say user message `index` (from 0) differently, its pictures kept, and stream the answer.
 
         Grows a branch from there; what followed the old wording stays in its own.
         """
-        self._settle()
-        turn = self._turn(index)
-        assert turn.message is not None and turn.parent is not None
-        if turn.message.role != "user":
-            raise ConversationError(
-                f"Message {index} is the assistant's; only user messages are edited."
-            )
-        message = Message("user", (*turn.message.pictures, *([Text(text)] if text else [])))
-        return self._answer(turn.parent, message, options)
+        with self._changing():
+            turn = self._turn(index)
+            assert turn.message is not None and turn.parent is not None
+            if turn.message.role != "user":
+                raise ConversationError(
+                    f"Message {index} is the assistant's; only user messages are edited."
+                )
+            message = Message("user", (*turn.message.pictures, *([Text(text)] if text else [])))
+            return self._answer(turn.parent, message, options)
 
     def branch(self, index: int) -> None:
         """Go back to after message `index` (from 0): what is asked next is a new branch."""
-        self._settle()
-        self._head = self._turn(index)
+        with self._changing():
+            self._head = self._turn(index)
 
     def versions(self, index: int) -> tuple[Message, ...]:
         """Return all branches that message `index` (from 0) is one of, oldest first."""
-        self._settle_if_over()
-        turn = self._turn(index)
-        assert turn.parent is not None
-        return tuple(child.message for child in turn.parent.children if child.message is not None)
+        with self._lock:
+            self._settle_if_over()
+            parent = self._turn(index).parent
+            assert parent is not None
+            return tuple(turn.message for turn in parent.children if turn.message is not None)
 
     def switch(self, index: int, version: int) -> None:
         """Show branch `version` (from 0) of message `index`, down to its latest turn."""
-        self._settle()
-        parent = self._turn(index).parent
-        assert parent is not None
-        if not 0 <= version < len(parent.children):
-            raise ConversationError(
-                f"Message {index} has {len(parent.children)} versions; {version} is none."
-            )
-        turn = parent.children[version]
-        while turn.children:
-            turn = turn.children[-1]
-        self._head = turn
+        with self._changing():
+            parent = self._turn(index).parent
+            assert parent is not None
+            if not 0 <= version < len(parent.children):
+                raise ConversationError(
+                    f"Message {index} has {len(parent.children)} versions; {version} is none."
+                )
+            turn = parent.children[version]
+            while turn.children:
+                turn = turn.children[-1]
+            self._head = turn
 
     # --- all of it as a value ---
 
     @property
     def transcript(self) -> Transcript:
         """All branches and how each answer came about, a running answer left out."""
-        self._settle_if_over()
-        numbers: dict[_Turn | None, int] = {self._root: ROOT}
-        turns: list[Turn] = []
-        waiting = self._root.children[::-1]
-        while waiting:
-            turn = waiting.pop()
-            assert turn.message is not None
-            numbers[turn] = len(turns)
-            turns.append(Turn(turn.message, numbers[turn.parent], turn.generated))
-            waiting += turn.children[::-1]
-        return Transcript(tuple(turns), numbers[self._head], self.system, self.sampling)
+        with self._lock:
+            self._settle_if_over()
+            turns, head = flat(self._root, self._head)
+            return Transcript(turns, head, self.system, self.sampling)
 
     @classmethod
     def from_transcript(
@@ -268,10 +248,7 @@ class Chat:
         Where the backend has the tokenizer that wrote the answers, their very tokens are used.
         """
         chat = cls(backend, system=transcript.system, sampling=transcript.sampling, session=session)
-        turns: list[_Turn] = []
-        for turn in transcript.turns:
-            parent = chat._root if turn.parent == ROOT else turns[turn.parent]
-            turns.append(parent.add(turn.message, turn.generated))
+        turns = grown(chat._root, transcript)
         if transcript.head != ROOT:
             chat._head = turns[transcript.head]
         chat._opened = frozenset(turns)
@@ -281,23 +258,63 @@ class Chat:
         """Stand again where `transcript` does: what came after it is forgotten."""
         self.stop()
         before = type(self).from_transcript(transcript, self.backend, session=self.session)
-        self.system, self.sampling = before.system, before.sampling
-        self._root, self._head, self._opened = before._root, before._head, before._opened
-        self._running, self._recalled = None, set()
+        with self._lock:
+            self.system, self.sampling = before.system, before.sampling
+            self._root, self._head, self._opened = before._root, before._head, before._opened
+            self._running, self._recalled = None, set()
+        self._tell()
+
+    # --- following it ---
+
+    def on_change(self, act: Callable[[], None]) -> None:
+        """Call `act` from now on when a question was asked or answered, or another branch is shown.
+
+        Whoever changes the chat waits for it; after an answer it is called on a thread of its own.
+        What it raises is logged.
+        """
+        with self._lock:
+            self._followers.append(act)
+            self._tell_at_the_end()  # of an answer that is being written already
+
+    def _tell(self) -> None:
+        for act in tuple(self._followers):
+            try:
+                act()
+            except Exception:
+                _log.exception("a follower of a chat failed")
+
+    def _tell_at_the_end(self) -> None:
+        """Tell followers when the running answer, if any, has ended."""
+        if self._running is None or not self._followers:
+            return
+
+        def wait(stream: Stream) -> None:
+            stream.wait()
+            self._tell()
+
+        threading.Thread(target=wait, args=(self._running,), name="chat", daemon=True).start()
 
     # --- inside ---
 
-    def _turn(self, index: int) -> _Turn:
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Let one thread change the chat, with no answer being written; then tell followers."""
+        with self._lock:
+            self._settle()
+            yield
+        self._tell()  # without the lock: they may look, and wait for others who do
+
+    def _turn(self, index: int) -> TreeTurn:
         path = self._head.path()
         if not 0 <= index < len(path):
             raise ConversationError(f"There is no message {index}; this chat has {len(path)}.")
         return path[index]
 
-    def _conversation(self, turn: _Turn) -> Conversation:
+    def _conversation(self, turn: TreeTurn) -> Conversation:
         messages = tuple(turn.message for turn in turn.path() if turn.message is not None)
         return Conversation(messages, self.system)
 
-    def _answer(self, parent: _Turn, message: Message, options: StreamOptions) -> Stream:
+    def _answer(self, parent: TreeTurn, message: Message, options: StreamOptions) -> Stream:
         """Add a user message and answer it; a refused request leaves nothing behind."""
         turn = parent.add(message)
         try:
@@ -306,16 +323,17 @@ class Chat:
             parent.children.remove(turn)
             raise
 
-    def _start(self, turn: _Turn, options: StreamOptions, *, continues: bool = False) -> Stream:
+    def _start(self, turn: TreeTurn, options: StreamOptions, *, continues: bool = False) -> Stream:
         chosen: StreamOptions = {"session": self.session, **options}
         chosen["sampling"] = self._seeded(options.get("sampling"))
         self._recall(turn, chosen.get("adapter"))
         self._running = self.backend.stream(self._conversation(turn), **chosen)
         self._head, self._continues, self._options = turn, continues, chosen
         self._asked_system = self.system
+        self._tell_at_the_end()
         return self._running
 
-    def _recall(self, turn: _Turn, adapter: str | None) -> None:
+    def _recall(self, turn: TreeTurn, adapter: str | None) -> None:
         """Give the backend the tokens of recorded answers that its own tokenizer wrote."""
         path = turn.path()
         opened = {(each, adapter, self.system) for each in path if each in self._opened}
@@ -353,12 +371,11 @@ class Chat:
             raise ConversationError(
                 "An answer is still being written; wait for it, or stop() it first."
             )
-        running, self._running = self._running, None
-        try:
-            answer = running.answer  # of a cancelled one: there within a step
-        except Exception:  # it was raised to whoever read the stream; the user message stays
-            return
-        if not answer.text:
+        answer = None
+        with suppress(Exception):  # it was raised to whoever read the stream; the question stays
+            answer = self._running.answer  # of a cancelled one: there within a step
+        self._running = None  # not before: an interrupt while waiting would lose the answer
+        if answer is None or not answer.text:
             return
         text, parent = answer.text, self._head
         earlier: tuple[Generated, ...] = ()

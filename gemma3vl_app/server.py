@@ -11,7 +11,7 @@ import gc
 import logging
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gemma3vl_app.backends.protocol import Backend
-from gemma3vl_app.chat import Chat
 from gemma3vl_app.errors import Gemma3VLError, StoreError
 from gemma3vl_app.manager import ModelManager
 from gemma3vl_app.store import ConversationStore
@@ -84,16 +83,15 @@ def create_app(
     logins: Sequence[Login] = (),
     manager: ModelManager | None = None,
     offered: Sequence[str] = (),
-    shared: Mapping[str, Chat] | None = None,
 ) -> FastAPI:
     """Return the app for `backend`: the page at `/`, `{"status": "ok"}` at `/healthz`.
 
     Conversations are kept in `store`; without one, as long as the process runs. With `logins`, the
     page is for them alone, and each has conversations of their own. With a `manager`, models can be
     changed: on this machine by everybody, else by the first of `logins`; to those `offered`, the
-    catalog's without any. `shared` are chats of this program, by an id that nobody can guess: the
-    page at `/?c=ID` goes on with one. Only requests that name one of `hosts` are answered, so that
-    no other site can reach a server on this machine through the browser; `"*"` answers all.
+    catalog's without any. Only requests that name one of `hosts` are answered, so that no other
+    site can reach a server on this machine through the browser; `"*"` answers all. What the page
+    shows is in `app.state.library`: a chat that is shared there goes on at `/?c=ID`.
     """
     uploads = keep_gradio_quiet()
     desk = Desk.set_up(
@@ -102,8 +100,6 @@ def create_app(
         store,
         _models(manager, hosts, logins, offered) if manager else None,
     )
-    for id, chat in (shared or {}).items():
-        desk.library.share(id, chat)
     app = FastAPI(
         title="gemma3vl_app",
         docs_url=None,
@@ -111,6 +107,7 @@ def create_app(
         openapi_url=None,
         lifespan=_with_threads,
     )
+    app.state.library = desk.library
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> dict[str, str]:

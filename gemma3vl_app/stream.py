@@ -89,10 +89,14 @@ class Stream:
         if first and self._on_cancel is not None:
             self._on_cancel()
 
+    def wait(self) -> None:
+        """Wait for the end, whatever it is; any number of threads may."""
+        self._wait_for(lambda: self.done)
+
     @property
     def answer(self) -> Answer:
         """The whole answer; waits for the end, raises what the producer failed with."""
-        self._wait_for(lambda: self.done)
+        self.wait()
         if self._error is not None:
             raise self._error
         assert self._answer is not None

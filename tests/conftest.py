@@ -25,3 +25,12 @@ def tiny(tmp_path_factory):
     from gemma3vl_app.testing import tiny_checkpoint
 
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture
+def shell():
+    """IPython itself, which draws values and runs cells; of the extra `notebook`."""
+    from IPython.core.interactiveshell import InteractiveShell
+
+    yield InteractiveShell.instance()
+    InteractiveShell.clear_instance()

@@ -17,7 +17,7 @@ PACKAGE = Path(importlib.util.find_spec("gemma3vl_app").origin).parent
 ROWS = [
     {
         *("errors", "pictures", "picture_decoding", "messages", "generation", "stream"),
-        *("transcript", "schemas", "atomic_file", "wording", "plain", "traces"),
+        *("transcript", "turn_tree", "traces", "schemas", "atomic_file", "wording", "plain"),
     },
     {"catalog", "hardware", "conversation_file"},
     {"planning"},

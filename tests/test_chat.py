@@ -1,5 +1,8 @@
 """The conversation that is kept: turns, stops, corrections, branches."""
 
+import queue
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -368,3 +371,97 @@ def test_recorded_tokens_are_given_to_the_backend_once_and_only_for_its_own_toke
     other._capabilities = replace(other._capabilities, tokenizer_sha256="another")
     Chat.from_transcript(chat.transcript, other).ask("four")
     assert other.given == []
+
+
+# --- several threads, and following a chat --------------------------------------------------------
+
+
+class Held(ScriptedBackend):
+    """Gives streams that end when the test says so, after a moment as real ones need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.streams: list[Stream] = []
+
+    def stream(self, conversation, **options):
+        time.sleep(0.05)
+        self.streams.append(Stream())
+        return self.streams[-1]
+
+
+def test_threads_that_look_at_once_all_see_the_answer():
+    chat = Chat(Held())
+    stream = chat.stream("one")
+    stream.cancel()
+    with ThreadPoolExecutor(3) as pool:
+        looks = [pool.submit(lambda: chat.conversation) for _ in range(3)]
+        time.sleep(0.1)
+        stream.finish(Answer("A cat.", "cancelled"))
+    assert [[m.text for m in look.result().messages] for look in looks] == [["one", "A cat."]] * 3
+
+
+def test_of_two_threads_that_ask_at_once_one_is_refused():
+    chat = Chat(Held())
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(chat.stream, text) for text in ("one", "two")]
+        refused = [each.exception() for each in asked if each.exception()]
+    assert len(chat.backend.streams) == 1
+    assert [type(error) for error in refused] == [ConversationError]
+
+
+def test_an_interrupt_while_a_stopped_answer_ends_does_not_lose_it(monkeypatch):
+    chat = Chat(Held())
+    stream = chat.stream("one")
+    stream.cancel()
+
+    def interrupt(stream):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stream, "answer", property(interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            chat.undo()
+    stream.finish(Answer("A cat.", "cancelled"))
+    assert roles_and_texts(chat)[-1] == ("assistant", "A cat.")
+
+
+def told(chat: Chat) -> "queue.Queue[list[str]]":
+    """Return what there is each time that a chat tells of a change."""
+    seen: queue.Queue[list[str]] = queue.Queue()
+    chat.on_change(lambda: seen.put([message.text for message in chat.conversation.messages]))
+    return seen
+
+
+def test_who_follows_a_chat_is_told_of_questions_answers_and_branches():
+    chat = Chat(Held())
+    seen = told(chat)
+    stream = chat.stream("one")
+    assert seen.get(timeout=9) == ["one"]
+    stream.finish(Answer("A cat.", "stop"))
+    assert seen.get(timeout=9) == ["one", "A cat."]
+    chat.undo()
+    assert seen.get(timeout=9) == []
+
+
+def test_who_begins_to_follow_while_an_answer_is_written_is_told_of_its_end():
+    chat = Chat(Held())
+    stream = chat.stream("one")
+    seen = told(chat)
+    assert seen.empty()
+    stream.fail(EngineError("It broke."))
+    assert seen.get(timeout=9) == ["one"]
+
+
+def test_a_refused_question_is_no_change_and_a_follower_that_fails_breaks_nothing(caplog):
+    chat = Chat(ScriptedBackend())
+    seen = told(chat)
+    with pytest.raises(ConversationError):
+        chat.ask("one", max_new_tokens=0)
+    assert seen.empty()
+
+    def fail():
+        raise RuntimeError("It broke.")
+
+    chat.on_change(fail)
+    assert chat.ask("one").text == "one"
+    assert "a follower of a chat failed" in caplog.text

@@ -11,12 +11,10 @@ gv.notebook.show(gv.Chat(backend).stream("Hello"))  # an answer that grows below
 Values show themselves as the last line of a cell: the package's top tells IPython so.
 """
 
-from gemma3vl_app.notebook import explained as explained  # tells `shown` how explanations look
 from gemma3vl_app.notebook.charts import bars, curves
-from gemma3vl_app.notebook.displays import shown
 from gemma3vl_app.notebook.live import show
 from gemma3vl_app.notebook.looking import cost, grid, seen
 from gemma3vl_app.notebook.shown import Shown
 from gemma3vl_app.notebook.widget import ChatWidget, chat
 
-__all__ = ["ChatWidget", "Shown", "bars", "chat", "cost", "curves", "grid", "seen", "show", "shown"]
+__all__ = ["ChatWidget", "Shown", "bars", "chat", "cost", "curves", "grid", "seen", "show"]

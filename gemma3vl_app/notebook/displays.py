@@ -6,14 +6,24 @@ from functools import singledispatch
 from html import escape
 
 from gemma3vl_app.chat import Chat
+from gemma3vl_app.explain import Certainty, Difference, Heat, Layers
+from gemma3vl_app.folders.items import BatchReport
 from gemma3vl_app.generation import Answer
 from gemma3vl_app.messages import Conversation, Message, Text
 from gemma3vl_app.notebook import thumbnails
+from gemma3vl_app.notebook.explained import (
+    shown_certainty,
+    shown_difference,
+    shown_heat,
+    shown_layers,
+)
 from gemma3vl_app.notebook.plans import shown_plan
+from gemma3vl_app.notebook.results import shown_data, shown_page, shown_reading, shown_report
 from gemma3vl_app.notebook.shown import FAINT, MUTED, Shown, folded, said, table
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.plain import plain
 from gemma3vl_app.planning import LoadPlan
+from gemma3vl_app.tasks.results import Extraction, PageReading, Reading, TaskResult
 from gemma3vl_app.wording import breakdown, summary
 
 WHO = {"user": "You", "assistant": "Model"}
@@ -43,14 +53,13 @@ def _conversation(conversation: Conversation) -> Shown:
 
 @shown.register
 def _chat(chat: Chat) -> Shown:
-    generated = chat.transcript.turns
-    last = next((turn.generated[-1] for turn in generated[::-1] if turn.generated), None)
-    about = chat.backend.capabilities
-    name = about.title or about.model
-    if last is None:
-        return _talk(chat.conversation, f"Chat with {name}")
+    transcript, about = chat.transcript, chat.backend.capabilities
+    talk = _talk(transcript.conversation(), f"Chat with {about.title or about.model}")
+    path = transcript.path(transcript.head)
+    if not path or not path[-1].generated:
+        return talk  # nothing that a model wrote is its last word
+    last = path[-1].generated[-1]
     answer = Answer(last.text, last.finish_reason, last.usage, last.timing)
-    talk = _talk(chat.conversation, f"Chat with {name}")
     return Shown(talk.html + _cost(answer), f"{talk.text}\n\n({summary(answer)})")
 
 
@@ -62,6 +71,27 @@ def _answer(answer: Answer) -> Shown:
 @shown.register
 def _plan(plan: LoadPlan) -> Shown:
     return shown_plan(plan)
+
+
+@shown.register
+def _result(result: TaskResult) -> Shown:
+    cost, answer = _cost(result.answer), result.answer
+    return Shown(said(result.text) + cost, f"{plain(result.text)}\n\n({summary(answer)})")
+
+
+@shown.register
+def _extraction(extraction: Extraction) -> Shown:  # type: ignore[type-arg]  # as singledispatch asks
+    data, answer = shown_data(extraction.value), extraction.answer
+    return Shown(data.html + _cost(answer), f"{data.text}\n\n({summary(answer)})")
+
+
+shown.register(Reading, shown_reading)
+shown.register(PageReading, shown_page)
+shown.register(BatchReport, shown_report)
+shown.register(Heat, shown_heat)
+shown.register(Certainty, shown_certainty)
+shown.register(Layers, shown_layers)
+shown.register(Difference, shown_difference)
 
 
 # --- parts ---

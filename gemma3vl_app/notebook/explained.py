@@ -10,7 +10,6 @@ from gemma3vl_app.explain import Certainty, Difference, Heat, Layers
 from gemma3vl_app.generation import Alternative
 from gemma3vl_app.notebook import thumbnails
 from gemma3vl_app.notebook.charts import bars
-from gemma3vl_app.notebook.displays import shown
 from gemma3vl_app.notebook.shown import LINE, MUTED, Shown, table
 from gemma3vl_app.plain import plain
 
@@ -20,8 +19,8 @@ _MOST_ROWS = 8  # of the least certain tokens, listed below an answer
 _UNSURE_NATS = 4.0  # a token of this surprise, e^-4 or 2 %, gets the full tint
 
 
-@shown.register
-def _heat(heat: Heat) -> Shown:
+def shown_heat(heat: Heat) -> Shown:
+    """Return each picture with its heat, and each crop."""
     title = f"{heat.method.capitalize()} of “{heat.words}”"
     figures = []
     for number, picture in enumerate(heat.pictures):
@@ -41,8 +40,8 @@ def _heat(heat: Heat) -> Shown:
     )
 
 
-@shown.register
-def _certainty(certainty: Certainty) -> Shown:
+def shown_certainty(certainty: Certainty) -> Shown:
+    """Return the answer tinted where it was unsure, its least certain tokens, and what follows."""
     following = bars(
         {_visible(each.text): 100 * math.exp(each.logprob) for each in certainty.following},
         unit="%",
@@ -63,13 +62,13 @@ def _certainty(certainty: Certainty) -> Shown:
     head = ("least certain", "probability", "the likeliest")
     return Shown(
         f'<div style="white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9">{answer}</div>'
-        f"{table(rows, head)}{_says(certainty.says, perplexity)}",
+        f"{table(rows, head, numbers=False)}{_says(certainty.says, perplexity)}",
         plain("\n".join([*("  ".join(row) for row in rows), perplexity])),
     )
 
 
-@shown.register
-def _layers(layers: Layers) -> Shown:
+def shown_layers(layers: Layers) -> Shown:
+    """Return a table with a row for each layer, the last one on top."""
     head = "".join(
         f'<th style="padding:.1em .5em;text-align:left">{escape(_visible(text))}</th>'
         for text in layers.tokens
@@ -96,8 +95,8 @@ def _layers(layers: Layers) -> Shown:
     )
 
 
-@shown.register
-def _difference(difference: Difference) -> Shown:
+def shown_difference(difference: Difference) -> Shown:
+    """Return the answer tinted where the two sides differ."""
     worst = max(difference.kl)
     texts = [*difference.tokens, "(end)"]
     answer = "".join(

@@ -19,12 +19,12 @@ def in_jupyter() -> bool:
 
 
 def needed(name: str) -> ModuleType:
-    """Return a module of the extra `notebook`, or say how to install it."""
+    """Return a module of the extra `widgets`, or say how to install it."""
     try:
         return import_module(name)
     except ImportError as error:
         raise Gemma3VLError(
-            f"This needs {name}, which is not installed: pip install 'gemma3vl-app[notebook]'."
+            f"This needs {name}, which is not installed: pip install 'gemma3vl-app[widgets]'."
         ) from error
 
 

@@ -10,6 +10,9 @@ from html import escape
 FAINT = "color-mix(in srgb, currentColor 9%, transparent)"
 LINE = "color-mix(in srgb, currentColor 28%, transparent)"
 MUTED = "opacity:.75;font-size:.85em"
+# Notebooks draw what stands between dollars as mathematics; ours is what people and models said.
+# The first class is for MathJax 2 (Colab), the second for MathJax 3 (JupyterLab).
+NO_MATH = ("tex2jax_ignore", "mathjax_ignore")
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,10 @@ class Shown:
 
     def bundle(self) -> dict[str, str]:
         """Return both by MIME type."""
-        return {"text/html": self.html, "text/plain": self.text}
+        return {"text/html": self._repr_html_(), "text/plain": self.text}
 
     def _repr_html_(self) -> str:
-        return self.html
+        return f'<div class="{" ".join(NO_MATH)}">{self.html}</div>'
 
     def __repr__(self) -> str:
         return self.text
@@ -43,13 +46,14 @@ def folded(summary: str, html: str) -> str:
     )
 
 
-def table(rows: list[tuple[str, ...]], head: tuple[str, ...] = ()) -> str:
-    """Return rows of text as a small table; the first column names, the others are numbers."""
+def table(rows: list[tuple[str, ...]], head: tuple[str, ...] = (), *, numbers: bool = True) -> str:
+    """Return a small table; the first column names, the others are `numbers`, or text."""
+    others = "text-align:right" if numbers else "text-align:left;white-space:pre-wrap"
 
     def row(cells: tuple[str, ...], tag: str) -> str:
         styled = (
-            f'<{tag} style="padding:.1em .8em .1em 0;text-align:{"right" if n else "left"}">'
-            f"{escape(cell)}</{tag}>"
+            f'<{tag} style="padding:.1em .8em .1em 0;vertical-align:top;'
+            f'{others if n else "text-align:left"}">{escape(cell)}</{tag}>'
             for n, cell in enumerate(cells)
         )
         return f"<tr>{''.join(styled)}</tr>"

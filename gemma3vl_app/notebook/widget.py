@@ -1,7 +1,7 @@
 """A chat below a cell: ipywidgets around a `Chat` that code can read and continue.
 
 The answer is read on a thread of its own, so that the cell is over at once and buttons work; the
-`Chat` is the only memory.
+`Chat` is the only memory, and tells when somebody else has said something in it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from gemma3vl_app.backends.protocol import Backend, StreamOptions
+from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.chat import Chat
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
-from gemma3vl_app.generation import Greedy, Sample, Sampling
+from gemma3vl_app.generation import Sampling
 from gemma3vl_app.notebook import thumbnails
+from gemma3vl_app.notebook.browser_input import browser_input
 from gemma3vl_app.notebook.displays import shown
 from gemma3vl_app.notebook.jupyter import needed
 from gemma3vl_app.notebook.live import growing
-from gemma3vl_app.notebook.paste import paste_area
-from gemma3vl_app.notebook.shown import MUTED, said
+from gemma3vl_app.notebook.settings import Settings
+from gemma3vl_app.notebook.shown import MUTED, NO_MATH, said
 from gemma3vl_app.pictures import Picture, PictureSource
 from gemma3vl_app.stream import Stream
 
 _THUMBNAIL = 96
+_HINT = (
+    f'<div style="{MUTED}">Enter sends, Shift and Enter begin a new line. Pictures can be pasted '
+    "into the question, or dropped here.</div>"
+)
 
 
 def chat(
@@ -33,7 +38,7 @@ def chat(
     """Return a chat to talk in below the cell: with a model, or to go on with a `Chat`.
 
     `images` are ready to be sent with the first question. What is said is in `.chat`, which code
-    may read, ask and continue; `.refresh()` shows what it said.
+    may read, ask and continue; what it says there is shown, too.
     """
     if isinstance(backend, Chat):
         if system is not None:
@@ -50,15 +55,20 @@ class ChatWidget:
         self._widgets: Any = needed("ipywidgets")
         self._pictures: list[Picture] = [Picture.open(image) for image in images]
         self._reading: threading.Thread | None = None
+        self._drawing = threading.RLock()  # whoever draws last draws what is newest
+        self._growing = False  # whether an answer grows here, which is drawn as it does
         self._lay_out()
         self.refresh()
         self._show_pictures()
+        chat.on_change(self.refresh)
 
     # --- what code may do ---
 
     def refresh(self) -> None:
-        """Show the conversation as it is now, also what code has said in it."""
-        self._talk.value = shown(self.chat).html
+        """Show the conversation as it is now; it does so by itself when something is said."""
+        with self._drawing:
+            if not self._growing:
+                self._talk.value = shown(self.chat).html
 
     def add(self, *pictures: PictureSource) -> None:
         """Put pictures into the box, to be sent with the next question."""
@@ -71,8 +81,10 @@ class ChatWidget:
             self._tell("Write a question first; pictures can go with it.")
             return
         try:
-            stream = self.chat.stream(text, images=list(self._pictures), **self._options())
-        except (Gemma3VLError, ValueError) as error:
+            options = self._settings.options(self._own_sampling())
+            pictures = list(self._pictures)
+            stream = self.chat.stream(text, images=pictures, crops=self._settings.crops, **options)
+        except Gemma3VLError as error:
             self._tell(str(error))
             return
         self._pictures.clear()
@@ -101,68 +113,36 @@ class ChatWidget:
 
     def _lay_out(self) -> None:
         w = self._widgets
-        wide = w.Layout(width="100%")
         self._talk, self._line, self._shelf = w.HTML(), w.HTML(), w.HTML()
-        self._text = w.Textarea(placeholder="Ask about the pictures", rows=2, layout=wide)
-        self._upload = w.FileUpload(accept="image/*", multiple=True, description="Pictures")
-        self._paste = paste_area(self._take)
+        self._text = w.Textarea(
+            placeholder="Ask about the pictures",
+            rows=2,
+            layout=w.Layout(width="auto"),  # 100 % would come on top of its margins
+            continuous_update=False,  # Enter brings the text, which no older one may overtake
+        )
+        self._input = browser_input(take=self._take, ask=self._entered, tell=self._tell)
         self._send = w.Button(description="Send", button_style="primary")
         self._stop = w.Button(description="Stop", disabled=True)
         self._clear = w.Button(description="No pictures", tooltip="Take the pictures out again")
-        self._sampling = self._settings()
-        self._upload.observe(self._uploaded, "value")
+        self._settings = Settings(w, self.chat.backend.capabilities)
         self._send.on_click(lambda _: self.send(self._text.value))
         self._stop.on_click(lambda _: self.stop())
         self._clear.on_click(lambda _: self._empty())
-        buttons = w.HBox([self._send, self._stop, self._upload, self._clear])
-        self.box = w.VBox(
-            [self._talk, self._line, self._shelf, self._text, self._paste, buttons, self._sampling]
-        )
-        self.box.add_class("gemma3vl-chat")
+        buttons = w.HBox([self._send, self._stop, self._input, self._clear])
+        rows = [self._talk, self._line, self._shelf, self._text, buttons, w.HTML(_HINT)]
+        self.box = w.VBox([*rows, self._settings.box])
+        for name in ("gemma3vl-chat", *NO_MATH):
+            self.box.add_class(name)
 
-    def _settings(self) -> Any:
-        w = self._widgets
-        self._temperature = w.Text(placeholder="the model's own; 0 is greedy")
-        self._seed = w.Text(placeholder="a new one each time")
-        self._most = w.IntText(value=self.chat.backend.capabilities.answer_tokens)
-        rows = [
-            w.HBox([w.Label(name), field])
-            for name, field in (
-                ("Temperature", self._temperature),
-                ("Seed", self._seed),
-                ("Most tokens", self._most),
-            )
-        ]
-        folded = w.Accordion([w.VBox(rows)], selected_index=None)
-        folded.set_title(0, "Sampling")
-        return folded
+    def _own_sampling(self) -> Sampling:
+        return self.chat.sampling or self.chat.backend.capabilities.sampling
 
-    def _options(self) -> StreamOptions:
-        return {"sampling": self._rule(), "max_new_tokens": self._most.value}
-
-    def _rule(self) -> Sampling | None:
-        temperature, seed = self._temperature.value.strip(), self._seed.value.strip()
-        if not temperature and not seed:
-            return None  # the chat's, or the model's own
-        own = self.chat.sampling or self.chat.backend.capabilities.sampling
-        if temperature and float(temperature) == 0:
-            return Greedy()
-        like = own if isinstance(own, Sample) else Sample()
-        return Sample(
-            temperature=float(temperature) if temperature else like.temperature,
-            top_k=like.top_k,
-            top_p=like.top_p,
-            seed=int(seed) if seed else None,
-        )
+    def _entered(self, text: str) -> None:
+        """Ask what stands in the box when Enter is pressed, of which Python does not know yet."""
+        self._text.value = text
+        self.send(text)
 
     # --- pictures in the box ---
-
-    def _uploaded(self, change: Any) -> None:
-        files = list(change["new"])
-        for file in files:
-            self._take(file["name"], bytes(file["content"]))
-        if files:
-            self._upload.value = ()
 
     def _take(self, name: str, data: bytes) -> None:
         try:
@@ -185,8 +165,10 @@ class ChatWidget:
 
     def _read(self, stream: Stream) -> None:
         """Show an answer while it grows; runs on a thread of its own."""
-        asked = shown(self.chat.conversation).html
-        self._talk.value = asked
+        with self._drawing:
+            self._growing = True
+            asked = shown(self.chat).html
+            self._talk.value = asked
         try:
             for text, line in growing(stream):
                 self._talk.value = asked + said(text)
@@ -198,7 +180,9 @@ class ChatWidget:
             self._tell(f"Something went wrong: {type(error).__name__}.")
             raise
         finally:
-            self.refresh()
+            with self._drawing:
+                self._growing = False
+                self.refresh()
             self._busy(False)
 
     def _busy(self, is_busy: bool) -> None:

@@ -80,8 +80,20 @@ class Library:
         return Opened(id, self._keep_open(owner, id, live))
 
     def share(self, id: str, chat: Chat) -> None:
-        """Let everybody who knows `id`, which nobody can guess, go on with a program's chat."""
-        self._shared[id] = LiveChat(chat, grace_sec=self._grace_sec, system=chat.system)
+        """Let everybody who knows `id`, which nobody can guess, go on with a program's chat.
+
+        Shared again, its system text of then holds where the page says nothing else.
+        """
+        live = LiveChat(chat, grace_sec=self._grace_sec, system=chat.system)
+        with self._lock:
+            self._shared.setdefault(id, live).system = chat.system
+
+    def unshare(self, id: str) -> None:
+        """Let nobody go on with it here any more; pages that show it are told when they try."""
+        with self._lock:
+            live = self._shared.pop(id, None)
+        if live is not None:
+            live.close()
 
     def open(self, owner: str, id: str) -> Opened:
         """Return a conversation of `owner`, as it is now.
@@ -89,9 +101,9 @@ class Library:
         Raises `UnknownConversationError` where they have none of that id, `StoreError` where it
         cannot be read.
         """
-        if id in self._shared:
-            return Opened(id, self._shared[id])
         with self._lock:
+            if id in self._shared:
+                return Opened(id, self._shared[id])
             live = self._open.get((owner, id)) or self._shown.get((owner, id))
         if live is None:
             if self._store is None:

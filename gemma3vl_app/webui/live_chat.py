@@ -160,7 +160,7 @@ class LiveChat:
                 self._writing.stream.cancel()
 
     def close(self) -> None:
-        """End the answer, and save nothing any more: the conversation was deleted."""
+        """End the answer, and go on or save no more: the conversation was deleted, or closed."""
         with self._saving:
             self._save = lambda transcript: None
         with self._changed:
@@ -171,7 +171,7 @@ class LiveChat:
 
     def _refuse_while_writing(self) -> None:
         if self._is_closed:
-            raise ConversationError("This conversation was deleted. Begin a new one.")
+            raise ConversationError("This conversation was deleted or closed. Begin a new one.")
         if self._writing is not None:
             raise ConversationError("Still answering. Stop it first, or wait.")
 

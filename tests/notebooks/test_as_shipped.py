@@ -26,10 +26,36 @@ def test_cells_are_short_and_shipped_without_outputs(notebook):
         assert not cell["outputs"] and cell["execution_count"] is None
 
 
+def first_cell(notebook):
+    return "".join(cells(notebook, "code")[0]["source"])
+
+
 @each
-def test_the_first_cell_of_code_installs_only_what_is_missing(notebook):
-    first = "".join(cells(notebook, "code")[0]["source"])
-    assert 'find_spec("gemma3vl_app") is None' in first and "%pip install" in first
+def test_every_notebook_begins_with_the_same_cell(notebook):
+    assert first_cell(notebook) == first_cell(NOTEBOOKS[0])
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("is_clone", [True, False])
+def test_the_first_cell_installs_what_is_needed_from_the_clone_or_the_index(
+    shell, monkeypatch, tmp_path, is_clone
+):
+    root = NOTEBOOKS[0].parents[1]
+    monkeypatch.chdir(root / "notebooks" if is_clone else tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    lines = []
+    shell.register_magic_function(lines.append, magic_name="pip")
+    shell.run_cell(first_cell(NOTEBOOKS[0])).raise_error()
+    package = root if is_clone else "gemma3vl-app"
+    assert lines == [f'install --quiet "{package}[widgets]"']
+
+
+@pytest.mark.notebook
+def test_the_first_cell_installs_nothing_where_the_package_is_there(shell):
+    lines = []
+    shell.register_magic_function(lines.append, magic_name="pip")
+    shell.run_cell(first_cell(NOTEBOOKS[0])).raise_error()
+    assert not lines
 
 
 @each
