@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps both in step
+    from gemma3vl_app import explain as explain
     from gemma3vl_app import notebook as notebook
     from gemma3vl_app.backends.local import load as load
     from gemma3vl_app.backends.protocol import Backend as Backend

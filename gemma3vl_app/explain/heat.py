@@ -54,6 +54,11 @@ class Heat:
     maps: tuple[HeatMap, ...]
     unit: str
 
+    @property
+    def signed(self) -> bool:
+        """Whether some of it speaks against the words."""
+        return any((each.cells < 0).any() for each in self.maps)
+
     def grid(self, picture: int = 0) -> Floats:
         """Return the heat of one picture's points (h, w), its crops' maps added to its own.
 

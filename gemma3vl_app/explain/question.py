@@ -33,12 +33,14 @@ class Question:
     @property
     def words(self) -> str:
         """The chosen tokens as text, gaps between them shown as such."""
-        parts: list[str] = []
-        for before, token in zip((None, *self.chosen), self.chosen, strict=False):
-            if before is not None and token != before + 1:
-                parts.append(" … ")
-            parts.append(self.tokens[token].text)
-        return "".join(parts).strip()
+        runs: list[str] = []
+        for before, token in zip((-2, *self.chosen), self.chosen, strict=False):
+            text = self.tokens[token].text
+            if token == before + 1:
+                runs[-1] += text
+            else:
+                runs.append(text)
+        return " … ".join(run.strip() for run in runs)
 
     def trace(self, asked: Trace[Result]) -> Result:
         """Ask the backend."""

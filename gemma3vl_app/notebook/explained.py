@@ -15,8 +15,8 @@ from gemma3vl_app.plain import plain
 
 _SIDE = 320  # pixels of a map on the page
 _TINT = "#ff6a00"  # as in the maps
-_MOST_ROWS = 8  # of the least certain tokens, listed below an answer
-_UNSURE_NATS = 4.0  # a token of this surprise, e^-4 or 2 %, gets the full tint
+_MOST_ROWS = 5  # of the least certain tokens, listed below an answer
+_LEAST = 0.001  # alternatives less likely than that are not worth a line
 
 
 def shown_heat(heat: Heat) -> Shown:
@@ -33,7 +33,8 @@ def shown_heat(heat: Heat) -> Shown:
                 thumbnails.figure(part, name, side=_SIDE // 2)
                 for part, name in zip(parts, names, strict=True)
             ]
-    legend = f"orange: for these words; blue: against them; {heat.unit}"
+    against = "; blue: against these words" if heat.signed else ""
+    legend = f"the deeper the orange, the more: {heat.unit}{against}"
     return Shown(
         f"<div><b>{escape(title)}</b></div>{''.join(figures)}{_says(heat.says, legend)}",
         plain(f"{title}: {heat.says}"),
@@ -50,7 +51,7 @@ def shown_certainty(certainty: Certainty) -> Shown:
     if not certainty.tokens:
         return Shown(following.html + _says(certainty.says), following.text)
     answer = "".join(
-        _tinted(token.text, -(token.logprob or 0.0) / _UNSURE_NATS, _choices(token.alternatives))
+        _tinted(token.text, 1 - math.exp(token.logprob or 0.0), _choices(token.alternatives))
         for token in certainty.tokens
     )
     unsure = sorted(certainty.tokens, key=lambda token: token.logprob or 0.0)[:_MOST_ROWS]
@@ -148,7 +149,8 @@ def _layer_cell(best: Alternative, real: str, logprob: float) -> str:
 
 
 def _choices(alternatives: Sequence[Alternative]) -> str:
-    return ", ".join(f"{_visible(each.text)} {_percent(each.logprob)}" for each in alternatives)
+    likely = [each for each in alternatives if math.exp(each.logprob) >= _LEAST]
+    return ", ".join(f"{_visible(each.text)} {_percent(each.logprob)}" for each in likely)
 
 
 def _percent(logprob: float) -> str:
