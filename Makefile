@@ -19,7 +19,7 @@ help:
 	@echo "make test-web   run the tests that drive the page in chromium"
 	@echo "make notebooks  open the notebooks in JupyterLab"
 	@echo "make test-notebooks  execute the notebooks on the demo, and use JupyterLab in chromium"
-	@echo "make screenshots  renew the README's pictures of the page"
+	@echo "make screenshots  renew the pictures of README.md and docs/explain.md"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      measure speed and write docs/bench.json (about ten minutes)"
 	@echo "make demo-model train the demo model from nothing (hours; goes on where it was ended)"
@@ -44,6 +44,7 @@ notebooks: $(VENV)/ready-notebook
 
 screenshots: $(VENV)/ready-dev
 	$(BIN)/python -m tests.web.screenshots
+	$(BIN)/python -m tests.web.explanations
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ MEANT = {
     "01_quickstart": ("red circle", "red."),
     "02_tasks": ("red circle", "green", "colour"),
     "03_several_pictures": ("blue", "picture tokens"),
+    "04_explain": ("occlusion of", "triangle", "17 global", "crops on against"),
     "05_memory": ("fits", "(false,"),
     "06_finetune": ("pirate: ahoy",),
     "07_inside": ("differs", "all global"),
