@@ -21,7 +21,7 @@ from gemma3vl_app.engine.memory import give_back
 from gemma3vl_app.engine.prefix import Scope
 from gemma3vl_app.engine.sequence import Request
 from gemma3vl_app.engine.traces import Tracing, known_tokens
-from gemma3vl_app.errors import ConversationError, EngineError
+from gemma3vl_app.errors import ContextLengthError, ConversationError, EngineError
 from gemma3vl_app.generation import Answer, Greedy, Preview, Progress, Sampling, Token
 from gemma3vl_app.loading.loader import LoadedModel, load_model
 from gemma3vl_app.messages import Conversation, Message
@@ -247,6 +247,11 @@ class LocalBackend:
         question = self._prepare(conversation, session, key)
         ids = self._answer_ids(question, answer, scope)
         tracing = Tracing(asked, extended(question, ids), self._texts(ids), places_of(question))
+        if len(tracing.prompt) > self.engine.context_tokens:
+            raise ContextLengthError(
+                f"Conversation and answer take {len(tracing.prompt):,} tokens; the model's context "
+                f"holds {self.engine.context_tokens:,}. Explain the beginning of the answer."
+            )
         request = Request(
             prompt=beginning(tracing.prompt, known_tokens(tracing)),
             sampling=Greedy(),

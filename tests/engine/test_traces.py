@@ -9,7 +9,7 @@ import torch
 
 from gemma3vl_app.backends.local import load
 from gemma3vl_app.engine.traces import occlusion, tape
-from gemma3vl_app.errors import ConversationError, MemoryLimitError
+from gemma3vl_app.errors import ContextLengthError, ConversationError, MemoryLimitError
 from gemma3vl_app.generation import Greedy
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.traces import Attention, Distributions, LogitLens, Occlusion, Saliency
@@ -393,3 +393,9 @@ def test_an_answer_with_foreign_tokens_is_encoded_from_its_text(backend):
     traced = backend.trace(ONE, forged, Attention(tokens=(0,)))
     assert 106 not in [token.id for token in traced.tokens]
     assert "".join(token.text for token in traced.tokens) == answer.text
+
+
+def test_an_answer_beyond_the_context_is_refused(make_backend):
+    backend = make_backend(context_tokens=40)
+    with pytest.raises(ContextLengthError, match="the model's context"):
+        backend.trace(Conversation().user("Hello"), "word " * 50, Distributions())
