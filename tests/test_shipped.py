@@ -15,7 +15,10 @@ from PIL import Image, ImageDraw
 import gemma3vl_app.backends.local
 import gemma3vl_app.server
 from gemma3vl_app import cli
+from gemma3vl_app.benchmark.ceilings import Ceilings
+from gemma3vl_app.benchmark.speed import Speed
 from gemma3vl_app.chat import Chat
+from gemma3vl_app.cli import bench
 from gemma3vl_app.conversation_file import SUFFIX
 from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES, ScriptedBackend
 from tests.folders.naming_backend import draw_pictures
@@ -106,6 +109,9 @@ def run_on_scripted_backend(command: list[str], monkeypatch, folder: Path) -> No
         gemma3vl_app.backends.local, "load", lambda *_, **__: ScriptedBackend(capabilities=DEMO)
     )
     monkeypatch.setattr(gemma3vl_app.server, "serve", lambda *_, **__: None)
+    nothing = Speed(ceilings=Ceilings(1.0, 1.0), figures=(), sec_per_token={})
+    about = {"model": "", "weights": "", "arithmetic": ""}
+    monkeypatch.setattr(bench, "_measured", lambda *_, **__: (about, nothing))
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:

@@ -23,6 +23,7 @@ from gemma3vl_app import __version__
 from gemma3vl_app.cli import (
     ask,
     batch,
+    bench,
     cache,
     chat,
     convert,
@@ -63,7 +64,12 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     CONVERSATIONS: {"replay": replay.replay, "export": export.export},
     TRAINING: {"finetune": finetune.finetune},
-    MACHINE: {"models": models.models, "plan": models.plan, "doctor": doctor.doctor},
+    MACHINE: {
+        "models": models.models,
+        "plan": models.plan,
+        "bench": bench.bench,
+        "doctor": doctor.doctor,
+    },
 }
 
 
