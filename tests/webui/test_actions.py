@@ -9,8 +9,9 @@ from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.testing import ScriptedBackend
 from gemma3vl_app.webui import composer
-from gemma3vl_app.webui.actions import Actions, line, settings_of
+from gemma3vl_app.webui.actions import Actions, line
 from gemma3vl_app.webui.desk import Desk
+from gemma3vl_app.webui.sent import settings_of
 from gemma3vl_app.webui.view import Settings
 from gemma3vl_app.webui.words import ENGLISH, GERMAN
 
