@@ -1,7 +1,7 @@
 """What happens on the server for each thing that a person does on the page.
 
 Turns what the page's components send into calls of a `Tab`, and its views into what the components
-are drawn from. What a browser sends may be anything: it is read field by field here.
+are drawn from.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from typing import Any
 import gradio as gr
 
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
-from gemma3vl_app.webui import composer, conversation_view, shelf
+from gemma3vl_app.webui import composer, conversation_view, shelf, why_view
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.drafts import Weighed
+from gemma3vl_app.webui.explanation import METHODS
 from gemma3vl_app.webui.live_chat import OUR_FAULT
 from gemma3vl_app.webui.sent import named_texts, number_of, settings_of, text_of
 from gemma3vl_app.webui.tab import Tab
 from gemma3vl_app.webui.view import DEFAULTS, EMPTY, Draft, Settings, View
 from gemma3vl_app.webui.visitors import owner_of, visitor_of
 from gemma3vl_app.webui.words import Words, texts_of, words_for
+from gemma3vl_app.webui.written_answer import Clicked
 
 Update = tuple[Any, ...]  # visit, conversation, composer, line, shelf
 _log = logging.getLogger(__name__)
@@ -149,6 +151,32 @@ class Actions:
             return visit, gr.skip()
         visit.settings = replace(visit.settings, confidence=wanted)
         return visit, self._conversation(visit)
+
+    def explain(
+        self, event: gr.EventData, request: gr.Request, visit: Visit | None
+    ) -> Iterator[tuple[Visit, dict[str, Any]]]:
+        """Show why a word of an answer is there; yields the visit and the panel's values."""
+        visit = self._visit(request, event, visit)
+        index, wished = number_of(event, "index"), text_of(event, "method")
+        span = number_of(event, "start"), number_of(event, "stop")
+        clicked = Clicked(index, *span, text_of(event, "word"))
+        method = next((name for name in METHODS if name == wished), METHODS[0])
+        before = visit.view.messages[: max(0, index)]
+        for found in visit.tab.explain(clicked, method):
+            yield (
+                visit,
+                why_view.as_values(
+                    *(found, visit.words),
+                    number=number_of(event, "number"),
+                    word=clicked.word,
+                    files=[file for shown in before for file in shown.files],
+                ),
+            )
+
+    def leave(self, request: gr.Request, visit: Visit | None) -> None:
+        """Look no longer for why a word is there."""
+        if visit is not None:
+            self._visit(request, None, visit).tab.leave()
 
     # --- the list ---
 
@@ -303,6 +331,7 @@ class Actions:
             id=visit.tab.id,
             examples=self._desk.examples if self._takes_pictures else (),
             show_confidence=visit.settings.confidence,
+            explains=visit.tab.explains,
         )
 
     def _composer(self, visit: Visit) -> dict[str, Any]:
