@@ -44,7 +44,8 @@ class Found:
     Attributes:
         tokens: those of the word, with how likely each was and what else was.
         drawings: one for each picture before the answer, by `method`; `exactly` is what that shows,
-        and what it does not, in the words of those who know.
+        and what it does not, in the words of those who know. strongest: the most that a part of a
+        picture speaks for the word, in the method's own unit.
         done: of `total` steps, where they are counted.
         wrote: the model that wrote the answer where the loaded one, `reads`, is another.
         error: why nothing was found.
@@ -54,6 +55,7 @@ class Found:
     tokens: tuple[Token, ...] = ()
     drawings: tuple[Drawing, ...] = ()
     exactly: str = ""
+    strongest: float = 0.0
     done: int = 0
     total: int = 0
     wrote: str = ""
@@ -162,7 +164,8 @@ class Explanation:
                 session=asked.session,
                 progress=self._count,
             )
-            self._tell(drawings=drawings_of(heat), exactly=heat.says, done=0, total=0)
+            strongest = max(float(each.cells.max()) for each in heat.maps)
+            self._tell(drawings=drawings_of(heat), exactly=heat.says, strongest=strongest)
 
     def _go_on(self, progress: Progress | None = None) -> None:
         if self._stopped.is_set():

@@ -39,6 +39,7 @@ def as_values(
             for name in (METHODS if files else ())
         ],
         "says": texts[f"why_{found.method}_says" if files else "why_no_picture"],
+        "effect": _effect(found, texts),
         "exactly": found.exactly,
         "pictures": _pictures(found.drawings, files, texts),
         "is_drawn": bool(found.drawings),
@@ -62,6 +63,22 @@ def _note(found: Found, texts: dict[str, str]) -> str:
     return texts["why_other_model"].format(wrote=found.wrote, reads=found.reads)
 
 
+def _effect(found: Found, texts: dict[str, str]) -> str:
+    """Say what hiding the strongest part does: its colour is the same, be that much or nothing."""
+    if found.method != "occlusion" or not found.drawings:
+        return ""
+    before = sum(token.logprob or 0.0 for token in found.tokens)
+    after = min(0.0, before - found.strongest)
+    return texts["why_effect"].format(
+        before=percent(math.exp(before)), after=percent(math.exp(after))
+    )
+
+
+def percent(share: float) -> str:
+    """Return a share as people read it: what is tiny is not told as nothing."""
+    return "< 1 %" if 0 < share < 0.005 else f"{share:.0%}".replace("%", " %")
+
+
 # --- pictures ---
 
 
@@ -78,7 +95,7 @@ def _pictures(
             values["url"] = data_url(drawing.image)
             values["crops"] = [data_url(crop) for crop in drawing.crops]
             if len(files) > 1:
-                values["caption"] = f"{number + 1}: {drawing.share:.0%}"
+                values["caption"] = f"{number + 1}: {percent(drawing.share)}"
         shown.append(values)
     return shown
 
@@ -105,7 +122,7 @@ def _tokens(tokens: Sequence[Token]) -> list[dict[str, Any]]:
         logprob += token.logprob or 0.0
         if token.text:
             others = [
-                {"text": visible(each.text), "probability": math.exp(each.logprob)}
+                {"text": visible(each.text), "percent": percent(math.exp(each.logprob))}
                 for each in first.alternatives
                 if each.id != first.id
             ]

@@ -18,7 +18,6 @@ let watched = null;   // the conversation, while we look whether it is drawn aga
 
 const log = () => document.querySelector("#conversation .conversation");
 const word_at = (target) => target instanceof Element ? target.closest("#conversation .word") : null;
-const percent = (share) => share > 0 && share < 0.005 ? "< 1 %" : `${Math.round(100 * share)} %`;
 
 // --- asking ---
 
@@ -135,12 +134,15 @@ function head(value) {
   const say = (name) => value.words[name];
   fill("head", value.title,
     make("strong", { text: value.title }),
-    make("span", { class: "state", role: "status" }, make("progress", { "aria-label": say("why_working") }), make("span", { class: "line" })),
+    make("span", { class: "state", role: "status" }, make("span", { class: "bar", role: "progressbar", "aria-label": say("why_working") }, make("span")), make("span", { class: "line" })),
     make("button", { type: "button", class: "continue stop", text: say("stop"), onclick: () => trigger("leave", {}) }),
     make("button", { type: "button", class: "tool close", title: say("close"), "aria-label": say("close"), text: "×", onclick: close }));
-  const bar = panel.querySelector("progress"), stop = panel.querySelector(".stop");
+  const bar = panel.querySelector("[role=progressbar]"), stop = panel.querySelector(".stop");
   const line = panel.querySelector(".line");
-  if (value.total) { bar.max = value.total; bar.value = value.done; } else bar.removeAttribute("value");
+  const share = value.total ? Math.round(100 * value.done / value.total) : null;
+  bar.classList.toggle("unknown", share === null);
+  bar.firstChild.style.width = share === null ? "" : `${share}%`;
+  if (share === null) bar.removeAttribute("aria-valuenow"); else bar.setAttribute("aria-valuenow", share);
   bar.hidden = value.is_over;
   if (value.is_over && document.activeElement === stop) panel.focus();
   stop.hidden = value.is_over || value.method !== "occlusion";
@@ -176,11 +178,11 @@ function pictures(value) {
 
 function sure(value) {
   if (!value.tokens.length && !value.is_error) return;  // those of the last method hold for the next
-  const other = ({ text, probability }) => make("span", { class: "other" }, make("q", { text }), ` ${percent(probability)}`);
+  const other = ({ text, percent }) => make("span", { class: "other" }, make("q", { text }), ` ${percent}`);
   fill("sure", value.tokens, value.tokens.length && make("strong", { text: value.words.why_sure }),
-    value.tokens.map(({ text, probability, others }) => make("div", { class: "choice" },
+    value.tokens.map(({ text, percent, probability, others }) => make("div", { class: "choice" },
       make("div", { class: "chosen" }, make("q", { text }), make("span", { class: "bar" }, make("span", { style: `width: ${100 * probability}%` })),
-        make("span", { text: percent(probability) })),
+        make("span", { text: percent })),
       others.length ? make("div", { class: "others" }, make("span", { text: `${value.words.why_instead}:` }), ...others.map(other)) : null)));
 }
 
@@ -192,7 +194,7 @@ function show(value) {
   methods(value);
   pictures(value);
   sure(value);
-  fill("says", value.says, make("p", { text: value.says }));
+  fill("says", [value.says, value.effect], make("p", { text: value.says }), value.effect && make("p", { class: "effect", text: value.effect }));
   fill("note", value.note, value.note && make("p", { text: value.note }));
   fill("exactly", value.exactly, value.exactly &&
     make("details", {}, make("summary", { text: value.words.why_exactly }), make("p", { text: value.exactly, lang: "en" })));

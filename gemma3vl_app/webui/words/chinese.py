@@ -108,6 +108,7 @@ CHINESE = Words(
     why_occlusion_says=(
         "图片的各部分被依次遮住。没有橙色部分，这个词的可能性降低；没有蓝色部分，可能性升高。"
     ),
+    why_effect="遮住最强的部分后：{before} → {after}",
     why_no_picture="这个回答之前没有图片。",
     why_picture="图片 {number}；着色处是这个词的来源",
     why_sure="模型有多大把握",

@@ -112,6 +112,7 @@ ENGLISH = Words(
         "Parts of the picture were covered, one after the other. Without the orange parts this "
         "word becomes less likely, without the blue ones likelier."
     ),
+    why_effect="With the strongest part covered: {before} → {after}",
     why_no_picture="There is no picture before this answer.",
     why_picture="Picture {number}; coloured where this word comes from",
     why_sure="How sure the model was",

@@ -115,6 +115,7 @@ FRENCH = Words(
         "Des parties de l'image ont été cachées l'une après l'autre. Sans les parties orange, ce "
         "mot devient moins probable ; sans les bleues, plus probable."
     ),
+    why_effect="La partie la plus forte cachée : {before} → {after}",
     why_no_picture="Il n'y a pas d'image avant cette réponse.",
     why_picture="Image {number} ; en couleur, ce d'où vient ce mot",
     why_sure="La certitude du modèle",

@@ -114,6 +114,7 @@ GERMAN = Words(
         "Teile des Bildes wurden nacheinander verdeckt. Ohne die orangen wird dieses Wort "
         "unwahrscheinlicher, ohne die blauen wahrscheinlicher."
     ),
+    why_effect="Ist die stärkste Stelle verdeckt: {before} → {after}",
     why_no_picture="Vor dieser Antwort steht kein Bild.",
     why_picture="Bild {number}; farbig ist, woher dieses Wort kommt",
     why_sure="Wie sicher das Modell war",

@@ -106,6 +106,7 @@ class Words(TypedDict):
     why_occlusion: str
     why_occlusion_short: str
     why_occlusion_says: str
+    why_effect: str
     why_no_picture: str
     why_picture: str
     why_sure: str

@@ -112,6 +112,7 @@ SPANISH = Words(
         "Se taparon partes de la imagen, una tras otra. Sin las de color naranja, esta palabra "
         "es menos probable; sin las azules, más probable."
     ),
+    why_effect="Con la parte más fuerte tapada: {before} → {after}",
     why_no_picture="No hay ninguna imagen antes de esta respuesta.",
     why_picture="Imagen {number}; en color, de dónde viene esta palabra",
     why_sure="Lo seguro que estaba el modelo",
