@@ -127,7 +127,14 @@ def _tokens(tokens: Sequence[Token]) -> list[dict[str, Any]]:
                 if each.id != first.id
             ]
             probability = math.exp(logprob)
-            told.append({"text": visible(token.text), "probability": probability, "others": others})
+            told.append(
+                {
+                    "text": visible(token.text),
+                    "probability": round(probability, 3),
+                    "percent": percent(probability),
+                    "others": others,
+                }
+            )
             logprob, first = 0.0, None
     return told
 

@@ -96,7 +96,7 @@ function words(message, between) {
     if (!/[^\s\p{P}]/u.test(segment)) continue;
     const stop = start + segment.length;
     if (start > drawn_to) nodes.push(...between(drawn_to, start));
-    nodes.push(make("span", { class: "word", "data-start": start, tabindex: first ? 0 : -1,
+    nodes.push(make("span", { class: "word", "data-start": start, tabindex: first && 0,
                               role: first && "button" }, ...between(start, stop)));
     drawn_to = stop;
     first = false;

@@ -69,24 +69,37 @@ function put() {
   if (!open) return;
   const word = shown_word();
   if (!word) { close(); return; }
+  make_button(word);
   word.classList.add("asked");
-  word.setAttribute("aria-expanded", "true");
   const text = word.closest(".text");
   if (panel && text.nextSibling !== panel) text.after(panel);
 }
 
-function go_to(word) {
+// One word of an answer is a button that Tab reaches: were all of them, nobody could listen to it.
+function make_button(word) {
   for (const each of word.closest(".text").querySelectorAll(".word[role]")) {
-    each.tabIndex = -1;
-    each.removeAttribute("role");
+    for (const name of ["tabindex", "role", "aria-expanded"]) each.removeAttribute(name);
   }
   word.tabIndex = 0;
   word.setAttribute("role", "button");
+  if (is_asked(word)) word.setAttribute("aria-expanded", "true");
+}
+
+function go_to(word) {
+  make_button(word);
   word.focus();
 }
 
 const is_asked = (word) => open !== null && shown_word() === word;
 const turn = (word) => is_asked(word) ? close() : ask_about(word);
+
+// Chrome selects no text from the beginning of what takes the focus on.
+document.addEventListener("pointerdown", (event) => {
+  const word = word_at(event.target);
+  if (!word || !word.hasAttribute("tabindex")) return;
+  word.removeAttribute("tabindex");
+  setTimeout(() => { if (word.hasAttribute("role")) word.tabIndex = 0; });
+});
 
 document.addEventListener("click", (event) => {
   const word = word_at(event.target);
@@ -139,7 +152,7 @@ function head(value) {
     make("button", { type: "button", class: "tool close", title: say("close"), "aria-label": say("close"), text: "×", onclick: close }));
   const bar = panel.querySelector("[role=progressbar]"), stop = panel.querySelector(".stop");
   const line = panel.querySelector(".line");
-  const share = value.total ? Math.round(100 * value.done / value.total) : null;
+  const share = value.total && !value.is_over ? Math.round(100 * value.done / value.total) : null;
   bar.classList.toggle("unknown", share === null);
   bar.firstChild.style.width = share === null ? "" : `${share}%`;
   if (share === null) bar.removeAttribute("aria-valuenow"); else bar.setAttribute("aria-valuenow", share);
