@@ -95,7 +95,8 @@ def _pictures(
             values["url"] = data_url(drawing.image)
             values["crops"] = [data_url(crop) for crop in drawing.crops]
             if len(files) > 1:
-                values["caption"] = f"{number + 1}: {percent(drawing.share)}"
+                share = percent(drawing.share)
+                values["caption"] = texts["why_share"].format(number=number + 1, share=share)
         shown.append(values)
     return shown
 

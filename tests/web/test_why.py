@@ -332,7 +332,8 @@ def test_the_panel_fits_on_a_phone(open_page, browser, page, backend, pictures):
     why = Why(phone)
     why.word("red").click()
     why.wait_until_found()
-    assert why.panel.locator("figcaption").all_inner_texts() == ["1: 50 %", "2: 50 %"]
+    captions = why.panel.locator("figcaption").all_inner_texts()
+    assert captions == ["Picture 1: 50 % of the heat", "Picture 2: 50 % of the heat"]
     box = why.panel.bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= 360

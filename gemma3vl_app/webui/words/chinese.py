@@ -111,6 +111,7 @@ CHINESE = Words(
     why_effect="遮住最强的部分后：{before} → {after}",
     why_no_picture="这个回答之前没有图片。",
     why_picture="图片 {number}；着色处是这个词的来源",
+    why_share="图片 {number}：占全部热度的 {share}",
     why_sure="模型有多大把握",
     why_instead="也可能是",
     why_exactly="更确切的说明（英文）",

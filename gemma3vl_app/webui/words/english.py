@@ -115,6 +115,7 @@ ENGLISH = Words(
     why_effect="With the strongest part covered: {before} → {after}",
     why_no_picture="There is no picture before this answer.",
     why_picture="Picture {number}; coloured where this word comes from",
+    why_share="Picture {number}: {share} of the heat",
     why_sure="How sure the model was",
     why_instead="instead",
     why_exactly="More exactly",

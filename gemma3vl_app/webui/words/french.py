@@ -118,6 +118,7 @@ FRENCH = Words(
     why_effect="La partie la plus forte cachée : {before} → {after}",
     why_no_picture="Il n'y a pas d'image avant cette réponse.",
     why_picture="Image {number} ; en couleur, ce d'où vient ce mot",
+    why_share="Image {number} : {share} de la couleur",
     why_sure="La certitude du modèle",
     why_instead="sinon",
     why_exactly="Plus précisément",

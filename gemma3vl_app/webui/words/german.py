@@ -117,6 +117,7 @@ GERMAN = Words(
     why_effect="Ist die stärkste Stelle verdeckt: {before} → {after}",
     why_no_picture="Vor dieser Antwort steht kein Bild.",
     why_picture="Bild {number}; farbig ist, woher dieses Wort kommt",
+    why_share="Bild {number}: {share} der Farbe",
     why_sure="Wie sicher das Modell war",
     why_instead="stattdessen",
     why_exactly="Genauer",

@@ -115,6 +115,7 @@ JAPANESE = Words(
     why_effect="最も強い部分を隠すと：{before} → {after}",
     why_no_picture="この回答の前に画像はありません。",
     why_picture="画像 {number}。色の付いた部分がこの単語の由来です",
+    why_share="画像 {number}：色全体の {share}",
     why_sure="モデルの確信度",
     why_instead="ほかの候補",
     why_exactly="より正確な説明（英語）",

@@ -109,6 +109,7 @@ class Words(TypedDict):
     why_effect: str
     why_no_picture: str
     why_picture: str
+    why_share: str
     why_sure: str
     why_instead: str
     why_exactly: str

@@ -115,6 +115,7 @@ SPANISH = Words(
     why_effect="Con la parte más fuerte tapada: {before} → {after}",
     why_no_picture="No hay ninguna imagen antes de esta respuesta.",
     why_picture="Imagen {number}; en color, de dónde viene esta palabra",
+    why_share="Imagen {number}: {share} del color",
     why_sure="Lo seguro que estaba el modelo",
     why_instead="en su lugar",
     why_exactly="Con más exactitud",
