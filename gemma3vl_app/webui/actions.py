@@ -157,26 +157,27 @@ class Actions:
     ) -> Iterator[tuple[Visit, dict[str, Any]]]:
         """Show why a word of an answer is there; yields the visit and the panel's values."""
         visit = self._visit(request, event, visit)
-        index, wished = number_of(event, "index"), text_of(event, "method")
+        number, index = number_of(event, "number"), number_of(event, "index")
+        wished = text_of(event, "method")
         span = number_of(event, "start"), number_of(event, "stop")
         clicked = Clicked(index, *span, text_of(event, "word"))
         method = next((name for name in METHODS if name == wished), METHODS[0])
         before = visit.view.messages[: max(0, index)]
-        for found in visit.tab.explain(clicked, method):
+        for found in visit.tab.explain(clicked, method, number):
             yield (
                 visit,
                 why_view.as_values(
                     *(found, visit.words),
-                    number=number_of(event, "number"),
+                    number=number,
                     word=clicked.word,
                     files=[file for shown in before for file in shown.files],
                 ),
             )
 
-    def leave(self, request: gr.Request, visit: Visit | None) -> None:
+    def leave(self, event: gr.EventData, request: gr.Request, visit: Visit | None) -> None:
         """Look no longer for why a word is there."""
         if visit is not None:
-            self._visit(request, None, visit).tab.leave()
+            self._visit(request, event, visit).tab.leave(number_of(event, "number"))
 
     # --- the list ---
 

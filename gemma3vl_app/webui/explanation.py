@@ -73,11 +73,13 @@ class _Stopped(Exception):
 class Explanation:
     """One word of one answer, explained by one method; begins at once, or when `after` has ended.
 
-    `find` looks the answer up; it may raise what `written_answer` raises.
+    `find` looks the answer up; it may raise what `written_answer` raises. `number` is what the page
+    calls it.
     """
 
     find: Callable[[], WrittenAnswer]
     method: Method
+    number: int = 0
     after: Explanation | None = None
     _found: Found = field(init=False)
 

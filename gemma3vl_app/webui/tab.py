@@ -185,13 +185,17 @@ class Tab:
         """Whether what answers next can say why a word is there."""
         return isinstance(self._opened.live.backend, Explains)
 
-    def explain(self, clicked: Clicked, method: Method) -> Iterator[Found]:
-        """Show what is found of why a word is there; what was looked for before is left."""
+    def explain(self, clicked: Clicked, method: Method, number: int = 0) -> Iterator[Found]:
+        """Show what is found of why a word is there; what was looked for before is left.
+
+        `number` is what the page calls it.
+        """
         opened, live = self._opened, self._opened.live
         with self._explaining:
             explanation = Explanation(
                 lambda: written_answer(live.transcript, clicked, live.backend, live.session),
                 method,
+                number,
                 after=self._explanation,
             )
             self._explanation = explanation
@@ -200,10 +204,10 @@ class Tab:
                 return
             yield found
 
-    def leave(self) -> None:
-        """Look no longer for why a word is there."""
+    def leave(self, number: int = 0) -> None:
+        """Look no longer for what the page calls `number`; the next may have begun already."""
         with self._explaining:
-            if self._explanation is not None:
+            if self._explanation is not None and self._explanation.number == number:
                 self._explanation.stop()
 
     # --- inside ---

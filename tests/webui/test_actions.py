@@ -212,8 +212,8 @@ def test_what_a_browser_sends_about_a_word_may_be_anything(actions, backend, eve
     browser = Browser(actions).submit("Really?")
     assert why(browser, **event)[-1]["is_error"]
     assert backend.traces == []
-    actions.leave(browser.request, browser.visit)
-    actions.leave(browser.request, None)
+    actions.leave(SimpleNamespace(**event), browser.request, browser.visit)
+    actions.leave(SimpleNamespace(**event), browser.request, None)
 
 
 def test_empty_settings_leave_it_to_the_model():

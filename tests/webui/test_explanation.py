@@ -113,6 +113,17 @@ def test_progress_is_told_and_a_stop_ends_it(tab, backend):
     wait_until(lambda: not running())
 
 
+def test_leaving_an_earlier_one_does_not_end_the_next(tab, backend):
+    backend._seconds_per_chunk = 0.02
+    first = tab.explain(RED, "occlusion", 1)
+    next(first)
+    second = tab.explain(CIRCLE, "occlusion", 2)
+    next(second)
+    tab.leave(1)  # as it comes in late
+    found = last(second)
+    assert (found.was_stopped, len(found.drawings)) == (False, 1)
+
+
 def test_another_word_ends_the_one_before_and_never_two_run(tab, backend):
     backend._seconds_per_chunk = 0.05
     first = tab.explain(RED, "occlusion")

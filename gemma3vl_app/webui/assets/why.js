@@ -21,10 +21,17 @@ const word_at = (target) => target instanceof Element ? target.closest("#convers
 
 // --- asking ---
 
+// Ends the work on what is asked about; the server knows by the number what that is.
+function leave() {
+  if (open.running) trigger("leave", { number: open.number });
+}
+
 function ask(method) {
+  if (known[method]) leave();  // else the server ends it for the next
   open.number = ++number;
   open.method = method;
-  if (known[method]) { show({ ...known[method], number }); trigger("leave", {}); return; }
+  open.running = !known[method];
+  if (known[method]) { show({ ...known[method], number }); return; }
   const before = open.text.slice(0, open.start);
   const start = [...before].length;  // characters as Python counts them
   trigger("explain", { number, method, index: open.index, word: open.word, start, stop: start + [...open.word].length });
@@ -47,7 +54,7 @@ function ask_about(word) {
 function close() {
   if (!open) return;
   const word = shown_word(), had_focus = panel && panel.contains(document.activeElement);
-  if (open.running) trigger("leave", {});
+  leave();
   if (word) { word.classList.remove("asked"); word.removeAttribute("aria-expanded"); }
   if (panel) panel.remove();
   open = panel = null;
@@ -148,7 +155,7 @@ function head(value) {
   fill("head", value.title,
     make("strong", { text: value.title }),
     make("span", { class: "state", role: "status" }, make("span", { class: "bar", role: "progressbar", "aria-label": say("why_working") }, make("span")), make("span", { class: "line" })),
-    make("button", { type: "button", class: "continue stop", text: say("stop"), onclick: () => trigger("leave", {}) }),
+    make("button", { type: "button", class: "continue stop", text: say("stop"), onclick: leave }),
     make("button", { type: "button", class: "tool close", title: say("close"), "aria-label": say("close"), text: "×", onclick: close }));
   const bar = panel.querySelector("[role=progressbar]"), stop = panel.querySelector(".stop");
   const line = panel.querySelector(".line");
