@@ -1,7 +1,7 @@
 """`ScriptedBackend`: the whole backend protocol with no model behind it.
 
-It echoes, or says what it is told to, at the speed it is told to, or fails on cue; it keeps every
-request it received. For tests of surfaces, ours and yours. Knows nothing of torch.
+It echoes, or says what it is told to, as fast as it is told to, or fails on cue, and makes up why;
+it keeps every request. For tests of surfaces, ours and yours. Knows nothing of torch.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from gemma3vl_app.backends.protocol import Capabilities, Schema
 from gemma3vl_app.errors import ConversationError, EngineError, LoadError
@@ -24,6 +24,7 @@ from gemma3vl_app.generation import (
     FinishReason,
     Greedy,
     Preview,
+    Progress,
     Sampling,
     Status,
     Timing,
@@ -33,6 +34,9 @@ from gemma3vl_app.generation import (
 from gemma3vl_app.messages import Conversation, Message
 from gemma3vl_app.planning import LoadPlan
 from gemma3vl_app.stream import Stream
+from gemma3vl_app.testing import scripted_traces
+from gemma3vl_app.traces import Result, Trace, TracedToken
+from gemma3vl_app.wording import describe
 
 DEFAULT_CAPABILITIES = Capabilities(
     model="scripted",
@@ -58,6 +62,17 @@ class Request:
     session: str
 
 
+@dataclass(frozen=True)
+class TraceRequest:
+    """One call of `trace`, as it arrived."""
+
+    conversation: Conversation
+    answer: Answer | str
+    asked: Trace[Any]
+    adapter: str | None
+    session: str
+
+
 class ScriptedBackend:
     """Answer from a script.
 
@@ -68,8 +83,8 @@ class ScriptedBackend:
     ScriptedBackend(["A "], error=EngineError("It broke."))  # says this, then fails
     ```
 
-    `requests` holds every `Request` received, in order. Thread-safe; each stream has its own daemon
-    thread.
+    `requests` holds every `Request` received, in order, and `traces` every `TraceRequest`.
+    Thread-safe; each stream has its own daemon thread.
     """
 
     def __init__(
@@ -81,6 +96,7 @@ class ScriptedBackend:
         capabilities: Capabilities = DEFAULT_CAPABILITIES,
     ) -> None:
         self.requests: list[Request] = []
+        self.traces: list[TraceRequest] = []
         self._chunks = chunks
         self._seconds_per_chunk = seconds_per_chunk
         self._error = error
@@ -168,6 +184,49 @@ class ScriptedBackend:
         """Return one token per word of `text`, all equally likely."""
         self._check_adapter(adapter)
         return tuple(_token(i, word, logprobs=0) for i, word in enumerate(_words(text)))
+
+    def answer_tokens(
+        self,
+        conversation: Conversation,
+        answer: Answer | str,
+        *,
+        adapter: str | None = None,
+        session: str = "",
+    ) -> tuple[TracedToken, ...]:
+        """Return one token per word of the answer, with the ids that an `Answer` brings."""
+        self._check_adapter(adapter)
+        text, said = (answer, ()) if isinstance(answer, str) else (answer.text, answer.tokens)
+        ids = dict(enumerate(token.id for token in said))
+        return tuple(TracedToken(ids.get(n, n), word) for n, word in enumerate(_words(text)))
+
+    def trace(
+        self,
+        conversation: Conversation,
+        answer: Answer | str,
+        asked: Trace[Result],
+        *,
+        adapter: str | None = None,
+        session: str = "",
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Result:
+        """Take the script's time for each step, then say what `scripted_traces` makes up."""
+        self._check(conversation, 1, adapter)
+        with self._lock:
+            if self._closed:
+                raise EngineError(self._closed_message())
+            self.traces.append(TraceRequest(conversation, answer, asked, adapter, session))
+        steps = scripted_traces.steps_of(asked)
+        for done in range(1, steps + 1):
+            time.sleep(self._seconds_per_chunk)
+            if progress is not None:
+                said = describe(Status("tracing", done, steps))
+                progress(Progress("tracing", done, steps, "steps", said))
+        if self._error is not None:
+            raise self._error
+        tokens = self.answer_tokens(conversation, answer, adapter=adapter, session=session)
+        places = scripted_traces.places_of(conversation, self._capabilities.image_tokens)
+        result: Result = scripted_traces.traced(conversation, tokens, places, asked, LOGPROB)
+        return result
 
     def add_adapter(self, name: str, path: str | Path) -> None:
         """Remember the name; nothing is read from `path`."""

@@ -1,7 +1,7 @@
 """What happens on the server for each thing that a person does on the page.
 
 Turns what the page's components send into calls of a `Tab`, and its views into what the components
-are drawn from. What a browser sends may be anything: it is read field by field here.
+are drawn from.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ import html
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any
 
 import gradio as gr
 
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
-from gemma3vl_app.webui import composer, conversation_view, shelf
+from gemma3vl_app.webui import composer, conversation_view, shelf, why_view
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.drafts import Weighed
+from gemma3vl_app.webui.explanation import METHODS
 from gemma3vl_app.webui.live_chat import OUR_FAULT
+from gemma3vl_app.webui.sent import named_texts, number_of, settings_of, text_of
 from gemma3vl_app.webui.tab import Tab
 from gemma3vl_app.webui.view import DEFAULTS, EMPTY, Draft, Settings, View
 from gemma3vl_app.webui.visitors import owner_of, visitor_of
 from gemma3vl_app.webui.words import Words, texts_of, words_for
+from gemma3vl_app.webui.written_answer import Clicked
 
 Update = tuple[Any, ...]  # visit, conversation, composer, line, shelf
-_N = TypeVar("_N", int, float)
 _log = logging.getLogger(__name__)
 
 
@@ -71,9 +73,9 @@ class Actions:
     ) -> Iterator[Update]:
         """Send what was written, and show the answer."""
         visit = self._visit(request, event, visit)
-        text = _text(event, "text")
+        text = text_of(event, "text")
         try:
-            visit.settings = settings_of(fields, _text(event, "crops"))
+            visit.settings = settings_of(fields, text_of(event, "crops"))
             draft = Draft(text, self._desk.uploaded(getattr(event, "files", None)))
         except Gemma3VLError as error:
             yield self._told(visit, str(error))
@@ -86,12 +88,12 @@ class Actions:
         """Say what the box's pictures and words would cost."""
         visit = self._visit(request, event, visit)
         try:
-            settings = settings_of(fields, _text(event, "crops"))
+            settings = settings_of(fields, text_of(event, "crops"))
             files = self._desk.uploaded(getattr(event, "files", None))
-            weighed = visit.tab.weigh(Draft(_text(event, "text"), files), settings)
+            weighed = visit.tab.weigh(Draft(text_of(event, "text"), files), settings)
         except Gemma3VLError as error:
             weighed = Weighed(None, error=str(error))
-        visit.weighed = _number(event, "number"), weighed
+        visit.weighed = number_of(event, "number"), weighed
         return visit, self._composer(visit)
 
     def preset(
@@ -102,7 +104,7 @@ class Actions:
         Others than the one for data ask for plain text. A schema that somebody wrote stays theirs.
         """
         written = (schema or "").strip()
-        if _text(event, "key") != composer.WITH_SCHEMA:
+        if text_of(event, "key") != composer.WITH_SCHEMA:
             return gr.update(value=None) if written == composer.SCHEMA else gr.skip(), gr.skip()
         return gr.update(value=written or composer.SCHEMA), gr.update(open=True)
 
@@ -124,7 +126,7 @@ class Actions:
             yield self._told(visit, str(error))
             return
         tab, settings = visit.tab, visit.settings
-        action, index = _text(event, "action"), _number(event, "index")
+        action, index = text_of(event, "action"), number_of(event, "index")
         views: Iterable[View]
         match action:
             case "again":
@@ -132,9 +134,9 @@ class Actions:
             case "continue":
                 views = tab.resume(settings)
             case "edit":
-                views = tab.edit(index, _text(event, "text"), settings)
+                views = tab.edit(index, text_of(event, "text"), settings)
             case "switch":
-                views = [tab.switch(index, _number(event, "version"))]
+                views = [tab.switch(index, number_of(event, "version"))]
             case "undo":
                 views = [tab.undo()]
             case "example" if 0 <= index < len(self._desk.examples):
@@ -149,6 +151,33 @@ class Actions:
             return visit, gr.skip()
         visit.settings = replace(visit.settings, confidence=wanted)
         return visit, self._conversation(visit)
+
+    def explain(
+        self, event: gr.EventData, request: gr.Request, visit: Visit | None
+    ) -> Iterator[tuple[Visit, dict[str, Any]]]:
+        """Show why a word of an answer is there; yields the visit and the panel's values."""
+        visit = self._visit(request, event, visit)
+        number, index = number_of(event, "number"), number_of(event, "index")
+        wished = text_of(event, "method")
+        span = number_of(event, "start"), number_of(event, "stop")
+        clicked = Clicked(index, *span, text_of(event, "word"))
+        method = next((name for name in METHODS if name == wished), METHODS[0])
+        before = visit.view.messages[: max(0, index)]
+        for found in visit.tab.explain(clicked, method, number):
+            yield (
+                visit,
+                why_view.as_values(
+                    *(found, visit.words),
+                    number=number,
+                    word=clicked.word,
+                    files=[file for shown in before for file in shown.files],
+                ),
+            )
+
+    def leave(self, event: gr.EventData, request: gr.Request, visit: Visit | None) -> None:
+        """Look no longer for why a word is there."""
+        if visit is not None:
+            self._visit(request, event, visit).tab.leave(number_of(event, "number"))
 
     # --- the list ---
 
@@ -166,8 +195,8 @@ class Actions:
             yield self._told(visit, OUR_FAULT)
 
     def _on_shelf(self, visit: Visit, event: gr.EventData) -> Iterator[Update]:
-        tab, library, id = visit.tab, self._desk.library, _text(event, "id")
-        match _text(event, "action"):
+        tab, library, id = visit.tab, self._desk.library, text_of(event, "id")
+        match text_of(event, "action"):
             case "new":
                 yield self._update(visit, tab.new(), with_shelf=True)
             case "open":
@@ -175,17 +204,17 @@ class Actions:
             case "delete":
                 yield self._update(visit, tab.delete(id), with_shelf=True)
             case "rename":
-                library.rename(tab.owner, id, _text(event, "title"))
+                library.rename(tab.owner, id, text_of(event, "title"))
                 yield self._listed(visit)
             case "pin":
                 library.pin(tab.owner, id, getattr(event, "pinned", None) is True)
                 yield self._listed(visit)
             case "search":
-                visit.query = _text(event, "query")
+                visit.query = text_of(event, "query")
                 yield self._listed(visit)
             case "export":
                 transcript = library.open(tab.owner, id).live.transcript
-                file = shelf.write_out(transcript, _text(event, "kind"), self._desk.exports)
+                file = shelf.write_out(transcript, text_of(event, "kind"), self._desk.exports)
                 yield self._listed(visit, file)
             case "import":
                 (file,) = self._desk.uploaded([getattr(event, "file", None)])
@@ -213,15 +242,15 @@ class Actions:
         models = self._desk.models
         assert models is not None
         visit = self._visit(request, event, visit)
-        owner, wishes = visit.tab.owner, _texts(event, "wishes")
-        action, name = _text(event, "action"), _text(event, "name")
+        owner, wishes = visit.tab.owner, named_texts(event, "wishes")
+        action, name = text_of(event, "action"), text_of(event, "name")
         said = ""
         try:
             if action in ("use", "unload"):
-                for said in models.act(owner, action, name, _text(event, "weights")):
+                for said in models.act(owner, action, name, text_of(event, "weights")):
                     yield models.as_values(owner, visit.words, wishes, said), gr.skip(), gr.skip()
             elif action == "adapter":
-                said = models.add_adapter(owner, _text(event, "text"))
+                said = models.add_adapter(owner, text_of(event, "text"))
         except Gemma3VLError as error:
             said = str(error)
         except Exception:
@@ -303,6 +332,7 @@ class Actions:
             id=visit.tab.id,
             examples=self._desk.examples if self._takes_pictures else (),
             show_confidence=visit.settings.confidence,
+            explains=visit.tab.explains,
         )
 
     def _composer(self, visit: Visit) -> dict[str, Any]:
@@ -327,61 +357,8 @@ class Actions:
         }
 
 
-# --- what a browser sends -------------------------------------------------------------------------
-
-
-def settings_of(fields: tuple[Any, ...], crops: str) -> Settings:
-    """Return the settings in the order of the page's fields; empty ones leave it to the model.
-
-    Raises `ConversationError` for what is no number.
-    """
-    system, temperature, top_k, top_p, seed, answer_tokens, confidence, schema, adapter = fields
-    return Settings(
-        system=str(system or "").strip(),
-        temperature=_as_number("temperature", temperature, float),
-        top_k=_as_number("top k", top_k, int),
-        top_p=_as_number("top p", top_p, float),
-        seed=_as_number("seed", seed, int),
-        max_new_tokens=_as_number("longest answer", answer_tokens, int),
-        crops=cast(Literal["off", "on", "auto"], crops if crops in ("off", "on") else "auto"),
-        confidence=confidence is True,
-        schema=str(schema or "").strip(),
-        adapter=str(adapter or "").strip() or None,
-    )
-
-
-def _as_number(name: str, text: object, kind: type[_N]) -> _N | None:
-    written = str(text or "").strip()
-    if not written:
-        return None
-    try:
-        return kind(written.replace(",", "."))
-    except ValueError:
-        whole = "a whole number" if kind is int else "a number"
-        raise ConversationError(
-            f"The {name} in the settings has to be {whole}, not {written!r}; leave it empty for "
-            "the model's own."
-        ) from None
-
-
-def _text(event: gr.EventData, name: str) -> str:
-    value = getattr(event, name, "")
-    return value if isinstance(value, str) else ""
-
-
-def _texts(event: gr.EventData, name: str) -> dict[str, str]:
-    value = getattr(event, name, None)
-    found = value.items() if isinstance(value, dict) else ()
-    return {str(key): text for key, text in found if isinstance(text, str)}
-
-
 def _words(request: gr.Request) -> Words:
     return words_for(request.headers.get("accept-language", ""))
-
-
-def _number(event: gr.EventData, name: str) -> int:
-    value = getattr(event, name, -1)
-    return value if isinstance(value, int) and not isinstance(value, bool) else -1
 
 
 def line(text: str, is_error: bool = False, details: str = "") -> str:

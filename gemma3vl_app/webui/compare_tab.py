@@ -8,10 +8,11 @@ from typing import Any
 import gradio as gr
 
 from gemma3vl_app.errors import Gemma3VLError
-from gemma3vl_app.webui.actions import line, settings_of
+from gemma3vl_app.webui.actions import line
 from gemma3vl_app.webui.compare import Side, compare
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.models import WEIGHTS
+from gemma3vl_app.webui.sent import settings_of
 from gemma3vl_app.webui.visitors import owner_of
 
 _FIELDS = 5  # of one side

@@ -21,10 +21,12 @@ def as_values(
     id: str = "",
     examples: Sequence[Draft] = (),
     show_confidence: bool = False,
+    explains: bool = False,
 ) -> dict[str, Any]:
     """Return what the component draws for a view of conversation `id`.
 
     `words` are its labels in the page's language; `examples` are offered before the first message.
+    With `explains`, words of answers can be clicked, to see why they are there.
     """
     return {
         "id": id,
@@ -36,6 +38,7 @@ def as_values(
         "answering": view.answering,
         "can_continue": view.can_continue,
         "show_confidence": show_confidence,
+        "explains": explains,
         "words": words,
     }
 
@@ -44,14 +47,15 @@ def _message(shown: Shown) -> dict[str, Any]:
     return {
         "role": shown.role,
         "text": shown.text,
-        "pictures": [_picture(file) for file in shown.files],
+        "pictures": [picture_values(file) for file in shown.files],
         "version": shown.version,
         "versions": shown.versions,
         "tokens": [_token(each) for each in shown.tokens] or None,
     }
 
 
-def _picture(file: str) -> dict[str, Any]:
+def picture_values(file: str) -> dict[str, Any]:
+    """Return what a picture that is shown is drawn from."""
     try:
         with Image.open(file) as image:  # one of ours: only its header is read
             width, height = image.size

@@ -102,6 +102,16 @@ class LiveChat:
             # A stopped answer may take its time to end: nobody waits for it with the lock held.
             return self._transcript if self._writing is not None else self._chat.transcript
 
+    @property
+    def backend(self) -> Backend:
+        """What answers next."""
+        return self._backend()
+
+    @property
+    def session(self) -> str:
+        """The salt of the conversation's owner: nothing is reused beyond it."""
+        return self._chat.session
+
     def watch(self) -> Iterator[Moment]:
         """Yield the conversation as it is, and again while an answer grows, until it has ended.
 

@@ -50,7 +50,7 @@ def theme() -> gr.themes.Base:
 
 def css() -> str:
     """Return the page's styles."""
-    names = ("page", "conversation", "composer", "shelf", "models")
+    names = ("page", "conversation", "why", "composer", "shelf", "models")
     return "\n".join(asset(f"{name}.css") for name in names)
 
 
@@ -83,6 +83,7 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
     with gr.Tabs(elem_id="tabs"):
         with gr.Tab(words("chat"), id="chat"), gr.Column(elem_id="talk"):
             conversation = drawn("conversation", 'role="log" aria-live="polite"')
+            why = drawn("why")
             said = gr.HTML(line(""), elem_id="line")
             composer = drawn("composer")
         if desk.models:
@@ -106,6 +107,8 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
     composer.preset(actions.preset, schema, [schema, settings], queue=False, **quiet)
     composer.halt(actions.halt, visit, None, queue=False, **quiet)
     conversation.select(actions.on_message, [visit, *fields], shown, **answers)
+    why.explain(actions.explain, visit, [visit, why], **answers)
+    why.leave(actions.leave, visit, None, queue=False, **quiet)
     shelf.select(actions.on_shelf, visit, shown, **answers)
     if desk.models:
         models_tab.select(actions.show_models, visit, models, **quiet)

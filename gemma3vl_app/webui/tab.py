@@ -7,10 +7,11 @@ gradio or HTML.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from gemma3vl_app.backends.protocol import Backend, StreamOptions
+from gemma3vl_app.backends.protocol import Backend, Explains, StreamOptions
 from gemma3vl_app.chat import Chat
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.messages import Conversation, Message, Text
@@ -18,10 +19,12 @@ from gemma3vl_app.pictures import Picture
 from gemma3vl_app.stream import Stream
 from gemma3vl_app.transcript import Transcript
 from gemma3vl_app.webui.drafts import DraftPictures, Weighed, items_of
+from gemma3vl_app.webui.explanation import Explanation, Found, Method
 from gemma3vl_app.webui.library import Library, Opened
 from gemma3vl_app.webui.live_chat import OUR_FAULT, Moment
 from gemma3vl_app.webui.shown_pictures import ShownPictures
 from gemma3vl_app.webui.view import DEFAULTS, Draft, Settings, Shown, View
+from gemma3vl_app.webui.written_answer import Clicked, written_answer
 from gemma3vl_app.wording import breakdown
 
 ALTERNATIVES = 4  # that are told for each token, where its confidence is shown
@@ -44,6 +47,8 @@ class Tab:
         self._pictures = pictures
         self._backend = backend
         self._drafted = DraftPictures(pictures)
+        self._explaining = threading.Lock()
+        self._explanation: Explanation | None = None
         self.owner = owner
         self._opened = library.open(owner, id) if id else library.new(owner)
 
@@ -172,6 +177,38 @@ class Tab:
     def stop(self) -> None:
         """End the answer that is being written; what it has said stays."""
         self._opened.live.stop()
+
+    # --- why it was said ---
+
+    @property
+    def explains(self) -> bool:
+        """Whether what answers next can say why a word is there."""
+        return isinstance(self._opened.live.backend, Explains)
+
+    def explain(self, clicked: Clicked, method: Method, number: int = 0) -> Iterator[Found]:
+        """Show what is found of why a word is there; what was looked for before is left.
+
+        `number` is what the page calls it.
+        """
+        opened, live = self._opened, self._opened.live
+        with self._explaining:
+            explanation = Explanation(
+                lambda: written_answer(live.transcript, clicked, live.backend, live.session),
+                method,
+                number,
+                after=self._explanation,
+            )
+            self._explanation = explanation
+        for found in explanation.watch():
+            if self._opened is not opened or self._explanation is not explanation:
+                return
+            yield found
+
+    def leave(self, number: int = 0) -> None:
+        """Look no longer for what the page calls `number`; the next may have begun already."""
+        with self._explaining:
+            if self._explanation is not None and self._explanation.number == number:
+                self._explanation.stop()
 
     # --- inside ---
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from gemma3vl_app.backends.protocol import Backend, Capabilities
+from gemma3vl_app.backends.protocol import Backend, Capabilities, Explains
 from gemma3vl_app.errors import ConversationError, EngineError
 from gemma3vl_app.generation import Greedy, Status
 from gemma3vl_app.messages import Conversation
@@ -17,6 +17,7 @@ HELLO = Conversation().user("Hello dear reader.")
 
 def test_it_is_a_backend():
     assert isinstance(ScriptedBackend(), Backend)
+    assert isinstance(ScriptedBackend(), Explains)
 
 
 def test_by_default_it_echoes_the_last_user_message():

@@ -71,3 +71,23 @@ def test_the_examples_on_the_page_are_answered_rightly(open_page, demo, question
     page = open_page(demo)
     page.page.get_by_text(question).click()
     assert truth in page.wait_for_answer(ANSWER_SEC).lower()
+
+
+def test_a_click_on_a_word_shows_where_it_comes_from(open_page, demo, drawn):
+    page = open_page(demo)
+    page.attach(drawn[0])
+    page.send("What color is the circle?")
+    page.wait_for_answer(ANSWER_SEC)
+    page.send("Where is it?")
+    page.wait_for_messages(4)
+    page.wait_for_answer(ANSWER_SEC)
+    words = page.page.locator("#conversation .assistant").first.locator(".word")  # an earlier one
+    words.filter(has_text="red").click()
+    panel = page.page.locator(".why-panel")
+    for method in ("Attention", "Saliency"):
+        panel.get_by_role("button", name=method).click()
+        panel.locator(f".method[aria-pressed=true]:has-text('{method}')").wait_for()
+        panel.locator("figure:not(.unheated)").wait_for(timeout=1000 * ANSWER_SEC)
+    assert panel.locator(".chosen q").inner_text() == "Red"
+    assert panel.locator(".others q").count() >= 3
+    assert page.page.locator(".why-panel .line").inner_text() == ""

@@ -4,13 +4,15 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.testing import ScriptedBackend
 from gemma3vl_app.webui import composer
-from gemma3vl_app.webui.actions import Actions, line, settings_of
+from gemma3vl_app.webui.actions import Actions, line
 from gemma3vl_app.webui.desk import Desk
+from gemma3vl_app.webui.sent import settings_of
 from gemma3vl_app.webui.view import Settings
 from gemma3vl_app.webui.words import ENGLISH, GERMAN
 
@@ -158,6 +160,60 @@ def test_confidence_is_shown_for_the_answer_that_is_there(actions):
     assert browser.talk["messages"][-1]["tokens"]
     _, talk = actions.show_confidence(browser.visit, False)
     assert not talk["show_confidence"]
+
+
+def why(browser, **event):
+    """Click a word; returns all that the panel shows, in order."""
+    sent = SimpleNamespace(**event)
+    return [values for _, values in browser.actions.explain(sent, browser.request, browser.visit)]
+
+
+def test_a_click_on_a_word_says_why_it_is_there(actions, backend, tmp_path):
+    backend._chunks = ["A ", "red ", "circle, ", "a ", "red ", "square."]
+    picture = tmp_path / "uploads" / "x.png"
+    Image.new("RGB", (30, 20), "red").save(picture)
+    browser = Browser(actions).submit("What?", [str(picture)])
+    assert browser.talk["explains"]
+    asked = {"number": 7, "index": 1, "start": 16, "stop": 19, "word": "red"}
+    backend._seconds_per_chunk = 0.05
+    first, *_, values = why(browser, method="attention", **asked)
+    assert (first["is_drawn"], first["pictures"][0]["url"][:10]) == (False, "gradio_api")
+    assert (values["number"], values["title"]) == (7, "Why “red”?")
+    assert values["pictures"][0]["url"].startswith("data:image/jpeg;base64,")  # and no file
+    assert (values["pictures"][0]["width"], values["pictures"][0]["height"]) == (30, 20)
+    assert [token["percent"] for token in values["tokens"]] == ["61 %"]
+    assert [each["name"] for each in values["methods"]] == ["attention", "saliency", "occlusion"]
+    assert values["is_over"] and not values["is_error"]
+    assert backend.traces[-1].asked.tokens == (4,)  # the second "red"
+    assert why(browser, method="occlusion", **asked)[-1]["effect"].endswith("61 % → 22 %")
+
+
+def test_the_panel_speaks_the_browsers_language(actions):
+    browser = Browser(actions, language="de").submit("Was?")
+    values = why(browser, number=1, index=1, start=0, stop=3, word="Yes")[-1]
+    assert values["title"] == "Warum „Yes“?"
+    assert values["says"] == GERMAN["why_no_picture"]
+    assert values["methods"] == []
+
+
+def test_a_word_of_another_persons_conversation_is_not_explained(actions, backend):
+    anna, ben = Browser(actions, "a" * 43), Browser(actions, "b" * 43)
+    anna.submit("Secret")
+    ben.visit = anna.visit  # as a browser that heard of another's would name it
+    assert why(ben, number=1, index=1, start=0, stop=3, word="Yes")[-1]["is_error"]
+    assert backend.traces == []
+
+
+@pytest.mark.parametrize(
+    "event",
+    [{}, {"index": "1", "start": None, "stop": [], "word": 7, "method": {}, "number": True}],
+)
+def test_what_a_browser_sends_about_a_word_may_be_anything(actions, backend, event):
+    browser = Browser(actions).submit("Really?")
+    assert why(browser, **event)[-1]["is_error"]
+    assert backend.traces == []
+    actions.leave(SimpleNamespace(**event), browser.request, browser.visit)
+    actions.leave(SimpleNamespace(**event), browser.request, None)
 
 
 def test_empty_settings_leave_it_to_the_model():

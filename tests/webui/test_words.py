@@ -32,8 +32,14 @@ def test_there_are_five_languages_or_more_and_they_differ():
     ]
     assert {key for _, key in same} <= {
         *("conversation", "conversations", "chat", "versions", "top_k", "top_p", "tokens"),
-        *("part_logits", "question", "adapter"),
+        *("part_logits", "question", "adapter", "why_attention"),
     }
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_is_filled_in_is_the_same_in_every_language(language):
+    for key, text in LANGUAGES[language].items():
+        assert set(re.findall(r"{\w*}", text)) == set(re.findall(r"{\w*}", ENGLISH[key])), key
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ function tools(message, index, value) {
     if (value.can_continue)
       row.append(make("button", { type: "button", class: "continue", text: say("go_on"),
                                   onclick: () => trigger("select", { action: "continue" }) }));
+    if (can_be_explained(message, index, value)) row.append(make("span", { class: "hint", text: say("why_hint") }));
   }
   return row;
 }
@@ -71,18 +72,47 @@ function editor(message, index) {
     make("button", { type: "button", class: "tool", text: say("cancel"), onclick: done(false) })));
 }
 
-// Tokens with how sure the model was of each; four steps of colour, and the other choices on hover.
-function tokens(message) {
-  return message.tokens.map(([text, probability, others]) =>
-    make("span", { class: `token sure-${Math.min(3, Math.floor(4 * probability))}`, text, tabindex: -1,
-                   title: [`${Math.round(100 * probability)} %`, ...others].join("\n") }));
+// Returns what draws the message's text from one character to another: as it is, or token by token
+// with how sure the model was of each; four steps of colour, and the other choices on hover.
+function text_between(message, coloured) {
+  if (!coloured) return (start, stop) => [document.createTextNode(message.text.slice(start, stop))];
+  let stop = 0;
+  const tokens = message.tokens.map(([text, probability, others]) =>
+    ({ start: stop, stop: stop += text.length, class: `token sure-${Math.min(3, Math.floor(4 * probability))}`,
+       title: [`${Math.round(100 * probability)} %`, ...others].join("\n") }));
+  return (start, stop) => tokens.filter((each) => each.start < stop && each.stop > start).map((each) =>
+    make("span", { class: each.class, title: each.title, tabindex: -1,
+                   text: message.text.slice(Math.max(start, each.start), Math.min(stop, each.stop)) }));
 }
+
+// An answer's words can be clicked once it is finished: see why.js. They are found the browser's way,
+// which knows languages without spaces. One of them is reached with Tab, the others from there.
+const segmenter = new Intl.Segmenter(undefined, { granularity: "word" });
+
+function words(message, between) {
+  const nodes = [];
+  let drawn_to = 0, first = true;
+  for (const { segment, index: start } of segmenter.segment(message.text)) {
+    if (!/[^\s\p{P}]/u.test(segment)) continue;
+    const stop = start + segment.length;
+    if (start > drawn_to) nodes.push(...between(drawn_to, start));
+    nodes.push(make("span", { class: "word", "data-start": start, tabindex: first && 0,
+                              role: first && "button" }, ...between(start, stop)));
+    drawn_to = stop;
+    first = false;
+  }
+  return [...nodes, ...between(drawn_to, message.text.length)];
+}
+
+const can_be_explained = (message, index, value) =>
+  value.explains && message.role === "assistant" && !(value.answering && index === value.messages.length - 1);
 
 function message_node(message, index, value) {
   const text = editing === index ? editor(message, index) : make("div", { class: "text", dir: "auto" });
   if (editing !== index) {
-    if (message.tokens && value.show_confidence) text.append(...tokens(message));
-    else text.textContent = message.text;
+    const between = text_between(message, message.tokens && value.show_confidence);
+    const whole = [0, message.text.length];
+    text.append(...(can_be_explained(message, index, value) ? words(message, between) : between(...whole)));
   }
   return make("article", { class: `message ${message.role}`, "aria-label": say(message.role) },
     message.pictures.length ? make("div", { class: "pictures" }, ...message.pictures.map(picture)) : null,
@@ -124,10 +154,12 @@ function render() {
   const value = props.value;
   if (!value) return;
   if (editing !== null && (value.answering || editing >= value.messages.length)) editing = null;
+  let branch = value.id;
   value.messages.forEach((message, index) => {
     const last = index === value.messages.length - 1;
+    branch += `.${message.version}`;
     const key = JSON.stringify([message, editing === index, value.answering, value.show_confidence,
-                                last && value.can_continue, last]);
+                                last && value.can_continue, last, value.explains, branch]);
     const before = drawn[index];
     if (before && before.key === key) return;
     const grows = before && value.answering && last && !message.tokens && before.role === message.role;
@@ -137,6 +169,7 @@ function render() {
       return;
     }
     const node = message_node(message, index, value);
+    node.dataset.branch = branch;
     if (before) before.node.replaceWith(node); else log.append(node);
     drawn[index] = { key, node, role: message.role, answering: value.answering };
   });

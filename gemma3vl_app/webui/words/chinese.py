@@ -92,4 +92,30 @@ CHINESE = Words(
     no_adapter="无：模型本身",
     preset_question="提问，简短回答",
     preset_general="自由对话",
+    why_hint="点击一个词，看看它从何而来。",
+    why_word="为什么是“{word}”？",
+    why_attention="注意力",
+    why_attention_short="它看了哪里",
+    why_attention_says="橙色是模型写这个词时看得最多的地方。看过的地方不一定起了作用。",
+    why_saliency="显著性",
+    why_saliency_short="什么会动摇它",
+    why_saliency_says=(
+        "着色部分的细微变化对这个词影响最大：橙色支持它，蓝色反对它。模型十分有把握时，这说明不了"
+        "多少。"
+    ),
+    why_occlusion="遮挡",
+    why_occlusion_short="它离不开什么；较慢",
+    why_occlusion_says=(
+        "图片的各部分被依次遮住。没有橙色部分，这个词的可能性降低；没有蓝色部分，可能性升高。"
+    ),
+    why_effect="遮住最强的部分后：{before} → {after}",
+    why_no_picture="这个回答之前没有图片。",
+    why_picture="图片 {number}；着色处是这个词的来源",
+    why_share="图片 {number}：占全部热度的 {share}",
+    why_sure="模型有多大把握",
+    why_instead="也可能是",
+    why_exactly="更确切的说明（英文）",
+    why_working="正在查找",
+    why_stopped="已停止。",
+    why_other_model="这个回答是 {wrote} 写的。您看到的是当前加载的 {reads} 如何理解它。",
 )

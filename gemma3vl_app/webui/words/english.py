@@ -92,4 +92,37 @@ ENGLISH = Words(
     no_adapter="none: the model itself",
     preset_question="Question, short answer",
     preset_general="General conversation",
+    why_hint="Click a word to see why it is there.",
+    why_word="Why “{word}”?",
+    why_attention="Attention",
+    why_attention_short="where it looked",
+    why_attention_says=(
+        "Orange is where the model looked most while it wrote this word. What it looked at need "
+        "not have mattered."
+    ),
+    why_saliency="Saliency",
+    why_saliency_short="what sways it",
+    why_saliency_says=(
+        "Slight changes of the orange parts would change this word most: orange speaks for it, "
+        "blue against it. Where the model is quite sure, this says little."
+    ),
+    why_occlusion="Occlusion",
+    why_occlusion_short="what it needs; slow",
+    why_occlusion_says=(
+        "Parts of the picture were covered, one after the other. Without the orange parts this "
+        "word becomes less likely, without the blue ones likelier."
+    ),
+    why_effect="With the strongest part covered: {before} → {after}",
+    why_no_picture="There is no picture before this answer.",
+    why_picture="Picture {number}; coloured where this word comes from",
+    why_share="Picture {number}: {share} of the heat",
+    why_sure="How sure the model was",
+    why_instead="instead",
+    why_exactly="More exactly",
+    why_working="Looking for it",
+    why_stopped="Stopped.",
+    why_other_model=(
+        "This answer was written by {wrote}. What you see is how {reads} reads it, which is "
+        "loaded now."
+    ),
 )

@@ -95,4 +95,37 @@ FRENCH = Words(
     no_adapter="aucun : le modèle seul",
     preset_question="Question, réponse courte",
     preset_general="Conversation libre",
+    why_hint="Cliquez sur un mot pour voir d'où il vient.",
+    why_word="Pourquoi « {word} » ?",
+    why_attention="Attention",
+    why_attention_short="où il a regardé",
+    why_attention_says=(
+        "En orange, là où le modèle a le plus regardé en écrivant ce mot. Ce qu'il a regardé n'a "
+        "pas forcément compté."
+    ),
+    why_saliency="Saillance",
+    why_saliency_short="ce qui le fait changer",
+    why_saliency_says=(
+        "De légers changements des parties colorées changeraient le plus ce mot : l'orange parle "
+        "pour lui, le bleu contre. Là où le modèle est très sûr, cela dit peu."
+    ),
+    why_occlusion="Masquage",
+    why_occlusion_short="ce qu'il lui faut ; lent",
+    why_occlusion_says=(
+        "Des parties de l'image ont été cachées l'une après l'autre. Sans les parties orange, ce "
+        "mot devient moins probable ; sans les bleues, plus probable."
+    ),
+    why_effect="La partie la plus forte cachée : {before} → {after}",
+    why_no_picture="Il n'y a pas d'image avant cette réponse.",
+    why_picture="Image {number} ; en couleur, ce d'où vient ce mot",
+    why_share="Image {number} : {share} de la couleur",
+    why_sure="La certitude du modèle",
+    why_instead="sinon",
+    why_exactly="Plus précisément",
+    why_working="Recherche en cours",
+    why_stopped="Arrêté.",
+    why_other_model=(
+        "Cette réponse a été écrite par {wrote}. Vous voyez comment {reads}, chargé maintenant, "
+        "la lit."
+    ),
 )

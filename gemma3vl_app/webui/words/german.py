@@ -94,4 +94,37 @@ GERMAN = Words(
     no_adapter="keiner: das Modell selbst",
     preset_question="Frage, kurze Antwort",
     preset_general="Freies Gespräch",
+    why_hint="Klicken Sie auf ein Wort, um zu sehen, woher es kommt.",
+    why_word="Warum „{word}“?",
+    why_attention="Aufmerksamkeit",
+    why_attention_short="wohin es sah",
+    why_attention_says=(
+        "Orange ist, wohin das Modell am meisten sah, als es dieses Wort schrieb. Was es ansah, "
+        "muss nicht den Ausschlag gegeben haben."
+    ),
+    why_saliency="Salienz",
+    why_saliency_short="was es ins Wanken bringt",
+    why_saliency_says=(
+        "Kleine Änderungen an den farbigen Stellen würden dieses Wort am stärksten verändern: "
+        "Orange spricht dafür, Blau dagegen. Wo das Modell sehr sicher ist, sagt das wenig."
+    ),
+    why_occlusion="Verdecken",
+    why_occlusion_short="was es braucht; langsam",
+    why_occlusion_says=(
+        "Teile des Bildes wurden nacheinander verdeckt. Ohne die orangen wird dieses Wort "
+        "unwahrscheinlicher, ohne die blauen wahrscheinlicher."
+    ),
+    why_effect="Ist die stärkste Stelle verdeckt: {before} → {after}",
+    why_no_picture="Vor dieser Antwort steht kein Bild.",
+    why_picture="Bild {number}; farbig ist, woher dieses Wort kommt",
+    why_share="Bild {number}: {share} der Farbe",
+    why_sure="Wie sicher das Modell war",
+    why_instead="stattdessen",
+    why_exactly="Genauer",
+    why_working="Wird gesucht",
+    why_stopped="Angehalten.",
+    why_other_model=(
+        "Diese Antwort schrieb {wrote}. Sie sehen, wie {reads} sie liest: Dieses Modell ist "
+        "jetzt geladen."
+    ),
 )

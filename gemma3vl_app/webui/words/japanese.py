@@ -92,4 +92,37 @@ JAPANESE = Words(
     no_adapter="なし：モデルそのもの",
     preset_question="質問、短い答え",
     preset_general="自由な会話",
+    why_hint="単語をクリックすると、その由来が分かります。",
+    why_word="なぜ「{word}」？",
+    why_attention="注意",
+    why_attention_short="見ていた場所",
+    why_attention_says=(
+        "オレンジ色は、モデルがこの単語を書くときに最もよく見ていた場所です。見ていたものが決め手"
+        "だったとは限りません。"
+    ),
+    why_saliency="顕著性",
+    why_saliency_short="揺れ動く要因",
+    why_saliency_says=(
+        "色の付いた部分が少し変わるだけで、この単語は最も変わりやすくなります。オレンジ色は後押し"
+        "し、青色は妨げます。モデルが強く確信しているときは、あまり参考になりません。"
+    ),
+    why_occlusion="遮蔽",
+    why_occlusion_short="必要なもの・低速",
+    why_occlusion_says=(
+        "画像の一部を順に隠しました。オレンジ色の部分がないと、この単語は出にくくなり、青色の部分"
+        "がないと出やすくなります。"
+    ),
+    why_effect="最も強い部分を隠すと：{before} → {after}",
+    why_no_picture="この回答の前に画像はありません。",
+    why_picture="画像 {number}。色の付いた部分がこの単語の由来です",
+    why_share="画像 {number}：色全体の {share}",
+    why_sure="モデルの確信度",
+    why_instead="ほかの候補",
+    why_exactly="より正確な説明（英語）",
+    why_working="調べています",
+    why_stopped="停止しました。",
+    why_other_model=(
+        "この回答を書いたのは {wrote} です。表示されているのは、いま読み込まれている {reads} "
+        "による読み方です。"
+    ),
 )

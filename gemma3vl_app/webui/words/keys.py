@@ -95,3 +95,24 @@ class Words(TypedDict):
     no_adapter: str
     preset_question: str
     preset_general: str
+    why_hint: str
+    why_word: str
+    why_attention: str
+    why_attention_short: str
+    why_attention_says: str
+    why_saliency: str
+    why_saliency_short: str
+    why_saliency_says: str
+    why_occlusion: str
+    why_occlusion_short: str
+    why_occlusion_says: str
+    why_effect: str
+    why_no_picture: str
+    why_picture: str
+    why_share: str
+    why_sure: str
+    why_instead: str
+    why_exactly: str
+    why_working: str
+    why_stopped: str
+    why_other_model: str

@@ -92,4 +92,37 @@ SPANISH = Words(
     no_adapter="ninguno: solo el modelo",
     preset_question="Pregunta, respuesta corta",
     preset_general="Conversación libre",
+    why_hint="Pulse una palabra para ver de dónde viene.",
+    why_word="¿Por qué «{word}»?",
+    why_attention="Atención",
+    why_attention_short="adónde miró",
+    why_attention_says=(
+        "En naranja, adonde más miró el modelo al escribir esta palabra. Lo que miró no tuvo por "
+        "qué importar."
+    ),
+    why_saliency="Saliencia",
+    why_saliency_short="qué la hace cambiar",
+    why_saliency_says=(
+        "Pequeños cambios en las partes coloreadas cambiarían más esta palabra: el naranja habla "
+        "a favor, el azul en contra. Donde el modelo está muy seguro, esto dice poco."
+    ),
+    why_occlusion="Oclusión",
+    why_occlusion_short="qué necesita; lento",
+    why_occlusion_says=(
+        "Se taparon partes de la imagen, una tras otra. Sin las de color naranja, esta palabra "
+        "es menos probable; sin las azules, más probable."
+    ),
+    why_effect="Con la parte más fuerte tapada: {before} → {after}",
+    why_no_picture="No hay ninguna imagen antes de esta respuesta.",
+    why_picture="Imagen {number}; en color, de dónde viene esta palabra",
+    why_share="Imagen {number}: {share} del color",
+    why_sure="Lo seguro que estaba el modelo",
+    why_instead="en su lugar",
+    why_exactly="Con más exactitud",
+    why_working="Buscando",
+    why_stopped="Detenido.",
+    why_other_model=(
+        "Esta respuesta la escribió {wrote}. Lo que ve es cómo la lee {reads}, el modelo cargado "
+        "ahora."
+    ),
 )
