@@ -9,17 +9,16 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from PIL import Image
 
+from gemma3vl_app import explain
 from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.explain import Heat
 from gemma3vl_app.generation import Progress, Token
 from gemma3vl_app.webui.live_chat import OUR_FAULT, SECONDS_AT_MOST
 from gemma3vl_app.webui.written_answer import WrittenAnswer, model_name
-
-if TYPE_CHECKING:
-    from gemma3vl_app.explain import Heat
 
 Method = Literal["attention", "saliency", "occlusion"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -137,9 +136,6 @@ class Explanation:
             self._tell(is_over=True)
 
     def _explain(self, asked: WrittenAnswer) -> None:
-        # Brings torch along, which a page without a model does without.
-        from gemma3vl_app import explain
-
         about = asked.backend.capabilities
         self._tell(
             wrote=asked.wrote,
