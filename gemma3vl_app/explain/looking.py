@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from gemma3vl_app.backends.protocol import Backend, Explains
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.explain.heat import Heat, HeatMap, square_maps
 from gemma3vl_app.explain.question import Question, Report, Words, question
-from gemma3vl_app.generation import Answer, Box
+from gemma3vl_app.generation import Answer, Box, Progress
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.traces import Attention, Floats, Occlusion, Saliency
 
@@ -143,7 +144,9 @@ def occlusion(
     if not 2 <= cells <= 64:
         raise ConversationError(f"cells is {cells}; it must be between 2 and 64.")
     maps = []
-    for number, picture in enumerate(asked.conversation.pictures):
+    pictures = asked.conversation.pictures
+    for number, picture in enumerate(pictures):
+        asked = replace(asked, progress=_of_all(progress, number, len(pictures)))
         squares, regions = _squares(cells, picture.width, picture.height)
         traced = asked.trace(Occlusion(tokens=asked.chosen, picture=number, regions=regions))
         lost = (traced.shown - traced.hidden).sum(1)  # (regions,) nats
@@ -156,6 +159,18 @@ def occlusion(
         maps=tuple(maps),
         unit="nats lost",
     )
+
+
+def _of_all(progress: Report | None, number: int, count: int) -> Report | None:
+    """Return what tells one picture's steps as a part of those of all `count` pictures."""
+    if progress is None:
+        return None
+
+    def tell(step: Progress) -> None:
+        done, total = number * step.total + step.done, count * step.total
+        progress(replace(step, done=done, total=total) if step.stage == "tracing" else step)
+
+    return tell
 
 
 def _squares(cells: int, width: int, height: int) -> tuple[list[tuple[int, int]], tuple[Box, ...]]:

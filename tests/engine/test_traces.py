@@ -325,6 +325,24 @@ def test_a_trace_tells_how_far_it_is_and_can_be_interrupted(make_backend):
     assert greedy(backend, ONE).text == answer.text
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Attention(tokens=(0,), rollout=True),
+        Saliency(tokens=(0,), through_tower=True),
+        Occlusion(tokens=(0,), picture=0, regions=((0, 0, 9, 9),) * 20),
+    ],
+)
+def test_progress_only_rises_and_ends_at_its_total(make_backend, asked):
+    backend = make_backend(unit_sec=1e-6)
+    seen = []
+    backend.trace(ONE, greedy(backend, ONE), asked, progress=seen.append)
+    steps = [(each.done, each.total) for each in seen if each.stage == "tracing"]
+    assert len({total for _, total in steps}) == 1
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert steps[-1][0] == steps[-1][1]
+
+
 def test_sessions_do_not_share_what_a_trace_computed(backend):
     answer = greedy(backend, ONE, session="mine")
     backend.trace(ONE, answer, Attention(tokens=(0,)), session="mine")

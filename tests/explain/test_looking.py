@@ -7,6 +7,7 @@ from gemma3vl_app import explain
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.explain import Heat, HeatMap
 from gemma3vl_app.explain.heat import painted
+from gemma3vl_app.generation import Progress
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.traces import Attention, Occlusion
 
@@ -133,3 +134,17 @@ def test_a_grid_has_to_be_of_a_sensible_size(stand_in, talk, answer):
 def test_a_picture_that_is_not_there_is_refused(stand_in, talk, answer):
     with pytest.raises(ConversationError, match="There is no picture 1"):
         explain.attention(stand_in, talk, answer).drawn(1)
+
+
+def test_progress_counts_over_all_pictures(stand_in, picture, answer):
+    talk = Conversation().user(picture, picture, "Compare them.")
+    trace, told = stand_in.trace, []
+
+    def tracing(*asked, progress, **options):
+        progress(Progress("prefill", 3, 7, "steps"))
+        progress(Progress("tracing", 10, 50, "steps"))
+        return trace(*asked, **options)
+
+    stand_in.trace = tracing
+    explain.occlusion(stand_in, talk, answer, progress=told.append)
+    assert [(step.done, step.total) for step in told] == [(3, 7), (10, 100), (3, 7), (60, 100)]

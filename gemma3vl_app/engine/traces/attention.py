@@ -126,11 +126,11 @@ def _rollout(
 
     A layer's output is half what it attended to and half what was there before: 0.5 A + 0.5 I.
     """
-    tape = yield from Tape.record(tracing, tools)
+    pace = tools.pace(2 * len(tools.text_model.windows))  # up, and down
+    tape = yield from Tape.record(tracing, tools, pace)
     known, count = tools.kv.length, tape.count
     rolled = torch.zeros(len(rows), known + count)
     rolled[torch.arange(len(rows)), rows] = 1
-    pace = tools.pace(len(tape))
     for layer in reversed(range(len(tape))):
         rolling = _Rolling(tools.kv, count, tape.blocks, rolled)
         tape.run(layer, tape.inputs[layer], rolling)

@@ -142,7 +142,7 @@ def _logprobs(
     for at, each in features.items():
         vectors[:, at - start : at - start + each.shape[1]] = each.to(vectors)
     aside = Aside(tools.kv, count, stop - start, picture_numbers(prompt, start, stop))
-    pace = tools.pace(len(model.windows))
+    pace = tools.pace(0)
     for layer in model.layers(vectors, aside):
         vectors = layer(vectors)
         if pace.step():

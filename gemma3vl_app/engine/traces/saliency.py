@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from gemma3vl_app.engine.traces.tape import Tape
-from gemma3vl_app.engine.traces.tracing import Tools, Tracing, numbers
+from gemma3vl_app.engine.traces.tracing import Pace, Tools, Tracing, numbers
 from gemma3vl_app.traces import Floats, Saliency, TracedSaliency
 
 _ROWS = 64  # of logits at once: one fp32 row takes about 1 MB
@@ -29,10 +29,13 @@ def trace(tracing: Tracing, asked: Saliency, tools: Tools) -> Generator[None, No
     targets = [tracing.answer_ids[token] for token in asked.tokens]
 
     # 1) Up, then down through the text model
-    tape = yield from Tape.record(tracing, tools)
+    steps = 2 * len(tools.text_model.windows)
+    if asked.through_tower:
+        steps += 2 * len(tools.prefill.vision.layers) * len(tools.pictures(tracing.prompt))
+    pace = tools.pace(steps)
+    tape = yield from Tape.record(tracing, tools, pace)
     gradient = _of_logprobs(tape, tools, [row - tools.kv.length for row in rows], targets)
     yield
-    pace = tools.pace(len(tape))
     for layer in reversed(range(len(tape))):
         through = partial(tape.run, layer)
         gradient = pulled_back(through, tape.inputs[layer], gradient)  # (1, n, D)
@@ -48,7 +51,7 @@ def trace(tracing: Tracing, asked: Saliency, tools: Tools) -> Generator[None, No
         soft_tokens.append(numbers((reached.float() * features.float()).sum(-1)))
         if asked.through_tower:
             shown = torch.from_numpy(tools.prefill.pixels_of(image))[None]  # (1, 3, S, S)
-            at_pixels = yield from _through_tower(tools, shown, reached[None])
+            at_pixels = yield from _through_tower(tools, shown, reached[None], pace)
             pixels.append(numbers((at_pixels.float().cpu() * shown).sum(1)[0]))
     return TracedSaliency(
         tokens=tracing.answer,
@@ -94,13 +97,12 @@ def _of_logprobs(tape: Tape, tools: Tools, rows: list[int], targets: list[int]) 
 
 
 def _through_tower(
-    tools: Tools, pixels: torch.Tensor, gradient: torch.Tensor
+    tools: Tools, pixels: torch.Tensor, gradient: torch.Tensor, pace: Pace
 ) -> Generator[None, None, torch.Tensor]:
     """Pull a gradient at the features (1, T, D) back to pixels (1, 3, S, S)."""
     vision = tools.prefill.vision
     pixels = pixels.to(gradient.device)
     hidden, inputs = vision.embed(pixels), []  # (1, P, width)
-    pace = tools.pace(2 * len(vision.layers))
     for layer in vision.layers:
         inputs.append(hidden)
         hidden = layer(hidden)

@@ -13,7 +13,7 @@ import torch
 
 from gemma3vl_app.engine.aside import Aside
 from gemma3vl_app.engine.attention import Pass, picture_numbers
-from gemma3vl_app.engine.traces.tracing import Tools, Tracing
+from gemma3vl_app.engine.traces.tracing import Pace, Tools, Tracing
 from gemma3vl_app.errors import MemoryLimitError
 from gemma3vl_app.prompting.prompt import Ids, ImageInput
 
@@ -43,7 +43,7 @@ class Tape:
         return len(self.inputs)
 
     @classmethod
-    def record(cls, tracing: Tracing, tools: Tools) -> Generator[None, None, Tape]:
+    def record(cls, tracing: Tracing, tools: Tools, pace: Pace) -> Generator[None, None, Tape]:
         """Run the layers up; raises `MemoryLimitError` before any work if they are too long."""
         prompt, start = tracing.prompt, tools.kv.length
         stop = len(prompt.ids) - 1  # what the last token predicts is not part of the answer
@@ -62,7 +62,6 @@ class Tape:
             yield
         at = [(image.start - start, features) for image, features in tape.pictures]
         vectors = model.embed(torch.tensor(prompt.ids[start:stop])[None], at)
-        pace = tools.pace(len(model.windows))
         for layer in range(len(model.windows)):
             tape.inputs.append(vectors)
             vectors = tape.run(layer, vectors)

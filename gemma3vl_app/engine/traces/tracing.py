@@ -79,7 +79,7 @@ class Tools:
     unit_sec: float
 
     def pace(self, total: int) -> Pace:
-        """Return what tells when a unit of work is over, for `total` steps."""
+        """Return what tells when a unit of work is over, for `total` steps; 0 says nothing."""
         return Pace(self.sequence, self.unit_sec, total)
 
     def pictures(self, prompt: PreparedPrompt) -> list[ImageInput]:
@@ -88,7 +88,10 @@ class Tools:
 
 
 class Pace:
-    """Counts a trace's steps: tells people how far it is, and when others are to have a turn."""
+    """Counts steps: tells people how far a trace is, and the trace when others get a turn.
+
+    With a `total` of 0 people are not told: what is a step within a step is nothing to them.
+    """
 
     def __init__(self, sequence: Sequence, unit_sec: float, total: int) -> None:
         self._sequence = sequence
@@ -104,7 +107,8 @@ class Pace:
         if now - self._began < self._unit_sec / 2:
             return False
         self._began = now
-        self._sequence.stream.put(Chunk(status=Status("tracing", self._done, self._total)))
+        if self._total:
+            self._sequence.stream.put(Chunk(status=Status("tracing", self._done, self._total)))
         return True
 
 
