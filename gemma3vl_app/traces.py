@@ -110,8 +110,8 @@ class TracedSaliency(Traced):
 class Occlusion(Trace["TracedOcclusion"]):
     """How likely the answer's `tokens` are while one region of a picture is hidden, for each.
 
-    `regions` are boxes in pixels of picture number `picture`; each is painted in the picture's mean
-    colour, in the whole and in the crops it reaches into.
+    `regions` are boxes in pixels of picture number `picture`; each is painted in the mean
+    colour of the picture, and of the crops it reaches into.
     """
 
     tokens: tuple[int, ...]

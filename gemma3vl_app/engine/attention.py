@@ -95,29 +95,35 @@ class Batch:
             return None
         if (window, device) not in self._masks:
             start = self.rows[0].length
-            self._masks[window, device] = visible(start, self.count, window, self._blocks, device)
+            queries = range(start, start + self.count)
+            keys = range(first_visible(start, window), queries.stop)
+            mask = allowed(queries, keys, window, start, self._blocks)
+            self._masks[window, device] = mask.to(device)
         return self._masks[window, device]
 
 
-def visible(
-    start: int, count: int, window: int | None, blocks: Ids | None, device: torch.device
+def allowed(
+    queries: range, keys: range, window: int | None, start: int, blocks: Ids | None
 ) -> torch.Tensor:
-    """Return which keys `count` queries from position `start` on see: bool (n, visible).
+    """Return which keys each query sees, both given by their positions: bool (queries, keys).
 
-    The first column is position `first_visible(start, window)`. The rule of Gemma 3: causal, or
-    both in the same picture (`blocks`, see `Batch`); in sliding layers, within the window as well
-    (transformers' `create_masks_for_vision_model`).
+    The rule of Gemma 3: causal, or both in the same picture; in sliding layers, within the window
+    as well (transformers' `create_masks_for_vision_model`). `blocks` numbers the pictures of the
+    tokens from `start` on, see `Batch`; what lies before is text, or a picture seen whole.
     """
-    queries = torch.arange(start, start + count)[:, None]  # (n, 1)
-    keys = torch.arange(first_visible(start, window), start + count)[None, :]
-    allowed = keys <= queries  # (n, visible)
+    query_at = torch.arange(queries.start, queries.stop, dtype=torch.int32)[:, None]
+    key_at = torch.arange(keys.start, keys.stop, dtype=torch.int32)[None, :]
+    seen = key_at <= query_at  # (queries, keys)
     if blocks is not None:
         numbers = torch.from_numpy(blocks)
-        same_picture = (numbers[:, None] == numbers[None, :]) & (numbers[:, None] >= 0)
-        allowed[:, -count:] |= same_picture
+        of_query = numbers[queries.start - start : queries.stop - start, None]
+        new_keys = range(max(keys.start, start), keys.stop)
+        of_key = numbers[None, new_keys.start - start : new_keys.stop - start]
+        same_picture = (of_query == of_key) & (of_query >= 0)
+        seen[:, new_keys.start - keys.start :] |= same_picture
     if window is not None:
-        allowed &= queries - keys < window
-    return allowed.to(device)
+        seen &= key_at > query_at - window
+    return seen
 
 
 def picture_numbers(prompt: PreparedPrompt, start: int, stop: int) -> Ids:

@@ -46,6 +46,7 @@ from gemma3vl_app.stream import Stream
 
 logger = logging.getLogger(__name__)
 
+_TRACES_AT_ONCE = 1  # each may hold much memory, and takes turns with the answers that begin
 _SCORED_ROWS = 64  # rows of logits at once when scoring: one fp32 row takes about 1 MB
 
 Result = TypeVar("Result")
@@ -273,7 +274,7 @@ class Engine:
         """Start as many waiting requests as there is room for, and tell the others their place."""
         with self._changed:
             room = self.limits.max_running - len(self._prefilling) - len(self._decoding)
-            admitted = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            admitted = self._next_waiting(room)
             for sequence in admitted:
                 with self._failing_alone(sequence):
                     self._start(sequence)
@@ -281,12 +282,25 @@ class Engine:
                 for ahead, sequence in enumerate(self._waiting):
                     sequence.stream.put(Chunk(status=Status("queued", ahead)))
 
+    def _next_waiting(self, room: int) -> list[Sequence]:
+        """Take up to `room` requests out of the queue; traces wait for one another."""
+        tracing = sum(each.request.tracing is not None for each in self._prefilling)
+        taken: list[Sequence] = []
+        for sequence in list(self._waiting):
+            is_trace = sequence.request.tracing is not None
+            if len(taken) >= room or (is_trace and tracing >= _TRACES_AT_ONCE):
+                continue
+            tracing += is_trace
+            self._waiting.remove(sequence)
+            taken.append(sequence)
+        return taken
+
     def _start(self, sequence: Sequence) -> None:
         """Give a sequence its keys and values, those of a known prefix if there is one."""
         request, tokens = sequence.request, len(sequence.request.prompt.ids)
-        found = self.prefixes.find(
-            request.scope, request.prompt, uncomputed=request.score_tokens + 1
-        )
+        # A trace takes what is known as it is; others need the logits of the last token.
+        uncomputed = 0 if request.tracing is not None else request.score_tokens + 1
+        found = self.prefixes.find(request.scope, request.prompt, uncomputed=uncomputed)
         if found is None:
             sequence.kv = SequenceKV(self._text_model.windows, expected_tokens=tokens)
         else:
@@ -321,12 +335,12 @@ class Engine:
 
     def _work(self, sequence: Sequence, kv: SequenceKV) -> Generator[None]:
         """Compute the prompt, then hand over to decoding, or go on to the scores."""
+        if sequence.request.tracing is not None:
+            yield from self._trace(sequence, kv, sequence.request.tracing)
+            return
         hidden = yield from self._prefill.run(sequence, kv)  # (score_tokens + 1, D)
         if sequence.request.score_tokens:
             yield from self._score(sequence, hidden)
-            return
-        if sequence.request.tracing is not None:
-            yield from self._trace(sequence, kv, sequence.request.tracing)
             return
         sequence.work = None
         self._keep_prefix(sequence)
@@ -425,8 +439,10 @@ class Engine:
         sequence.stream.finish(sequence.to_answer("stop"))
 
     def _trace(self, sequence: Sequence, kv: SequenceKV, tracing: Tracing) -> Generator[None]:
-        """Compute a trace over what is known now; its result goes to whoever asked."""
-        self._keep_prefix(sequence)
+        """Compute what is to be known, and a trace over it; its result goes to whoever asked."""
+        if kv.length < len(sequence.request.prompt.ids):
+            yield from self._prefill.run(sequence, kv)
+            self._keep_prefix(sequence)
         tools = traces.Tools(self._text_model, self._prefill, sequence, kv, self.limits.unit_sec)
         tracing.result = yield from traces.run(tracing, tools, self._tokenizer)
         sequence.work = None
@@ -439,8 +455,9 @@ class Engine:
         """End an answer: keep what was computed for later turns, then hand the answer over."""
         self._remove(sequence)
         answer = sequence.to_answer(reason)
-        self._keep_prefix(sequence)
         request = sequence.request
+        if request.tracing is None:  # which has kept what it had computed
+            self._keep_prefix(sequence)
         # A score or trace that was cancelled is no answer: its tokens were given, not generated.
         if not (request.score_tokens or request.tracing) and (ids := sequence.ids_of(answer.text)):
             text = request.open_answer + answer.text

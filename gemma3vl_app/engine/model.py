@@ -62,6 +62,18 @@ class TextModel:
         return int(self._config.hidden_size * self._text.embed_tokens.weight.element_size())
 
     @property
+    def activation_bytes(self) -> int:
+        """About the bytes that one token takes inside a layer, as the planner counts them."""
+        widths = 6 * self._config.hidden_size + 3 * self._config.intermediate_size
+        return int(widths * self._text.embed_tokens.weight.element_size())
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of one token's keys and values in one layer."""
+        width = 2 * self._config.num_key_value_heads * self._config.head_dim
+        return int(width * self._text.embed_tokens.weight.element_size())
+
+    @property
     def vocab_size(self) -> int:
         """Columns of the logits."""
         return int(self._head.weight.shape[0])

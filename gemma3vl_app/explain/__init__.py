@@ -4,9 +4,9 @@
 import gemma3vl_app as gv
 
 backend = gv.load("demo")
-chat = gv.Chat(backend)
-answer = chat.ask("What colour is the circle?", images=["scene.png"])
-gv.explain.occlusion(backend, chat.conversation, answer, "red")  # a map over the picture
+chat = gv.Chat(backend, sampling=gv.Greedy())
+answer = chat.ask("What color is the circle?", images=["scene.png"])
+gv.explain.occlusion(backend, chat.conversation, answer, "Red")  # a map over the picture
 gv.explain.tokens(backend, chat.conversation, answer)  # how sure, word by word
 ```
 

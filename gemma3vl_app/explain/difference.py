@@ -12,7 +12,7 @@ import numpy as np
 from gemma3vl_app.backends.protocol import Backend, Explains
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.explain.question import Question, Report, question
-from gemma3vl_app.generation import Answer, Greedy
+from gemma3vl_app.generation import Answer, Greedy, Token
 from gemma3vl_app.messages import Conversation, Message
 from gemma3vl_app.pictures import Crops, Picture
 from gemma3vl_app.traces import Distributions, Floats, TracedDistributions
@@ -94,6 +94,10 @@ def compare(
             ) as stream:
                 answer = stream.answer
         before = _traced(first, backend, conversation, answer, progress)
+    # The very same tokens, which the other side may not remember or cut otherwise.
+    text = answer if isinstance(answer, str) else answer.text
+    tokens = tuple(Token(token.id, token.text) for token in before.tokens)
+    answer = Answer(text, "stop", tokens=tokens)
     with _loaded(second) as backend:
         after = _traced(second, backend, conversation, answer, progress)
     if [t.id for t in before.tokens] != [t.id for t in after.tokens] or (

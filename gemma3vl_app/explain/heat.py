@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +88,8 @@ class Heat:
         Heat for and against the words counts alike. Infinite where all of it is inside.
         """
         within, without = self.inside_and_outside(box, picture)
+        if not within and not without:
+            return 1.0  # no heat anywhere: no contrast
         return within / without if without else math.inf
 
     def inside_and_outside(self, box: Box, picture: int = 0) -> tuple[float, float]:
@@ -101,18 +104,43 @@ class Heat:
             raise ConversationError(f"The box {box} must cover a part of the picture.")
         return float(grid[inside].mean()), float(grid[~inside].mean())
 
+    @property
+    def strongest(self) -> float:
+        """The strongest cell, in `unit` and without its sign."""
+        return max(float(np.abs(each.cells).max()) for each in self.maps)
+
+    def share(self, picture: int = 0) -> float:
+        """Return how much of all the heat, for and against alike, lies on one picture."""
+        self._picture(picture)
+        heat = [(each.picture, float(np.abs(each.cells).sum())) for each in self.maps]
+        whole = sum(amount for _, amount in heat)
+        return sum(amount for number, amount in heat if number == picture) / (whole or 1.0)
+
     def drawn(self, picture: int = 0, *, side: int = _DRAWN_SIDE) -> Image.Image:
-        """Return the picture with its heat on it: orange speaks for the words, blue against."""
-        return painted(self._picture(picture).rgb, self.grid(picture), side=side)
+        """Return the picture with its heat on it: orange speaks for the words, blue against.
+
+        The same colour is the same heat in all pictures of this `Heat`.
+        """
+        image = self._picture(picture).rgb
+        return painted(image, self.grid(picture), side=side, full=self._full)
 
     def drawn_crops(self, picture: int = 0, *, side: int = _DRAWN_SIDE) -> list[Image.Image]:
         """Return the whole picture and each of its crops, each with its own map alone."""
-        rgb = self._picture(picture).rgb
-        return [
-            painted(rgb.crop(each.box) if each.box else rgb, each.cells, side=side)
-            for each in self.maps
-            if each.picture == picture
-        ]
+        shown = self._picture(picture)
+        drawings = []
+        for each in self.maps:
+            if each.picture == picture:
+                image = shown.rgb.crop(each.box) if each.box else shown.rgb
+                share = image.width * image.height / (shown.width * shown.height)
+                density = each.cells * each.cells.size / share
+                drawings.append(painted(image, density, side=side, full=self._full))
+        return drawings
+
+    @cached_property
+    def _full(self) -> float:
+        """The heat that gets the full colour: nearly the strongest of all pictures' points."""
+        points = [np.abs(self.grid(number)).ravel() for number in range(len(self.pictures))]
+        return max(float(np.percentile(each, _FULL_AT)) for each in points)
 
     def _picture(self, picture: int) -> Picture:
         if not 0 <= picture < len(self.pictures):
@@ -122,15 +150,17 @@ class Heat:
         return self.pictures[picture]
 
 
-def painted(image: Image.Image, cells: Floats, *, side: int = _DRAWN_SIDE) -> Image.Image:
-    """Return an image with heat (any rows, columns) spread over it, as large as `side` at most."""
+def painted(
+    image: Image.Image, cells: Floats, *, full: float, side: int = _DRAWN_SIDE
+) -> Image.Image:
+    """Return an image with heat (any rows, columns) spread over it, as large as `side` at most.
+
+    `full` is the heat that gets the full colour.
+    """
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    heat = np.asarray(
-        Image.fromarray(cells.astype(np.float32)).resize(small.size, Image.Resampling.BICUBIC)
-    )
-    strongest = float(np.percentile(np.abs(heat), _FULL_AT))
-    strength = np.clip(np.abs(heat) / (strongest or 1.0), 0, 1)[..., None] ** 0.8
+    heat = _spread(cells, small.height, small.width)
+    strength = np.clip(np.abs(heat) / (full or 1.0), 0, 1)[..., None] ** 0.8
     # Half grey below, so that colours of the picture are not taken for heat.
     colours = np.asarray(small, dtype=np.float32)
     grey = np.asarray(small.convert("L"), dtype=np.float32)[..., None]
@@ -150,8 +180,6 @@ def square_maps(values: Sequence[Floats], places: Sequence[Place]) -> tuple[Heat
 
 
 def _spread(cells: Floats, rows: int, columns: int) -> npt.NDArray[np.float32]:
-    """Return cells (g, g) over a grid of so many points; the mean stays what it is."""
-    row_of = np.arange(rows) * cells.shape[0] // rows
-    column_of = np.arange(columns) * cells.shape[1] // columns
-    spread: Floats = cells[row_of][:, column_of]
-    return spread
+    """Return cells over a grid of so many points, each the mean of the cells it covers."""
+    image = Image.fromarray(np.ascontiguousarray(cells, dtype=np.float32))
+    return np.array(image.resize((columns, rows), Image.Resampling.BOX))

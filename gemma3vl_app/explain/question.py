@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import SupportsIndex
 
 from gemma3vl_app.backends.protocol import Backend, Explains
 from gemma3vl_app.errors import ConversationError
@@ -11,7 +13,8 @@ from gemma3vl_app.generation import Answer, Progress
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.traces import Result, Trace, TracedToken
 
-Words = str | int | Sequence[str | int] | None  # text of the answer, or numbers of its tokens
+# Text of the answer, or numbers of its tokens
+Words = str | SupportsIndex | Sequence[str | SupportsIndex] | None
 Report = Callable[[Progress], None]
 
 _SHOWN_CHARS = 60
@@ -92,17 +95,24 @@ def _split(
     conversation: Conversation, answer: Answer | str | None
 ) -> tuple[Conversation, Answer | str]:
     """Return what came before an answer, and the answer."""
-    last = conversation.messages[-1] if conversation.messages else None
-    ends_with_answer = last is not None and last.role == "assistant"
+    messages = conversation.messages
+    ends_with_answer = bool(messages) and messages[-1].role == "assistant"
     if answer is None:
-        if last is None or not ends_with_answer:
+        if not ends_with_answer:
             raise ConversationError(
                 "The conversation does not end with an answer; give the answer to explain."
             )
-        answer = last.text
+        answer = messages[-1].text
     text = answer if isinstance(answer, str) else answer.text
-    if last is not None and ends_with_answer and last.text.strip() == text.strip():
-        conversation = Conversation(conversation.messages[:-1], conversation.system)
+    for number in reversed(range(len(messages))):  # a chat may have gone on since
+        message = messages[number]
+        if message.role == "assistant" and text.strip() and message.text.strip() == text.strip():
+            return Conversation(messages[:number], conversation.system), answer
+    if ends_with_answer and text:
+        raise ConversationError(
+            "The conversation ends with another answer, and this one is not in it. Give the "
+            "conversation as it was when the answer was written."
+        )
     return conversation, answer
 
 
@@ -110,10 +120,11 @@ def _chosen(tokens: tuple[TracedToken, ...], words: Words) -> tuple[int, ...]:
     """Return the numbers of the tokens that say `words`; all that say something for None."""
     if words is None:
         return tuple(n for n, token in enumerate(tokens) if token.text.strip())
-    wanted = [words] if isinstance(words, str | int) else list(words)
+    one = isinstance(words, str) or not isinstance(words, Iterable)
+    wanted: list[str | SupportsIndex] = [words] if one else list(words)  # type: ignore[arg-type,list-item]
     chosen: set[int] = set()
     for each in wanted:
-        chosen.update([each] if isinstance(each, int) else _saying(tokens, each))
+        chosen.update(_saying(tokens, each) if isinstance(each, str) else [index(each)])
     return tuple(sorted(chosen))
 
 

@@ -16,6 +16,7 @@ from gemma3vl_app.plain import plain
 _SIDE = 320  # pixels of a map on the page
 _TINT = "#ff6a00"  # as in the maps
 _MOST_ROWS = 5  # of the least certain tokens, listed below an answer
+_DIFFERENT_NATS = 0.1  # where two sides differ less at most, the tint stays below full
 _LEAST = 0.001  # alternatives less likely than that are not worth a line
 
 
@@ -24,7 +25,8 @@ def shown_heat(heat: Heat) -> Shown:
     title = f"{heat.method.capitalize()} of “{heat.words}”"
     figures = []
     for number, picture in enumerate(heat.pictures):
-        line = thumbnails.label(picture)
+        share = f"{heat.share(number):.0%} of the heat" if len(heat.pictures) > 1 else ""
+        line = thumbnails.label(picture, share)
         figures.append(thumbnails.figure(heat.drawn(number, side=_SIDE), line, side=_SIDE))
         parts = heat.drawn_crops(number, side=_SIDE // 2)
         if len(parts) > 1:  # its crops, which the model saw too
@@ -34,7 +36,10 @@ def shown_heat(heat: Heat) -> Shown:
                 for part, name in zip(parts, names, strict=True)
             ]
     against = "; blue: against these words" if heat.signed else ""
-    legend = f"the deeper the orange, the more: {heat.unit}{against}"
+    legend = (
+        f"the deeper the orange, the more{against}; the strongest part: "
+        f"{heat.strongest:.3g} {heat.unit}"
+    )
     return Shown(
         f"<div><b>{escape(title)}</b></div>{''.join(figures)}{_says(heat.says, legend)}",
         plain(f"{title}: {heat.says}"),
@@ -43,8 +48,13 @@ def shown_heat(heat: Heat) -> Shown:
 
 def shown_certainty(certainty: Certainty) -> Shown:
     """Return the answer tinted where it was unsure, its least certain tokens, and what follows."""
+    names: dict[str, float] = {}
+    for each in certainty.following:
+        name = _visible(each.text)
+        name = f"{name} ({each.id})" if name in names else name  # tokens may read alike
+        names[name] = 100 * math.exp(each.logprob)
     following = bars(
-        {_visible(each.text): 100 * math.exp(each.logprob) for each in certainty.following},
+        names,
         unit="%",
         title="What comes next" if not certainty.tokens else "What would come next",
     )
@@ -98,16 +108,17 @@ def shown_layers(layers: Layers) -> Shown:
 
 def shown_difference(difference: Difference) -> Shown:
     """Return the answer tinted where the two sides differ."""
-    worst = max(difference.kl)
+    worst = max(*difference.kl, _DIFFERENT_NATS)
     texts = [*difference.tokens, "(end)"]
     answer = "".join(
-        _tinted(text, kl / (worst or 1.0), f"{kl:.4f} nats")
+        _tinted(text, kl / worst, f"{kl:.4f} nats")
         for text, kl in zip(texts, difference.kl, strict=True)
     )
     same = sum(difference.same_best)
     line = (
-        f"mean {sum(difference.kl) / len(difference.kl):.4f} nats, most {worst:.4f}; the same "
-        f"likeliest token {same} times of {len(difference.same_best)}"
+        f"mean {sum(difference.kl) / len(difference.kl):.4f} nats, "
+        f"most {max(difference.kl):.4f}; the same likeliest token {same} times "
+        f"of {len(difference.same_best)}"
     )
     title = f"{difference.sides[1]} against {difference.sides[0]}"
     return Shown(

@@ -183,16 +183,11 @@ class Explanation:
 
 def drawings_of(heat: Heat) -> tuple[Drawing, ...]:
     """Return each picture with its heat; crops where there are any, each with its own alone."""
-    strength = [
-        sum(float(abs(each.cells).sum()) for each in heat.maps if each.picture == number)
-        for number in range(len(heat.pictures))
-    ]
-    whole = sum(strength) or 1.0
     return tuple(
         Drawing(
             heat.drawn(number),
             tuple(heat.drawn_crops(number, side=CROP_SIDE)[1:]),
-            strength[number] / whole,
+            heat.share(number),
         )
         for number in range(len(heat.pictures))
     )

@@ -1,15 +1,25 @@
 """Traces equal what transformers says in one plain pass: eager attention, autograd, logits."""
 
 import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 import torch
 
 from gemma3vl_app.backends.local import load
+from gemma3vl_app.engine import aside
+from gemma3vl_app.engine.kv import SequenceKV
 from gemma3vl_app.engine.traces import occlusion, tape
-from gemma3vl_app.errors import ContextLengthError, ConversationError, MemoryLimitError
+from gemma3vl_app.errors import (
+    ContextLengthError,
+    ConversationError,
+    EngineError,
+    MemoryLimitError,
+)
 from gemma3vl_app.generation import Greedy
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.traces import Attention, Distributions, LogitLens, Occlusion, Saliency
@@ -272,6 +282,41 @@ def test_the_logit_lens_equals_norm_and_head_on_each_layers_output(backend, aske
     assert traced.kinds == ("sliding",) * 5 + ("global",)
 
 
+# --- long prompts ---
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Attention(tokens=TOKENS, rollout=True),
+        Saliency(tokens=TOKENS),
+        Occlusion(tokens=TOKENS, picture=1, regions=((0, 0, 300, 300),)),
+    ],
+)
+def test_attention_in_many_parts_gives_what_one_part_gives(backend, monkeypatch, asked):
+    answer = greedy(backend, SEVERAL)
+    whole = backend.trace(SEVERAL, answer, asked)
+    monkeypatch.setattr(aside, "_PART_CELLS", 500)  # a few queries at a time
+    parts = backend.trace(SEVERAL, answer, asked)
+    for name, value in vars(whole).items():
+        if isinstance(value, np.ndarray):
+            assert np.allclose(getattr(parts, name), value, atol=1e-5)
+    if isinstance(asked, Saliency):
+        assert np.allclose(parts.soft_tokens, whole.soft_tokens, atol=1e-5)
+
+
+def test_masks_stay_small_however_long_the_prompt():
+    kv = SequenceKV((None, 64))
+    looking = aside.Aside(kv, 1, 20_000)
+    for layer in (0, 1):
+        parts = list(looking.parts(layer, torch.device("cpu")))
+        assert max(mask.numel() for _, _, mask in parts) <= aside._PART_CELLS
+        assert parts[0][0].start == 0 and parts[-1][0].stop == 20_000
+        assert all(a[0].stop == b[0].start for a, b in pairwise(parts))
+    sliding = next(islice(looking.parts(1, torch.device("cpu")), 5, None))
+    assert sliding[1].start > 0  # what has left the window is not looked at
+
+
 # --- beside other work ---
 
 
@@ -341,6 +386,38 @@ def test_progress_only_rises_and_ends_at_its_total(make_backend, asked):
     assert len({total for _, total in steps}) == 1
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     assert steps[-1][0] == steps[-1][1]
+
+
+def test_traces_leave_the_prefixes_of_others_in_the_cache(backend):
+    answer = greedy(backend, ONE, session="full")
+    backend.trace(ONE, answer, Distributions(), session="full")
+    before = len(backend.engine.prefixes._snapshots), backend.engine.prefixes.bytes
+    first = (0,)
+    looks = (Attention(tokens=first), Saliency(tokens=first), LogitLens(tokens=first))
+    for asked in 3 * (Distributions(), *looks):
+        backend.trace(ONE, answer, asked, session="full")
+    assert (len(backend.engine.prefixes._snapshots), backend.engine.prefixes.bytes) == before
+
+
+def test_a_second_trace_waits_for_the_first_and_answers_pass_them(make_backend):
+    backend = make_backend(unit_sec=1e-6, max_running=2)
+    answer = greedy(backend, ONE)
+    slow = Occlusion(tokens=(0,), picture=0, regions=((0, 0, 9, 9),) * 300)
+
+    def ask() -> None:
+        with suppress(EngineError):  # the backend is closed before they end
+            backend.trace(ONE, answer, slow)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while len(backend.engine._waiting) < 2:
+        time.sleep(0.001)
+    assert greedy(backend, ONE, session="passes").text == answer.text
+    assert sum(thread.is_alive() for thread in threads) == 3
+    backend.close()
+    for thread in threads:
+        thread.join(10)
 
 
 def test_sessions_do_not_share_what_a_trace_computed(backend):

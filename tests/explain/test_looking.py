@@ -102,7 +102,7 @@ def test_a_box_has_to_cover_a_part_of_the_picture(picture, box):
 
 
 def test_what_speaks_for_is_orange_and_what_speaks_against_is_blue(picture):
-    image = np.asarray(painted(picture.rgb, cells([5, 0, -5])), dtype=int)
+    image = np.asarray(painted(picture.rgb, cells([5, 0, -5]), full=5), dtype=int)
     left, middle, right = image[50, 5], image[50, 50], image[50, 94]
     assert left[0] > left[2] + 100
     assert right[2] > right[0] + 100
@@ -110,7 +110,7 @@ def test_what_speaks_for_is_orange_and_what_speaks_against_is_blue(picture):
 
 
 def test_a_map_of_nothing_is_drawn_as_the_picture(picture):
-    image = np.asarray(painted(picture.rgb, np.zeros((3, 3), dtype=np.float32)))
+    image = np.asarray(painted(picture.rgb, np.zeros((3, 3), dtype=np.float32), full=0))
     assert image.std() == 0
 
 
@@ -148,3 +148,25 @@ def test_progress_counts_over_all_pictures(stand_in, picture, answer):
     stand_in.trace = tracing
     explain.occlusion(stand_in, talk, answer, progress=told.append)
     assert [(step.done, step.total) for step in told] == [(3, 7), (10, 100), (3, 7), (60, 100)]
+
+
+def test_one_colour_is_one_heat_in_all_pictures_and_crops(picture):
+    faint, strong = cells([1, 1], [1, 1]), cells([100, 100], [100, 100])
+    maps = (HeatMap(0, None, faint), HeatMap(1, None, strong))
+    found = Heat(
+        method="m", says="s", words="w", pictures=(picture, picture), maps=maps, unit="nats"
+    )
+    assert np.asarray(found.drawn(1), dtype=int)[50, 50, 0] > 230  # orange
+    assert abs(np.asarray(found.drawn(0), dtype=int)[50, 50] - 190).max() < 20  # grey
+    assert found.share(1) == pytest.approx(100 / 101)
+    assert found.strongest == 100
+
+
+def test_fine_maps_are_averaged_not_sampled(picture):
+    fine = np.zeros((200, 200), dtype=np.float32)
+    fine[1::2, 1::2] = 1
+    assert heat(picture, HeatMap(0, None, fine)).grid().mean() == pytest.approx(100 * 100)
+
+
+def test_a_map_of_nothing_has_no_contrast(picture):
+    assert heat(picture, HeatMap(0, None, cells([0]))).contrast((0, 0, 50, 50)) == 1

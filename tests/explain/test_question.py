@@ -1,5 +1,6 @@
 """What is explained: which answer, and which of its tokens some words are."""
 
+import numpy as np
 import pytest
 
 from gemma3vl_app import explain
@@ -45,9 +46,20 @@ def test_a_conversation_may_or_may_not_end_with_the_answer(stand_in, talk, answe
         assert len(asked.tokens) == 8
 
 
-def test_an_answer_that_is_not_the_last_message_continues_the_conversation(stand_in, talk, answer):
-    other = talk.assistant("Something else.")
-    assert question(stand_in, other, answer).conversation == other
+def test_an_earlier_answer_is_explained_where_it_was_given(stand_in, talk, answer):
+    gone_on = talk.assistant(answer.text).user("And now?").assistant("Something else.")
+    assert question(stand_in, gone_on, answer).conversation == talk
+    assert question(stand_in, gone_on.user("Why?"), answer).conversation == talk
+
+
+def test_an_answer_that_was_not_given_there_is_refused_not_glued_on(stand_in, talk, answer):
+    with pytest.raises(ConversationError, match="ends with another answer"):
+        question(stand_in, talk.assistant("Something else."), answer)
+
+
+def test_numbers_of_tokens_may_come_from_numpy(stand_in, talk, answer):
+    assert question(stand_in, talk, answer, np.int64(5)).chosen == (5,)
+    assert question(stand_in, talk, answer, np.array([2, 1])).chosen == (1, 2)
 
 
 def test_without_any_answer_there_is_nothing_to_explain(stand_in, talk):

@@ -94,6 +94,13 @@ def test_sides_with_different_tokens_cannot_be_compared(talk, answer):
         explain.compare(talk, StandIn(), Other(), answer)
 
 
+def test_the_second_side_is_asked_about_the_very_tokens_of_the_first(stand_in, talk, answer):
+    explain.compare(talk.assistant(answer.text), stand_in, stand_in)
+    (_, first, _), (_, second, _) = stand_in.asked
+    assert first == answer.text
+    assert [token.id for token in second.tokens] == list(range(len(WORDS)))
+
+
 def test_a_side_needs_a_model(talk, answer):
     with pytest.raises(ConversationError, match="needs a backend"):
         explain.compare(talk, explain.Side(), StandIn(), answer)

@@ -15,9 +15,11 @@ from gemma3vl_app.engine.attention import Batch, attend_row
 from gemma3vl_app.engine.kv import SequenceKV, first_visible
 from gemma3vl_app.engine.traces.tape import Tape
 from gemma3vl_app.engine.traces.tracing import Tools, Tracing, numbers
-from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.errors import ConversationError, MemoryLimitError
+from gemma3vl_app.prompting.prompt import Ids
 from gemma3vl_app.traces import Attention, TracedAttention
 
+MAX_BYTES = 256 << 20  # of the result: fp32 (R, L)
 _CHUNK_TOKENS = 64  # of the answer, in one pass
 _MAX_CELLS = 1 << 25  # heads x queries x keys at once: 128 MB of weights
 
@@ -33,6 +35,12 @@ def trace(
 ) -> Generator[None, None, TracedAttention]:
     """Return the weights that `asked` asks for."""
     rows = tracing.rows(asked.tokens)
+    if 4 * len(rows) * len(tracing.prompt) > MAX_BYTES:
+        most = MAX_BYTES // (4 * len(tracing.prompt))
+        raise MemoryLimitError(
+            f"The attention of {len(rows):,} tokens over {len(tracing.prompt):,} takes too much "
+            f"memory. Choose words of at most {most:,} tokens."
+        )
     windows = tools.text_model.windows
     if asked.rollout:
         layers = tuple(range(len(windows)))
@@ -61,8 +69,8 @@ def _averaged(
         start, stop = kv.length, min(kv.length + _CHUNK_TOKENS, max(rows) + 1)
         watched = _Watched(kv, stop - start, layers, heads, rows, weights)
         vectors = tools.text_model.embed(torch.tensor(ids[start:stop])[None])
-        tools.text_model.forward(vectors, watched)
-        if pace.step():
+        vectors = yield from tools.through(vectors, watched)
+        if pace.step(vectors):
             yield
     return weights
 
@@ -80,9 +88,10 @@ class _Watched(Batch):
         weights: torch.Tensor,
     ) -> None:
         super().__init__([kv], count)
-        self._layers, self._heads = layers, heads
+        self._layers, self._heads = layers, list(heads)
         here = range(kv.length, kv.length + count)
-        self._rows = [(index, row - kv.length) for index, row in enumerate(rows) if row in here]
+        self._indices = [index for index, row in enumerate(rows) if row in here]
+        self._columns = [rows[index] - kv.length for index in self._indices]
         self._weights = weights
 
     def attend(
@@ -97,26 +106,37 @@ class _Watched(Batch):
         kv = self.rows[0]
         keys, values = kv.append(layer, key[0], value[0])
         mask = self.mask(kv.windows[layer], query.device)
-        if layer in self._layers:
+        if layer in self._layers and self._columns:
             first = first_visible(kv.length, kv.windows[layer])
-            for index, column in self._rows:
-                seen = None if mask is None else mask[column]
-                row = self._row(query[0, :, column], keys, seen, scaling)  # (visible,)
-                self._weights[index, first : first + len(row)] += row.cpu() / len(self._layers)
+            seen = None if mask is None else mask[self._columns]
+            mean = _mean_weights(query[0][:, self._columns], keys, seen, scaling, self._heads)
+            self._weights[self._indices, first : first + mean.shape[1]] += mean / len(self._layers)
         return attend_row(query[0], keys, values, mask, scaling)[None]
 
-    def _row(
-        self, query: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor | None, scaling: float
-    ) -> torch.Tensor:
-        """Return the heads' mean weights (visible,) of one query (H, D) over keys (H_kv, m, D)."""
-        group = query.shape[0] // keys.shape[0]
-        total = torch.zeros(keys.shape[1], device=keys.device)
-        for head in self._heads:
-            scores = (keys[head // group] @ query[head]).float() * scaling
-            if seen is not None:
-                scores = scores.masked_fill(~seen, -torch.inf)
-            total += scores.softmax(-1)
-        return total / len(self._heads)
+
+def _mean_weights(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    seen: torch.Tensor | None,
+    scaling: float,
+    heads: list[int],
+) -> torch.Tensor:
+    """Return the mean over `heads` of the weights (m, visible), on the CPU.
+
+    Takes query (H, m, D), keys (H_kv, visible, D), and which of them each query sees; None: all.
+    """
+    group = query.shape[0] // keys.shape[0]
+    count, visible = query.shape[1], keys.shape[1]
+    total = torch.zeros(count, visible, device=keys.device)
+    at_once = max(1, _MAX_CELLS // (count * visible))
+    for begin in range(0, len(heads), at_once):
+        part = heads[begin : begin + at_once]
+        key = keys[[head // group for head in part]]  # (h, visible, D)
+        scores = (query[part] @ key.transpose(1, 2)).float() * scaling  # (h, m, visible)
+        if seen is not None:
+            scores = scores.masked_fill(~seen, -torch.inf)
+        total += scores.softmax(-1).sum(0)
+    return total.cpu() / len(heads)
 
 
 def _rollout(
@@ -127,7 +147,7 @@ def _rollout(
     A layer's output is half what it attended to and half what was there before: 0.5 A + 0.5 I.
     """
     pace = tools.pace(2 * len(tools.text_model.windows))  # up, and down
-    tape = yield from Tape.record(tracing, tools, pace)
+    tape = yield from Tape.record(tracing, max(rows), tools, pace)
     known, count = tools.kv.length, tape.count
     rolled = torch.zeros(len(rows), known + count)
     rolled[torch.arange(len(rows)), rows] = 1
@@ -135,7 +155,7 @@ def _rollout(
         rolling = _Rolling(tools.kv, count, tape.blocks, rolled)
         tape.run(layer, tape.inputs[layer], rolling)
         rolled = rolling.after
-        if pace.step():
+        if pace.step(rolled):
             yield
     return torch.nn.functional.pad(rolled, (0, len(tracing.prompt.ids) - rolled.shape[1]))
 
@@ -143,10 +163,10 @@ def _rollout(
 class _Rolling(Aside):
     """A pass that takes `before` (R, L), what a layer's outputs weigh, down to its inputs."""
 
-    def __init__(self, kv: SequenceKV, count: int, blocks: object, before: torch.Tensor) -> None:
-        super().__init__(kv, 1, count, blocks)  # type: ignore[arg-type]
+    def __init__(self, kv: SequenceKV, count: int, blocks: Ids, before: torch.Tensor) -> None:
+        super().__init__(kv, 1, count, blocks)
         self._known = kv.length
-        self.after = before.clone()
+        self.after = before
 
     def attend(
         self,
@@ -157,20 +177,14 @@ class _Rolling(Aside):
         scaling: float,
     ) -> torch.Tensor:
         """Note the weights; what the layer returns is not needed: see `Pass.attend`."""
-        keys = self.keys(layer, key)[0]  # (H_kv, visible, D)
-        mask, first = self.mask(layer, query.device), self.first(layer)
-        heads, count, _ = query[0].shape
-        keys = keys.repeat_interleave(heads // keys.shape[0], 0)  # (H, visible, D)
-        before = self.after
+        keys, first = self.keys(layer, key)[0], self.first(layer)  # (H_kv, visible, D)
+        before, heads = self.after, list(range(query.shape[1]))
         moved = torch.zeros_like(before)
         moved[:, : self._known] = before[:, : self._known] / 2  # attends to itself alone
-        step = max(1, _MAX_CELLS // (heads * keys.shape[1]))
-        for begin in range(0, count, step):
-            part = slice(begin, begin + step)
-            scores = (query[0, :, part] @ keys.transpose(1, 2)).float() * scaling
-            weights = scores.masked_fill(~mask[part], -torch.inf).softmax(-1).mean(0).cpu()
-            weight_of_queries = before[:, self._known + begin : self._known + begin + len(weights)]
-            moved[:, first : first + weights.shape[1]] += weight_of_queries @ weights / 2
+        for queries, seen, mask in self.parts(layer, query.device):
+            weights = _mean_weights(query[0][:, queries], keys[:, seen], mask, scaling, heads)
+            at = slice(self._known + queries.start, self._known + queries.stop)
+            moved[:, first + seen.start : first + seen.stop] += before[:, at] @ weights / 2
         self.after = before / 2 + moved
         return torch.zeros_like(query)
 

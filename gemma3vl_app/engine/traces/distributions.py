@@ -19,6 +19,7 @@ from gemma3vl_app.traces import Distributions, LogitLens, TracedDistributions, T
 
 _ROWS = 64  # of logits at once: one fp32 row takes about 1 MB
 _MAX_WHOLE_BYTES = 1 << 30
+_MAX_LENS_BYTES = 512 << 20
 _MAX_TOP = 100
 
 
@@ -33,7 +34,9 @@ def trace(
     """Return a row for each token of the answer, and one for what would follow."""
     model, ids = tools.text_model, tracing.answer_ids
     if not 1 <= asked.top <= _MAX_TOP:
-        raise ConversationError(f"top is {asked.top}; it must be between 1 and {_MAX_TOP}.")
+        raise ConversationError(
+            f"{asked.top} alternatives were asked for; it must be between 1 and {_MAX_TOP}."
+        )
     if asked.whole and (len(ids) + 1) * model.vocab_size * 4 > _MAX_WHOLE_BYTES:
         most = _MAX_WHOLE_BYTES // (4 * model.vocab_size) - 1
         raise MemoryLimitError(
@@ -44,20 +47,20 @@ def trace(
     logprobs: list[float] = []
     entropies: list[torch.Tensor] = []
     alternatives: list[tuple[Alternative, ...]] = []
-    whole: list[torch.Tensor] = []
-    kv = tools.kv.fork(tools.kv.length)
+    whole = np.empty((len(ids) + 1 if asked.whole else 0, model.vocab_size), dtype=np.float32)
+    kv, first = tools.kv.fork(tools.kv.length), tools.kv.length
     while kv.length < len(tracing.prompt.ids):
         start, stop = kv.length, min(kv.length + _ROWS, len(tracing.prompt.ids))
         vectors = model.embed(torch.tensor(tracing.prompt.ids[start:stop])[None])
-        hidden = model.forward(vectors, Batch([kv], stop - start))[0]
-        rows = model.logits(hidden).log_softmax(-1)  # (rows, V)
+        vectors = yield from tools.through(vectors, Batch([kv], stop - start))
+        rows = model.logits(model.norm(vectors)[0]).log_softmax(-1)  # (rows, V)
         entropies.append(-(rows.exp() * rows).nan_to_num(0.0).sum(-1))
         alternatives += _likeliest(rows, asked.top, tokenizer)
         done = len(logprobs)
         logprobs += [float(row[id]) for row, id in zip(rows, ids[done:], strict=False)]
         if asked.whole:
-            whole.append(rows.cpu())
-        if pace.step():
+            whole[start - first : stop - first] = rows.cpu().numpy()
+        if pace.step(rows):
             yield
     return TracedDistributions(
         tokens=tracing.answer,
@@ -65,7 +68,7 @@ def trace(
         logprobs=np.asarray(logprobs, dtype=np.float32),
         entropies=numbers(torch.cat(entropies)),
         alternatives=tuple(alternatives),
-        whole=numbers(torch.cat(whole)) if whole else np.zeros((0, model.vocab_size), np.float32),
+        whole=whole,
     )
 
 
@@ -79,30 +82,45 @@ def trace_layers(
     order = sorted(range(len(asked_rows)), key=asked_rows.__getitem__)
     rows = [asked_rows[each] for each in order]
     kv, stop = tools.kv.fork(tools.kv.length), rows[-1] + 1
-    kept: list[list[torch.Tensor]] = [[] for _ in model.windows]  # (rows, D) by layer
+    layers = len(model.windows)
+    if layers * len(rows) * model.token_bytes > _MAX_LENS_BYTES:
+        most = _MAX_LENS_BYTES // (layers * model.token_bytes)
+        raise MemoryLimitError(
+            f"{len(rows):,} tokens are too many to look at layer by layer: at most {most:,}. "
+            "Choose fewer words."
+        )
+
+    # 1) The answer once more; each layer's output at the asked positions stays
+    kept: list[list[torch.Tensor]] = [[] for _ in range(layers)]  # (rows, D) by layer
     while kv.length < stop:
         start, end = kv.length, min(kv.length + _ROWS, stop)
         here = [row - start for row in rows if start <= row < end]
-        vectors = model.embed(torch.tensor(tracing.prompt.ids[start:end])[None])
-        batch = Batch([kv], end - start)
-        for number, layer in enumerate(model.layers(vectors, batch)):
-            vectors = layer(vectors)
+
+        def keep(number: int, vectors: torch.Tensor, here: list[int] = here) -> None:
             kept[number].append(vectors[0, here])
-        batch.advance()
-        yield
+
+        vectors = model.embed(torch.tensor(tracing.prompt.ids[start:end])[None])
+        yield from tools.through(vectors, Batch([kv], end - start), keep)
+
+    # 2) Each as if it were the last
     targets = [tracing.answer_ids[asked.tokens[each]] for each in order]
     back = np.argsort(order)
-    pace = tools.pace(len(kept))
+    pace = tools.pace(layers * -(-len(rows) // _ROWS))
     likeliest: list[tuple[Alternative, ...]] = []
     logprobs = []
     for parts in kept:
-        logits = model.logits(model.norm(torch.cat(parts))).log_softmax(-1)  # (rows, V)
-        best = [each[0] for each in _likeliest(logits, 1, tokenizer)]
+        best: list[Alternative] = []
+        found: list[float] = []
+        for first in range(0, len(rows), _ROWS):
+            part = torch.cat(parts)[first : first + _ROWS]
+            logits = model.logits(model.norm(part)).log_softmax(-1)  # (rows, V)
+            best += [each[0] for each in _likeliest(logits, 1, tokenizer)]
+            each_target = zip(logits, targets[first : first + _ROWS], strict=True)
+            found += [float(row[target]) for row, target in each_target]
+            if pace.step(logits):
+                yield
         likeliest.append(tuple(best[each] for each in back))
-        found = [float(row[target]) for row, target in zip(logits, targets, strict=True)]
         logprobs.append([found[each] for each in back])
-        if pace.step():
-            yield
     return TracedLayers(
         tokens=tracing.answer,
         places=tracing.places,

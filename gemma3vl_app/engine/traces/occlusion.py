@@ -12,15 +12,17 @@ import torch
 
 from gemma3vl_app.engine.aside import Aside
 from gemma3vl_app.engine.attention import picture_numbers
-from gemma3vl_app.engine.traces.tracing import Tools, Tracing, numbers
-from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.engine.model import TextModel
+from gemma3vl_app.engine.traces.tracing import Pace, Tools, Tracing, numbers
+from gemma3vl_app.errors import ConversationError, MemoryLimitError
 from gemma3vl_app.generation import Box
 from gemma3vl_app.prompting.prompt import ImageInput
 from gemma3vl_app.traces import Floats, Occlusion, TracedOcclusion
 
 _PASS_TOKENS = 2048  # tokens of all variants in one pass: bounds the memory of activations
 _PASS_PATCHES = 4096  # patches of all pictures that go through the tower at once
-_PASS_CELLS = 1 << 24  # variants x known tokens, whose keys each variant copies
+_PASS_KEY_BYTES = 256 << 20  # of the keys of one layer, which each variant copies
+_MAX_BYTES = 2 << 30  # of one layer's activations over one variant
 
 
 def known_tokens(tracing: Tracing, asked: Occlusion) -> int:
@@ -56,7 +58,7 @@ def trace(
 
     # 2) Variants, a few in each pass; the first hides nothing
     variants: list[Box | None] = [None, *asked.regions]
-    size = _variants_in_a_pass(stop - start, start)
+    size = _variants_in_a_pass(tools.text_model, stop, stop - start)
     pace = tools.pace(len(variants))
     said = []
     for first in range(0, len(variants), size):
@@ -65,7 +67,7 @@ def trace(
         for image in images:
             if image.start in shown:
                 features[image.start] = yield from _hidden_features(
-                    tools, image, shown[image.start], part, plain[image.start]
+                    tools, image, shown[image.start], part, plain[image.start], pace
                 )
             else:
                 features[image.start] = plain[image.start].expand(
@@ -73,7 +75,7 @@ def trace(
                 )
         said.append((yield from _logprobs(tracing, asked, tools, features, len(part), stop)))
         for _ in part:
-            if pace.step():
+            if pace.step(said[-1]):
                 yield
     logprobs = numbers(torch.cat(said))  # (1 + regions, tokens)
     return TracedOcclusion(
@@ -81,8 +83,15 @@ def trace(
     )
 
 
-def _variants_in_a_pass(tokens: int, known: int) -> int:
-    return max(1, min(_PASS_TOKENS // tokens, _PASS_CELLS // max(1, known)))
+def _variants_in_a_pass(model: TextModel, length: int, tokens: int) -> int:
+    """Return how many variants run together, each `tokens` long after what is known of `length`."""
+    if tokens * model.activation_bytes > _MAX_BYTES:
+        raise MemoryLimitError(
+            f"Hiding parts of a picture computes the {tokens:,} tokens after it once for each, and "
+            "that takes too much memory. Ask about it in a shorter conversation."
+        )
+    copies = max(1, length * model.key_bytes)
+    return max(1, min(_PASS_TOKENS // tokens, _PASS_KEY_BYTES // copies))
 
 
 def _hidden_features(
@@ -91,6 +100,7 @@ def _hidden_features(
     pixels: Floats,
     regions: list[Box | None],
     plain: torch.Tensor,
+    pace: Pace,
 ) -> Generator[None, None, torch.Tensor]:
     """Return features (B, T, D) of a picture or crop with each region hidden in turn."""
     vision = tools.prefill.vision
@@ -101,7 +111,7 @@ def _hidden_features(
     for first in range(0, len(reached), at_once):
         part = reached[first : first + at_once]
         stacked = torch.from_numpy(np.stack([each for _, each in part]))  # (b, 3, S, S)
-        encoded = yield from vision.encode_all(stacked)
+        encoded = yield from pace.telling(vision.encode_all(stacked))
         features[[row for row, _ in part]] = encoded
         yield
     return features
@@ -110,7 +120,8 @@ def _hidden_features(
 def hidden(pixels: Floats, image: ImageInput, region: Box | None) -> Floats | None:
     """Return pixels (3, S, S) with `region` in their mean colour; None where nothing is hidden.
 
-    `region` is in pixels of the upright picture; the square shows the picture, or its crop.
+    The mean is that of what is shown: the picture's, or the crop's. `region` is in pixels of the
+    upright picture; the square shows the picture, or its crop.
     """
     if region is None:
         return None
@@ -142,11 +153,7 @@ def _logprobs(
     for at, each in features.items():
         vectors[:, at - start : at - start + each.shape[1]] = each.to(vectors)
     aside = Aside(tools.kv, count, stop - start, picture_numbers(prompt, start, stop))
-    pace = tools.pace(0)
-    for layer in model.layers(vectors, aside):
-        vectors = layer(vectors)
-        if pace.step():
-            yield
+    vectors = yield from tools.through(vectors, aside)
     columns = [row - start for row in tracing.rows(asked.tokens)]
     ends = model.norm(vectors[:, columns])  # (B, tokens, D)
     said = []

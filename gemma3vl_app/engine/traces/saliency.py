@@ -33,13 +33,13 @@ def trace(tracing: Tracing, asked: Saliency, tools: Tools) -> Generator[None, No
     if asked.through_tower:
         steps += 2 * len(tools.prefill.vision.layers) * len(tools.pictures(tracing.prompt))
     pace = tools.pace(steps)
-    tape = yield from Tape.record(tracing, tools, pace)
+    tape = yield from Tape.record(tracing, max(rows), tools, pace)
     gradient = _of_logprobs(tape, tools, [row - tools.kv.length for row in rows], targets)
     yield
     for layer in reversed(range(len(tape))):
         through = partial(tape.run, layer)
         gradient = pulled_back(through, tape.inputs[layer], gradient)  # (1, n, D)
-        if pace.step():
+        if pace.step(gradient):
             yield
 
     # 2) What reached the pictures, and on through the tower
@@ -106,11 +106,11 @@ def _through_tower(
     for layer in vision.layers:
         inputs.append(hidden)
         hidden = layer(hidden)
-        if pace.step():
+        if pace.step(hidden):
             yield
     gradient = pulled_back(vision.project, hidden, gradient)
     for layer, at in zip(reversed(vision.layers), reversed(inputs), strict=True):
         gradient = pulled_back(layer, at, gradient)
-        if pace.step():
+        if pace.step(gradient):
             yield
     return pulled_back(vision.embed, pixels, gradient)

@@ -21,7 +21,7 @@ MAX_BYTES = 2 << 30
 
 
 class Tape:
-    """The layers' inputs (1, n, D), from the first token that is not known to the last but one.
+    """The layers' inputs (1, n, D), from the first token that is not known to the last asked row.
 
     Attributes:
         count: n.
@@ -43,10 +43,12 @@ class Tape:
         return len(self.inputs)
 
     @classmethod
-    def record(cls, tracing: Tracing, tools: Tools, pace: Pace) -> Generator[None, None, Tape]:
+    def record(
+        cls, tracing: Tracing, last_row: int, tools: Tools, pace: Pace
+    ) -> Generator[None, None, Tape]:
         """Run the layers up; raises `MemoryLimitError` before any work if they are too long."""
         prompt, start = tracing.prompt, tools.kv.length
-        stop = len(prompt.ids) - 1  # what the last token predicts is not part of the answer
+        stop = last_row + 1
         model = tools.text_model
         needed = len(model.windows) * (stop - start) * model.token_bytes
         if needed > MAX_BYTES:
@@ -65,7 +67,7 @@ class Tape:
         for layer in range(len(model.windows)):
             tape.inputs.append(vectors)
             vectors = tape.run(layer, vectors)
-            if pace.step():
+            if pace.step(vectors):
                 yield
         tape.top = vectors
         return tape

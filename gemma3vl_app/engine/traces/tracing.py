@@ -6,21 +6,25 @@ Shapes: n tokens of the answer, L tokens of prompt and answer together, D model 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gemma3vl_app.engine.attention import Pass
 from gemma3vl_app.engine.kv import SequenceKV
-from gemma3vl_app.engine.model import TextModel
+from gemma3vl_app.engine.model import TextModel, finish_work
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.generation import Chunk, Status
 from gemma3vl_app.prompting.prompt import ImageInput, PreparedPrompt
-from gemma3vl_app.traces import Place, Trace, TracedToken
+from gemma3vl_app.traces import Place, Result, Trace, TracedToken
 
 if TYPE_CHECKING:
     from gemma3vl_app.engine.prefill import Prefill
     from gemma3vl_app.engine.sequence import Sequence
+
+Watch = Callable[[int, torch.Tensor], None]
 
 
 @dataclass(eq=False)
@@ -82,6 +86,23 @@ class Tools:
         """Return what tells when a unit of work is over, for `total` steps; 0 says nothing."""
         return Pace(self.sequence, self.unit_sec, total)
 
+    def through(
+        self, vectors: torch.Tensor, batch: Pass, watch: Watch | None = None
+    ) -> Generator[None, None, torch.Tensor]:
+        """Run vectors (B, n, D) through all layers, yielding between units; before the norm.
+
+        `watch` is given each layer's number and output.
+        """
+        pace = self.pace(0)
+        for number, layer in enumerate(self.text_model.layers(vectors, batch)):
+            vectors = layer(vectors)
+            if watch is not None:
+                watch(number, vectors)
+            if pace.step(vectors):
+                yield
+        batch.advance()
+        return vectors
+
     def pictures(self, prompt: PreparedPrompt) -> list[ImageInput]:
         """Return the pictures of `prompt` that `kv` does not hold."""
         return [image for image in prompt.images if image.start >= self.kv.length]
@@ -100,16 +121,30 @@ class Pace:
         self._done = 0
         self._began = time.perf_counter()
 
-    def step(self) -> bool:
-        """Count a step that was done; True where the unit of work is over, so yield."""
+    def step(self, computed: torch.Tensor) -> bool:
+        """Count a step that computed something; True where the unit of work is over, so yield."""
+        finish_work(computed)
         self._done += 1
         now = time.perf_counter()
         if now - self._began < self._unit_sec / 2:
             return False
         self._began = now
+        self._tell()
+        return True
+
+    def telling(self, work: Generator[None, None, Result]) -> Generator[None, None, Result]:
+        """Pass `work` through; people hear at each of its units that it goes on."""
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            self._tell()
+            yield
+
+    def _tell(self) -> None:
         if self._total:
             self._sequence.stream.put(Chunk(status=Status("tracing", self._done, self._total)))
-        return True
 
 
 def numbers(tensor: torch.Tensor) -> Any:
