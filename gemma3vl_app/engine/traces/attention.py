@@ -19,7 +19,7 @@ from gemma3vl_app.errors import ConversationError, MemoryLimitError
 from gemma3vl_app.prompting.prompt import Ids
 from gemma3vl_app.traces import Attention, TracedAttention
 
-MAX_BYTES = 256 << 20  # of the result: fp32 (R, L)
+MAX_BYTES = 1 << 28  # of the result: fp32 (R, L)
 _CHUNK_TOKENS = 64  # of the answer, in one pass
 _MAX_CELLS = 1 << 25  # heads x queries x keys at once: 128 MB of weights
 

@@ -21,7 +21,7 @@ from gemma3vl_app.traces import Floats, Occlusion, TracedOcclusion
 
 _PASS_TOKENS = 2048  # tokens of all variants in one pass: bounds the memory of activations
 _PASS_PATCHES = 4096  # patches of all pictures that go through the tower at once
-_PASS_KEY_BYTES = 256 << 20  # of the keys of one layer, which each variant copies
+_PASS_KEY_BYTES = 1 << 28  # of the keys of one layer, which each variant copies
 _MAX_BYTES = 2 << 30  # of one layer's activations over one variant
 
 
