@@ -118,7 +118,8 @@ class TextModel:
 
     def norm(self, vectors: torch.Tensor) -> torch.Tensor:
         """Apply the final norm, which comes between the last layer and `logits`."""
-        return self._text.norm(vectors)  # type: ignore[no-any-return]
+        normed: torch.Tensor = self._text.norm(vectors)
+        return normed
 
     def logits(self, vectors: torch.Tensor) -> torch.Tensor:
         """Turn vectors (D,) or (B, D) into fp32 logits (V,) or (B, V)."""

@@ -55,7 +55,8 @@ class VisionEncoder:
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn pixels (B, 3, S, S) into patch vectors (B, P, width)."""
         device = self._tower.embeddings.patch_embedding.weight.device
-        return self._tower.embeddings(pixels.to(device))  # type: ignore[no-any-return]
+        hidden: torch.Tensor = self._tower.embeddings(pixels.to(device))
+        return hidden
 
     @property
     def layers(self) -> list[Layer]:
@@ -64,7 +65,8 @@ class VisionEncoder:
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Turn the last layer's vectors (B, P, width) into features (B, T, D)."""
-        return self._projector(self._tower.post_layernorm(hidden))  # type: ignore[no-any-return]
+        features: torch.Tensor = self._projector(self._tower.post_layernorm(hidden))
+        return features
 
 
 class FeatureCache:

@@ -120,8 +120,8 @@ def _chosen(tokens: tuple[TracedToken, ...], words: Words) -> tuple[int, ...]:
     """Return the numbers of the tokens that say `words`; all that say something for None."""
     if words is None:
         return tuple(n for n, token in enumerate(tokens) if token.text.strip())
-    one = isinstance(words, str) or not isinstance(words, Iterable)
-    wanted: list[str | SupportsIndex] = [words] if one else list(words)  # type: ignore[arg-type,list-item]
+    wanted: list[str | SupportsIndex]
+    wanted = [words] if isinstance(words, str) or not isinstance(words, Iterable) else list(words)
     chosen: set[int] = set()
     for each in wanted:
         chosen.update(_saying(tokens, each) if isinstance(each, str) else [index(each)])

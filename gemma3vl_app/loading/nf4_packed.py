@@ -17,7 +17,7 @@ from gemma3vl_app.loading.nf4 import BLOCK, PACKED_ROWS
 _untyped: Any = modules
 
 
-class PackedLinear4bit(_untyped.Linear4bit):  # type: ignore[misc]
+class PackedLinear4bit(_untyped.Linear4bit):  # type: ignore[misc]  # bitsandbytes is untyped
     """`Linear4bit` over packed weights.
 
     The fused kernel has no gradient and does not say so: what flows back through it is silently
@@ -29,7 +29,8 @@ class PackedLinear4bit(_untyped.Linear4bit):  # type: ignore[misc]
         if torch.is_grad_enabled() and input.requires_grad:
             dense = matrix(self.weight.data, self.weight.quant_state)
             return linear(input, dense.to(input.dtype))
-        return super().forward(input)  # type: ignore[no-any-return]
+        output: torch.Tensor = super().forward(input)
+        return output
 
 
 def matrix(packed: torch.Tensor, state: Any) -> torch.Tensor:

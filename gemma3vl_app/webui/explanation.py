@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
@@ -174,9 +174,9 @@ class Explanation:
         if progress.stage == "tracing":
             self._tell(done=progress.done, total=progress.total)
 
-    def _tell(self, **news: object) -> None:
+    def _tell(self, **news: Any) -> None:  # fields of `Found`
         with self._changed:
-            self._found = replace(self._found, **news)  # type: ignore[arg-type]
+            self._found = replace(self._found, **news)
             self._version += 1
             self._changed.notify_all()
 

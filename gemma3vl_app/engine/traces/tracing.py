@@ -138,7 +138,8 @@ class Pace:
             try:
                 next(work)
             except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
+                result: Result = end.value
+                return result
             self._tell()
             yield
 
