@@ -6,10 +6,12 @@ are drawn from.
 
 from __future__ import annotations
 
-import html
+import itertools
 import logging
+import secrets
+import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
@@ -33,7 +35,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Visit:
-    """One open page: what it shows, in which language, and what was last asked and found there."""
+    """One open page: what it shows, in which language, and what was last asked and found there.
+
+    Several events may be under way for it. Whatever changes or reads what it shows holds `lock`.
+    """
 
     tab: Tab
     words: Words
@@ -42,6 +47,16 @@ class Visit:
     query: str = ""
     settings: Settings = DEFAULTS
     view: View = EMPTY
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    name: str = field(default_factory=lambda: secrets.token_hex(8))
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def order(self) -> tuple[str, int]:
+        """Return what tells the page which of two values is the newer one.
+
+        Gradio delivers the values of two events in either order.
+        """
+        return self.name, next(self.numbers)
 
 
 class Actions:
@@ -93,8 +108,11 @@ class Actions:
             weighed = visit.tab.weigh(Draft(text_of(event, "text"), files), settings)
         except Gemma3VLError as error:
             weighed = Weighed(None, error=str(error))
-        visit.weighed = number_of(event, "number"), weighed
-        return visit, self._composer(visit)
+        with visit.lock:
+            number = number_of(event, "number")
+            if number >= visit.weighed[0]:  # a later question may have been answered first
+                visit.weighed = number, weighed
+            return visit, self._composer(visit)
 
     def preset(
         self, event: gr.EventData, schema: str | None
@@ -149,8 +167,9 @@ class Actions:
         """Colour the words of the answer that is there, or no longer."""
         if visit is None:
             return visit, gr.skip()
-        visit.settings = replace(visit.settings, confidence=wanted)
-        return visit, self._conversation(visit)
+        with visit.lock:
+            visit.settings = replace(visit.settings, confidence=wanted)
+            return visit, self._conversation(visit)
 
     def explain(
         self, event: gr.EventData, request: gr.Request, visit: Visit | None
@@ -292,62 +311,79 @@ class Actions:
         for view in views:
             changed = view.answering != was_answering
             was_answering = view.answering
-            yield self._update(visit, view, with_shelf=changed)
-            mine = visit.view
+            with visit.lock:
+                if view.id != visit.tab.id:  # another conversation is shown by now
+                    mine = view
+                    break
+                update, mine = self._update(visit, view, with_shelf=changed), visit.view
+            yield update
         if visit.view is not mine:  # something else is shown by now
             yield (gr.skip(),) * 5  # gradio sends the last values again at the end
 
     def _told(self, visit: Visit, error: str) -> Update:
         """Return an error as the page's line; the conversation, which may grow, is left alone."""
-        visit.view = replace(visit.view, line=error, is_error=True)
-        said = line(error, is_error=True)
-        return visit, gr.skip(), self._composer(visit), said, self._shelf(visit, "")
+        with visit.lock:
+            visit.view = replace(visit.view, line=error, is_error=True, details="")
+            composer, said = self._composer(visit), self._line(visit)
+            return visit, gr.skip(), composer, said, self._shelf(visit, "")
 
     def _listed(self, visit: Visit, download: str = "") -> Update:
         """Return a new list of conversations, and all else as it is."""
         return visit, gr.skip(), gr.skip(), gr.skip(), self._shelf(visit, download)
 
     def _update(self, visit: Visit, view: View, *, with_shelf: bool = False) -> Update:
-        if view.draft is not None:
-            visit.draft_number += 1
-        else:  # what the box was last given is still what it was given
-            view = replace(view, draft=visit.view.draft)
-        visit.view = view
-        return (
-            visit,
-            self._conversation(visit),
-            self._composer(visit),
-            line(view.line, view.is_error, view.details),
-            self._shelf(visit, "") if with_shelf else gr.skip(),
-        )
+        with visit.lock:
+            if view.draft is not None:
+                visit.draft_number += 1
+            else:  # what the box was last given is still what it was given
+                view = replace(view, draft=visit.view.draft)
+            visit.view = view
+            return (
+                visit,
+                self._conversation(visit),
+                self._composer(visit),
+                self._line(visit),
+                self._shelf(visit, "") if with_shelf else gr.skip(),
+            )
 
     @property
     def _takes_pictures(self) -> bool:
         return self._desk.backend().capabilities.pictures
 
     def _conversation(self, visit: Visit) -> dict[str, Any]:
-        return conversation_view.as_values(
+        values = conversation_view.as_values(
             visit.view,
             texts_of(visit.words),
-            id=visit.tab.id,
             examples=self._desk.examples if self._takes_pictures else (),
             show_confidence=visit.settings.confidence,
             explains=visit.tab.explains,
         )
+        return {**values, "order": visit.order()}
 
     def _composer(self, visit: Visit) -> dict[str, Any]:
-        return composer.as_values(
+        values = composer.as_values(
             visit.view,
             visit.words,
             self._desk.backend().capabilities,
             draft_number=visit.draft_number,
             weighed=visit.weighed,
         )
+        return {**values, "order": visit.order()}
+
+    def _line(self, visit: Visit) -> dict[str, Any]:
+        view = visit.view
+        return {
+            "text": view.line,
+            "is_error": view.is_error,
+            "details": view.details,
+            "order": visit.order(),
+        }
 
     def _shelf(self, visit: Visit, download: str) -> dict[str, Any]:
-        tab = visit.tab
+        tab, order = visit.tab, visit.order()
         about = self._desk.backend().capabilities
         return {
+            "order": order,
             **shelf.as_values(
                 *(self._desk.library, tab.owner, tab.id, visit.words),
                 query=visit.query,
@@ -359,10 +395,3 @@ class Actions:
 
 def _words(request: gr.Request) -> Words:
     return words_for(request.headers.get("accept-language", ""))
-
-
-def line(text: str, is_error: bool = False, details: str = "") -> str:
-    """Return the lines below the conversation, as HTML; the text in them is escaped."""
-    kind = "error" if is_error else "quiet"
-    more = f'<p class="details">{html.escape(details)}</p>' if details else ""
-    return f'<p class="{kind}" role="status">{html.escape(text)}</p>{more}'

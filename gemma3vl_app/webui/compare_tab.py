@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from gemma3vl_app.errors import Gemma3VLError
-from gemma3vl_app.webui.actions import line
 from gemma3vl_app.webui.compare import Side, compare
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.models import WEIGHTS
@@ -79,3 +79,9 @@ def side_of(fields: tuple[Any, ...]) -> Side:
     model, weights, temperature, crops, adapter = fields
     settings = settings_of(("", temperature, "", "", "", "", False, "", adapter), str(crops))
     return Side(str(model or "").strip(), str(weights or "auto"), settings)
+
+
+def line(text: str, is_error: bool = False) -> str:
+    """Return the line below an answer, as HTML; the text in it is escaped."""
+    kind = "error" if is_error else "quiet"
+    return f'<p class="{kind}" role="status">{html.escape(text)}</p>'

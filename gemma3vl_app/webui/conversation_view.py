@@ -18,18 +18,17 @@ def as_values(
     view: View,
     words: Mapping[str, str],
     *,
-    id: str = "",
     examples: Sequence[Draft] = (),
     show_confidence: bool = False,
     explains: bool = False,
 ) -> dict[str, Any]:
-    """Return what the component draws for a view of conversation `id`.
+    """Return what the component draws for a view.
 
     `words` are its labels in the page's language; `examples` are offered before the first message.
     With `explains`, words of answers can be clicked, to see why they are there.
     """
     return {
-        "id": id,
+        "id": view.id,
         "examples": [
             {"question": example.text, "pictures": [file_url(file) for file in example.files]}
             for example in examples

@@ -10,7 +10,7 @@ from gradio.events import api
 from gemma3vl_app.backends.protocol import Capabilities
 from gemma3vl_app.generation import Greedy, Sampling
 from gemma3vl_app.webui import compare_tab
-from gemma3vl_app.webui.actions import Actions, line
+from gemma3vl_app.webui.actions import Actions
 from gemma3vl_app.webui.component import asset, drawn
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.programs import asking
@@ -84,7 +84,7 @@ def _lay_out(page: gr.Blocks, desk: Desk, about: Capabilities) -> None:
         with gr.Tab(words("chat"), id="chat"), gr.Column(elem_id="talk"):
             conversation = drawn("conversation", 'role="log" aria-live="polite"')
             why = drawn("why")
-            said = gr.HTML(line(""), elem_id="line")
+            said = drawn("line")
             composer = drawn("composer")
         if desk.models:
             with gr.Tab(words("models"), id="models") as models_tab:

@@ -257,7 +257,7 @@ class Tab:
             if self._opened is not opened:  # another one is shown meanwhile
                 return
             if moment != shown:
-                yield self._view_of(moment)
+                yield self._view_of(moment, opened)
             shown = moment
 
     def _change(self, act: Callable[[Chat], None]) -> View:
@@ -271,14 +271,15 @@ class Tab:
         return replace(self._view(), line=str(error), is_error=True)
 
     def _view(self, *, draft: Draft | None = None) -> View:
-        return replace(self._view_of(self._opened.live.moment), draft=draft)
+        opened = self._opened
+        return replace(self._view_of(opened.live.moment, opened), draft=draft)
 
-    def _view_of(self, moment: Moment) -> View:
+    def _view_of(self, moment: Moment, opened: Opened) -> View:
         messages = [
             Shown(
                 message.role,
                 message.text,
-                tuple(self._pictures.path(self.id, picture) for picture in message.pictures),
+                tuple(self._pictures.path(opened.id, picture) for picture in message.pictures),
                 *version,
             )
             for message, version in zip(moment.messages, moment.versions, strict=True)
@@ -294,6 +295,7 @@ class Tab:
         cut = moment.answer is not None and moment.answer.finish_reason != "stop"
         return View(
             tuple(messages),
+            opened.id,
             moment.line,
             self._details(moment),
             moment.is_error,

@@ -38,12 +38,13 @@ class Shown:
 class View:
     """What the page shows: messages, a line of plain text below them, and the box to write in.
 
-    `details` is a second line: where an answer's time went, and which model wrote it.
-    `draft` None leaves the box as the person has it. `can_continue` is true where the last answer
-    was cut.
+    It is of conversation `id`. `details` is a second line: where an answer's time went, and which
+    model wrote it. `draft` None leaves the box as the person has it. `can_continue` is true where
+    the last answer was cut.
     """
 
     messages: tuple[Shown, ...]
+    id: str = ""
     line: str = ""
     details: str = ""
     is_error: bool = False

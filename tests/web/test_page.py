@@ -6,6 +6,7 @@ import pytest
 
 from gemma3vl_app.errors import EngineError
 from gemma3vl_app.testing.scripted import ScriptedBackend
+from gemma3vl_app.webui.component import asset
 
 pytestmark = pytest.mark.web
 
@@ -86,6 +87,17 @@ def test_a_new_conversation_begins_empty_while_the_old_one_is_answered(open_page
     page.send("Again")
     page.wait_for_text()
     assert [message.text for message in backend.requests[1].conversation.messages] == ["Again"]
+
+
+def test_a_value_that_comes_late_is_not_drawn(open_page):
+    page = open_page(ScriptedBackend(["Yes."]))
+    drawn = page.page.evaluate(
+        asset("elements.js")
+        + """
+        [["a", 0], ["a", 2], ["a", 1], ["b", 0]].map((order) => latest({ order }).order.join(""))
+        """
+    )
+    assert drawn == ["a0", "a2", "a2", "b0"]
 
 
 def test_a_failure_is_told_and_the_text_is_not_lost(open_page):

@@ -10,12 +10,13 @@ from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.testing import ScriptedBackend
 from gemma3vl_app.webui import composer
-from gemma3vl_app.webui.actions import Actions, line
+from gemma3vl_app.webui.actions import Actions
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.sent import settings_of
 from gemma3vl_app.webui.view import Settings
 from gemma3vl_app.webui.words import ENGLISH, GERMAN
 
+PARTS = ("visit", "talk", "box", "below", "shelf")
 NO_SETTINGS = ("", "", "", "", "", "", False, "", "")
 
 
@@ -35,7 +36,7 @@ class Browser:
 
     def take(self, updates):
         for update in updates:
-            new = dict(zip(("visit", "talk", "box", "line", "shelf"), update, strict=True))
+            new = dict(zip(PARTS, update, strict=True))
             for name, value in new.items():
                 if not (isinstance(value, dict) and value.get("__type__") == "update"):
                     setattr(self, name, value)
@@ -50,6 +51,10 @@ class Browser:
 
     def shelf_action(self, action, **more):
         return self.act("on_shelf", action=action, **more)
+
+    @property
+    def line(self):
+        return self.below["text"]
 
     @property
     def texts(self):
@@ -74,6 +79,33 @@ def test_a_question_is_answered_and_listed(actions):
     assert browser.texts == ["Really?", "Yes."]
     assert [entry["title"] for entry in browser.shelf["entries"]] == ["Really?"]
     assert browser.talk["id"] == browser.shelf["shown"]
+
+
+def test_a_late_view_of_the_conversation_before_is_not_shown(actions):
+    browser = Browser(actions).submit("Really?")
+    late = browser.visit.tab.view
+    browser.shelf_action("new")
+    browser.take(actions._shown(browser.visit, [late]))
+    assert browser.texts == []
+    assert browser.visit.view.messages == ()
+
+
+def test_later_values_have_higher_numbers_and_another_visit_another_name(actions):
+    browser = Browser(actions)
+    before = [getattr(browser, part)["order"] for part in PARTS[1:]]
+    browser.submit("Really?")
+    after = [getattr(browser, part)["order"] for part in PARTS[1:]]
+    assert {name for name, _ in before + after} == {browser.visit.name}
+    assert max(number for _, number in before) < min(number for _, number in after)
+    assert Browser(actions).visit.name != browser.visit.name
+
+
+def test_what_an_older_draft_costs_does_not_replace_what_a_newer_one_does(actions):
+    browser = Browser(actions)
+    for number in (2, 1):
+        event = SimpleNamespace(text="What?", files=[], crops="auto", number=number)
+        _, box = actions.weigh(event, browser.request, browser.visit, *NO_SETTINGS)
+    assert box["weighed"]["number"] == 2
 
 
 def test_the_box_is_given_each_draft_once(actions):
@@ -278,7 +310,3 @@ def test_asking_for_data_brings_a_schema_and_other_questions_take_it_away(action
     assert chosen(composer.WITH_SCHEMA, '{"mine": 1}')[0]["value"] == '{"mine": 1}'
     assert chosen("preset_short", composer.SCHEMA)[0]["value"] is None
     assert "value" not in chosen("preset_short", '{"mine": 1}')[0]
-
-
-def test_the_line_is_text():
-    assert "<b>" not in line("<b>x</b>", is_error=True, details="<b>y</b>")

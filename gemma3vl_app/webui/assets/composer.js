@@ -7,7 +7,7 @@
 const root = element.querySelector(".composer");
 const state = { items: [], busy: 0, number: 0, draft: null, sending: null, sent: null, answering: false, crops: "auto" };
 
-const value = () => props.value || { words: {}, presets: [], answering: false };
+const value = () => latest(props.value) || { words: {}, presets: [], answering: false };
 const say = (name) => value().words[name] || name;
 
 const button = (name, icon, onclick, more = {}) =>

@@ -10,7 +10,7 @@ let drawn = [];      // per message: what was drawn, and its node
 let editing = null;  // index of the message whose text is being changed
 let edited = null;   // that text as it is by now
 
-const say = (name) => (props.value && props.value.words[name]) || name;
+const say = (name) => (latest(props.value) && latest(props.value).words[name]) || name;
 
 const button = (name, icon, onclick, more = {}) =>
   make("button", { type: "button", class: `tool ${name}`, title: say(name), "aria-label": say(name),
@@ -151,7 +151,7 @@ log.addEventListener("scroll", () => {
 new ResizeObserver(() => { if (at_end) log.scrollTop = log.scrollHeight; }).observe(log);
 
 function render() {
-  const value = props.value;
+  const value = latest(props.value);
   if (!value) return;
   if (editing !== null && (value.answering || editing >= value.messages.length)) editing = null;
   let branch = value.id;

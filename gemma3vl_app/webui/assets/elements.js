@@ -14,3 +14,18 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
+// Returns the newest of the values that have come: `latest(props.value)` each time it is looked at.
+//
+// Gradio delivers the values of two events in either order; `order` names the visit and counts its values.
+// A value of another visit is always newer: the server was started anew.
+function newest() {
+  let known = null;
+  return (value) => {
+    const [visit, number] = (value && value.order) || [];
+    const is_late = known && known.order && known.order[0] === visit && number < known.order[1];
+    if (value && !is_late) known = value;
+    return known;
+  };
+}
+const latest = newest();
+

@@ -6,7 +6,7 @@
 const root = element.querySelector(".models");
 const wishes = {};  // precision by model, as chosen here
 
-const value = () => props.value;
+const value = () => latest(props.value);
 const say = (name) => (value() && value().words[name]) || name;
 
 const plain = (name, onclick, more = {}) => make("button", { type: "button", class: "plain", text: say(name), onclick, ...more });

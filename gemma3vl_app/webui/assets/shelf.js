@@ -9,7 +9,7 @@ let renaming = null;      // id of the one that gets another name
 let deleting = null;      // id of the one that is asked about
 let downloaded = null;
 
-const value = () => props.value || { words: {}, entries: [] };
+const value = () => latest(props.value) || { words: {}, entries: [] };
 const say = (name) => value().words[name] || name;
 
 const plain = (name, onclick, more = {}) => make("button", { type: "button", class: "plain", text: say(name), onclick, ...more });

@@ -230,7 +230,7 @@ function bring_into_view(fresh) {
 }
 
 function render() {
-  const value = props.value;
+  const value = latest(props.value);
   if (!value || !open || value.number !== open.number) return;
   if (value.is_over && value.is_drawn) known[value.method] = value;
   show(value);
