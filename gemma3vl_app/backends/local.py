@@ -54,14 +54,15 @@ def load(
     adapters: Mapping[str, str | Path] | None = None,
     progress: Callable[[Progress], None] | None = None,
     limits: EngineLimits | None = None,
+    fast_paths: bool = True,
 ) -> LocalBackend:
     """Load a model and return the backend that answers with it.
 
     `source` is a name that the catalog knows ("demo", "4b-it"), a hub id, a checkpoint folder or a
     GGUF file; `revision` a branch, tag or commit of the hub. `weights` is "auto", "bf16", "fp32",
-    "nf4" or "int8"; `device_map`, `max_memory` and `context_tokens` are wishes to the planner, see
-    `plan`. `adapters` are peft adapters' folders by name. Raises `LoadError` with the next thing to
-    do.
+    "w16", "int8", "nf4" or "int4"; `device_map`, `max_memory`, `context_tokens` and `fast_paths`
+    are wishes to the planner, see `plan`. `adapters` are peft adapters' folders by name. Raises
+    `LoadError` with the next thing to do.
     """
     loaded = load_model(
         source,
@@ -71,6 +72,7 @@ def load(
         context_tokens=context_tokens,
         revision=revision,
         progress=progress,
+        fast_paths=fast_paths,
     )
     if context_tokens is not None:
         limits = replace(limits or EngineLimits(), context_tokens=context_tokens)

@@ -33,7 +33,9 @@ ModelArgument = Annotated[
 ModelOption = Annotated[
     str, typer.Option("--model", help=MODEL, autocompletion=complete_model, metavar="MODEL")
 ]
-Weights = Annotated[str, typer.Option(help="auto, bf16, fp32, nf4 or int8.", metavar="KIND")]
+Weights = Annotated[
+    str, typer.Option(help="auto, bf16, fp32, w16, int8, nf4 or int4.", metavar="KIND")
+]
 DeviceMap = Annotated[
     str,
     typer.Option(

@@ -57,26 +57,31 @@ class TextModel:
         return int(self._config.num_attention_heads)
 
     @property
+    def _element_bytes(self) -> int:
+        """Bytes of a number in the arithmetic; norms have it whatever form matrices have."""
+        return int(self._text.norm.weight.element_size())
+
+    @property
     def token_bytes(self) -> int:
         """Bytes of one token's vector between two layers."""
-        return int(self._config.hidden_size * self._text.embed_tokens.weight.element_size())
+        return int(self._config.hidden_size * self._element_bytes)
 
     @property
     def activation_bytes(self) -> int:
         """About the bytes that one token takes inside a layer, as the planner counts them."""
         widths = 6 * self._config.hidden_size + 3 * self._config.intermediate_size
-        return int(widths * self._text.embed_tokens.weight.element_size())
+        return int(widths * self._element_bytes)
 
     @property
     def key_bytes(self) -> int:
         """Bytes of one token's keys and values in one layer."""
         width = 2 * self._config.num_key_value_heads * self._config.head_dim
-        return int(width * self._text.embed_tokens.weight.element_size())
+        return int(width * self._element_bytes)
 
     @property
     def vocab_size(self) -> int:
         """Columns of the logits."""
-        return int(self._head.weight.shape[0])
+        return int(self._head.out_features)
 
     def embed(
         self, ids: torch.Tensor, pictures: Sequence[tuple[int, torch.Tensor]] = ()
@@ -123,10 +128,13 @@ class TextModel:
 
     def logits(self, vectors: torch.Tensor) -> torch.Tensor:
         """Turn vectors (D,) or (B, D) into fp32 logits (V,) or (B, V)."""
-        weight: torch.Tensor = self._head.weight  # (V, D)
+        head = self._head
         few_rows = vectors.dim() == 2 and len(vectors) > 1
-        if few_rows and weight.device.type == "cpu" and weight.dtype == torch.float32:
-            # The same product with the weight in front: for few rows the fp32 library is faster so
-            # (8 rows, 262,208 x 64: 5.4 ms against 9.5 ms on two Zen 4 cores; bf16 does not gain).
-            return (weight @ vectors.to(weight.device).T).T
-        return self._head(vectors).float()  # type: ignore[no-any-return]
+        if few_rows and type(head) is torch.nn.Linear:
+            weight = head.weight  # (V, D)
+            if weight.device.type == "cpu" and weight.dtype == torch.float32:
+                # The same product with the weight in front: for few rows the fp32 library is
+                # faster so (8 rows, 262,208 x 64: 5.4 ms against 9.5 ms on two Zen 4 cores; bf16
+                # does not gain).
+                return (weight @ vectors.to(weight.device).T).T
+        return head(vectors).float()  # type: ignore[no-any-return]

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 
 from gemma3vl_app.errors import EngineError, LoadError
+from gemma3vl_app.loading import int4
 from gemma3vl_app.loading.adapter_files import SHOWN, StoredAdapter, StoredLora, read_adapter
-from gemma3vl_app.loading.assembly import Model
+from gemma3vl_app.loading.assembly import Model, arithmetic_of
+from gemma3vl_app.loading.int4 import Int4Linear
 from gemma3vl_app.loading.int8 import Int8Linear
 
 RESERVED = "base"  # surfaces call the model without an adapter so
@@ -91,9 +93,9 @@ class Adapters:
             raise LoadError(f"Adapter {name!r} holds a layer under two names. Save it again.")
         for module, layer in targets.items():
             _check_shape(stored, module, layer, linears[module])
-        embeddings = next(model.get_input_embeddings().parameters())
+        dtype = arithmetic_of(model)
         layers = {
-            module: _read(name, module, layer, linears[module], embeddings.dtype)
+            module: _read(name, module, layer, linears[module], dtype)
             for module, layer in targets.items()
         }
         return PreparedAdapter(name, layers)
@@ -315,6 +317,8 @@ def _dense(linear: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
         return linear.weight.to(dtype) * linear.scale[:, None].to(dtype)
     if linear.weight.is_floating_point():
         return linear.weight
+    if isinstance(linear, Int4Linear):
+        return int4.dequantise({"": linear.weight, int4.SCALES: linear.scales_zeros}, dtype)
     # Packed in 4 bits, in one of several orders: what the layer makes of each unit vector.
     columns = []
     for first in range(0, linear.in_features, _NORM_ROWS):

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 from transformers.models.gemma3.modeling_gemma3 import (
+    Gemma3RMSNorm,
     Gemma3RotaryEmbedding,
     Gemma3TextScaledWordEmbedding,
 )
@@ -24,9 +25,10 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress
-from gemma3vl_app.loading import int8, nf4
+from gemma3vl_app.loading import int4, int8, nf4, w16
 from gemma3vl_app.loading.base_270m import Report
 from gemma3vl_app.loading.conversion import Stored, device_of, parts_of
+from gemma3vl_app.loading.norms import FusedRMSNorm
 from gemma3vl_app.planning import LoadPlan
 
 Model = Gemma3ForConditionalGeneration | Gemma3ForCausalLM
@@ -45,7 +47,6 @@ def assemble(
 
     Raises `LoadError` for a weight that is not a number.
     """
-    dtype: torch.dtype = getattr(torch, plan.dtype)
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
     for key in weight_names(model):
         placed = device_of(key, plan.device_map)
@@ -57,10 +58,10 @@ def assemble(
             _check_finite(parts, key, name)
             if int8.SCALE in parts:  # once, and not with each token
                 parts[""] = int8.aligned(parts[""])
-        _put(model, key, parts, dtype, device)
+        _put(model, key, parts, plan, device)
         report(Progress("load", done, total, "bytes", f"Loading {name}"))
     _compute_buffers(model, plan.device_map)
-    model.lm_head.weight = model.get_input_embeddings().weight
+    _tie_head(model)
     _connect_devices(model, plan.device_map)
     model.train(False)
     model.requires_grad_(False)
@@ -72,25 +73,76 @@ def weight_names(model: Model) -> list[str]:
     return [name for name, _ in model.named_parameters() if name != "lm_head.weight"]
 
 
+def arithmetic_of(model: Model) -> torch.dtype:
+    """Return the dtype a model computes in; its norms have it whatever form its matrices have."""
+    core: Any = model.model
+    dtype: torch.dtype = getattr(core, "language_model", core).norm.weight.dtype
+    return dtype
+
+
 def _put(
-    model: Model,
-    key: str,
-    parts: dict[str, torch.Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
+    model: Model, key: str, parts: dict[str, torch.Tensor], plan: LoadPlan, device: torch.device
 ) -> None:
-    """Put one weight into the model: as a parameter, or as a quantised layer around it."""
+    """Put one weight into the model: as a parameter, or as a layer of another kind around it."""
     module_name, _, parameter = key.rpartition(".")
     module = model.get_submodule(module_name)
-    if nf4.ABSMAX in parts or nf4.PACKED_ABSMAX in parts:
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    if isinstance(module, Gemma3TextScaledWordEmbedding):
+        model.set_submodule(module_name, _embeddings(module, parts, plan))
+    elif isinstance(module, Gemma3RMSNorm):
+        norm = FusedRMSNorm(0, module.eps)
+        norm.take(parts[""].to(dtype))
+        model.set_submodule(module_name, norm)
+    elif nf4.ABSMAX in parts or nf4.PACKED_ABSMAX in parts:
         assert isinstance(module, torch.nn.Linear), "only matrices of linear layers are quantised"
         shape = (module.out_features, module.in_features)
         model.set_submodule(module_name, nf4.layer(parts, shape, dtype, device))
+    elif int4.SCALES in parts:
+        model.set_submodule(module_name, int4.Int4Linear(parts))
     elif int8.SCALE in parts:
         model.set_submodule(module_name, int8.Int8Linear(parts, dtype))
+    elif plan.weights == "w16" and isinstance(module, torch.nn.Linear) and parameter == "weight":
+        model.set_submodule(module_name, w16.Linear16(parts[""]))
     else:
         value = torch.nn.Parameter(parts[""].to(dtype), requires_grad=False)
         setattr(module, parameter, value)
+
+
+def _embeddings(
+    skeleton: Gemma3TextScaledWordEmbedding, parts: dict[str, torch.Tensor], plan: LoadPlan
+) -> Gemma3TextScaledWordEmbedding:
+    """Return the embeddings over a table in its stored form."""
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    padding = 0 if skeleton.padding_idx is None else skeleton.padding_idx
+    sizes = (skeleton.num_embeddings, skeleton.embedding_dim, padding)
+    with torch.device("meta"):
+        if int4.SCALES in parts:
+            packed = int4.Int4Embedding(*sizes, skeleton.scalar_embed_scale)
+            packed.take(parts, dtype)
+            return packed
+        if int8.SCALE in parts:
+            quantised = int8.Int8Embedding(*sizes, skeleton.scalar_embed_scale)
+            quantised.take(parts, dtype)
+            return quantised
+        kind = w16.Embedding16 if plan.weights == "w16" else Gemma3TextScaledWordEmbedding
+        embeddings = kind(*sizes, skeleton.scalar_embed_scale)
+    table = parts[""].to(torch.bfloat16 if plan.weights == "w16" else dtype)
+    embeddings.weight = torch.nn.Parameter(table, requires_grad=False)
+    return embeddings
+
+
+def _tie_head(model: Model) -> None:
+    """Make the output matrix of the embeddings: the same memory, but for w16, which packs it."""
+    table: Any = model.get_input_embeddings()
+    if isinstance(table, int4.Int4Embedding):
+        model.lm_head = int4.Int4Linear({"": table.weight.data, int4.SCALES: table.scales_zeros})
+    elif isinstance(table, int8.Int8Embedding):
+        scale = {int8.SCALE: table.scale}
+        model.lm_head = int8.Int8Linear({"": table.weight.data, **scale}, table.scale.dtype)
+    elif isinstance(table, w16.Embedding16):
+        model.lm_head = w16.Linear16(table.weight.data)
+    else:
+        model.lm_head.weight = table.weight
 
 
 def _check_finite(parts: Mapping[str, torch.Tensor], key: str, name: str) -> None:

@@ -22,18 +22,18 @@ import torch
 from safetensors.torch import save_file
 
 from gemma3vl_app.generation import Progress
-from gemma3vl_app.loading import int8, nf4
+from gemma3vl_app.loading import int4, int8, nf4
 from gemma3vl_app.loading.base_270m import Report
 from gemma3vl_app.loading.cache import cached_folder
 from gemma3vl_app.loading.shards import read_headers
 from gemma3vl_app.planning import LoadPlan
 
 LONGEST_LABEL = 60  # of a folder name
-FORMAT = 2  # raise when converted files change, so that old ones are not taken for new ones
+FORMAT = 3  # raise when converted files change, so that old ones are not taken for new ones
 
 logger = logging.getLogger(__name__)
 
-Form = Literal["plain", "nf4", "nf4-packed", "int8"]
+Form = Literal["plain", "nf4", "nf4-packed", "int8", "int4"]
 Shapes = Mapping[str, tuple[int, int]]  # (N, K) by the weight's name
 
 
@@ -98,13 +98,16 @@ def is_nf4(name: str, tensors: Mapping[str, Stored]) -> bool:
 
 def is_quantised(name: str, tensors: Mapping[str, Stored]) -> bool:
     """Whether the weight `name` is stored in 4 or 8 bits."""
-    return is_nf4(name, tensors) or name + int8.SCALE in tensors
+    return is_nf4(name, tensors) or any(
+        name + suffix in tensors for suffix in (int8.SCALE, int4.SCALES)
+    )
 
 
 def in_planned_form(
     tensors: Mapping[str, Stored],
     text_linears: Shapes,
     linears: Shapes,
+    embeddings: Shapes,
     plan: LoadPlan,
     *,
     name: str,
@@ -115,8 +118,9 @@ def in_planned_form(
     """Return `tensors` with those replaced that `plan` wants in another form.
 
     `text_linears` are the matrices of the text layers, which may be quantised; `linears` all
-    matrices. `fingerprint` changes whenever the source's weights do. `may_pack` allows the order of
-    4-bit weights that the fused CPU kernel reads, which gives no gradients.
+    matrices; `embeddings` the table that is the output matrix, too. `fingerprint` changes whenever
+    the source's weights do. `may_pack` allows the order of 4-bit weights that the fused CPU kernel
+    reads, which gives no gradients.
     """
     dtype: torch.dtype = getattr(torch, plan.dtype)
     # 1) Matrices in another form than planned
@@ -126,6 +130,11 @@ def in_planned_form(
         for weight, shape in linears.items()
         if (form := _new_form(weight, shape, tensors, wanted, weight in text_linears)) is not None
     }
+    forms |= {
+        weight: form
+        for weight, shape in embeddings.items()
+        if (form := _table_form(shape, plan)) != "plain"
+    }
     result = _converted(dict(tensors), forms, dtype, f"{name}-{wanted}", fingerprint, report)
     # 2) The others, where a memory map is wanted and the file has another dtype
     wants_map = {"cpu", "disk"} if forms else {"disk"}
@@ -133,6 +142,7 @@ def in_planned_form(
         key: "plain"
         for key, tensor in result.items()
         if device_of(key, plan.device_map) in wants_map
+        and plan.weights != "w16"
         and tensor.dtype.is_floating_point
         and tensor.dtype != dtype
         and not any(is_quantised(weight, result) for weight in (key, key.rpartition(".")[0]))
@@ -151,10 +161,19 @@ def device_of(key: str, device_map: Mapping[str, str]) -> str:
 def _planned_form(plan: LoadPlan, text_linears: Shapes, may_pack: bool) -> Form:
     if plan.weights == "int8":
         return "int8"
+    if plan.weights == "int4":
+        return "int4"
     if plan.weights != "nf4":
         return "plain"
     on_cpu = all(device_of(key, plan.device_map) in ("cpu", "disk") for key in text_linears)
     return "nf4-packed" if may_pack and on_cpu and nf4.packs_for_cpu() else "nf4"
+
+
+def _table_form(shape: tuple[int, int], plan: LoadPlan) -> Form:
+    """Return the form of the embeddings, which are the output matrix, too."""
+    if plan.table == "int8":
+        return "int8"
+    return "int4" if plan.table == "int4" and int4.fits(shape) else "plain"
 
 
 def _new_form(
@@ -164,6 +183,8 @@ def _new_form(
     stored: Form = "nf4" if is_nf4(weight, tensors) else "plain"
     if not in_text:
         wanted = "plain"  # the tower's sizes crash the fused kernel, and gain little
+    elif wanted == "int4":
+        wanted = "int4" if int4.fits(shape) else "plain"
     elif wanted != "plain" and not nf4.fits(shape, packed=wanted == "nf4-packed"):
         wanted = "plain"
     return None if stored == wanted else wanted
@@ -192,6 +213,8 @@ def _converted(
 
     groups = _by_layer(forms)
     settings = [fingerprint, FORMAT, sorted(forms.items()), str(dtype), version("bitsandbytes")]
+    if "int4" in forms.values():  # in the order of the kernel here
+        settings.append(int4.block_rows())
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", label)[-LONGEST_LABEL:]
     folder = cached_folder(
@@ -219,6 +242,8 @@ def _convert(
             parts = nf4.quantise(plain)
         elif form == "int8":
             parts = int8.quantise(plain)
+        elif form == "int4":
+            parts = int4.quantise(plain)
         else:
             parts = {"": plain.to(dtype)}
     return {weight + suffix: part.contiguous() for suffix, part in parts.items()}
@@ -227,8 +252,11 @@ def _convert(
 def _bytes_after(tensor: Stored, form: Form, dtype: torch.dtype) -> int:
     """Estimate the size of a weight in its new form; its scales count as an eighth more."""
     count = tensor.nbytes * 2 if tensor.dtype == torch.uint8 else tensor.nbytes // 2
-    bits = {"plain": 8 * dtype.itemsize, "nf4": 4.5, "nf4-packed": 4.25, "int8": 8.1}[form]
+    bits = {**_BITS, "plain": 8 * dtype.itemsize}[form]
     return int(count * bits / 8)
+
+
+_BITS = {"nf4": 4.5, "nf4-packed": 4.25, "int8": 8.1, "int4": 5.0}
 
 
 def _by_layer(weights: Mapping[str, Form]) -> dict[str, list[str]]:
@@ -249,6 +277,7 @@ _PART_SUFFIXES = (
     nf4.ABSMAX,
     nf4.PACKED_ABSMAX,
     int8.SCALE,
+    int4.SCALES,
     *(".quant_map", ".nested_absmax", ".nested_quant_map"),
     *(".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4"),
 )

@@ -21,6 +21,7 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
 )
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from gemma3vl_app import catalog, hardware
 from gemma3vl_app.errors import LoadError
@@ -83,12 +84,14 @@ def load_model(
     revision: str | None = None,
     progress: Callable[[Progress], None] | None = None,
     for_training: bool = False,
+    fast_paths: bool = True,
 ) -> LoadedModel:
     """Load a model by catalog name or hub id, from a checkpoint folder or a GGUF file.
 
     `weights`, `device_map`, `max_memory` and `context_tokens` are wishes to the planner
-    (`planning.plan_for`). `progress` hears of the stages. `for_training` leaves 4-bit weights in an
-    order that gradients pass through. Raises `LoadError` with what is wrong and what to do.
+    (`planning.plan_for`), and so is `fast_paths`. `progress` hears of the stages. `for_training`
+    leaves 4-bit weights in an order that gradients pass through. Raises `LoadError` with what is
+    wrong and what to do.
     """
     check_weights(weights)
     report = progress or (lambda step: None)
@@ -101,6 +104,7 @@ def load_model(
             device_map=device_map,
             max_memory=max_memory,
             context_tokens=context_tokens,
+            fast_paths=fast_paths and not for_training,
         )
 
     # 1) Whether it fits at all, before many GiB are downloaded
@@ -114,11 +118,12 @@ def load_model(
     _check_tensors(skeleton, opened.tensors, checkpoint.name)
     plan = planned(checkpoint.config, checkpoint.name)
     # 3) Quantised or converted where the plan says so
-    linears, text_linears = _linears(skeleton)
+    linears, text_linears, embeddings = _matrices(skeleton)
     tensors = in_planned_form(
         opened.tensors,
         text_linears,
         linears,
+        embeddings,
         plan,
         name=checkpoint.name,
         fingerprint=opened.fingerprint,
@@ -272,8 +277,11 @@ def _check_tensors(skeleton: Model, tensors: Mapping[str, Stored], name: str) ->
             )
 
 
-def _linears(skeleton: Model) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]]:
-    """Return the shapes of all matrices by weight name, and of those in the text layers."""
+Shapes = dict[str, tuple[int, int]]
+
+
+def _matrices(skeleton: Model) -> tuple[Shapes, Shapes, Shapes]:
+    """Return shapes by weight name: of all matrices, of the text layers', of the embeddings."""
     shapes = {
         f"{name}.weight": (module.out_features, module.in_features)
         for name, module in skeleton.named_modules()
@@ -286,4 +294,9 @@ def _linears(skeleton: Model) -> tuple[dict[str, tuple[int, int]], dict[str, tup
         if getattr(m, "bias", None) is not None
     }
     text = {key: s for key, s in shapes.items() if "vision_tower" not in key and key not in biased}
-    return shapes, text
+    embeddings = {
+        f"{name}.weight": (module.num_embeddings, module.embedding_dim)
+        for name, module in skeleton.named_modules()
+        if isinstance(module, Gemma3TextScaledWordEmbedding)
+    }
+    return shapes, text, embeddings

@@ -42,19 +42,22 @@ MOST_LAYERS = 1000  # far beyond any release; a config that says more is damaged
 class Part:
     """A module that is placed as one; `matrices` are the weights that may be quantised.
 
-    `matrix_rows` is the number of their output features, each of which has a scale in int8;
-    `others` counts parameters that always stay in the arithmetic's dtype.
+    `matrix_rows` is the number of their output features, each of which has a scale in int8.
+    `table` counts those of the embeddings, which are the output matrix, too, with a row for each of
+    `table_rows` tokens. `others` counts parameters that always stay in the arithmetic's dtype.
     """
 
     name: str
     matrices: int = 0
     matrix_rows: int = 0
+    table: int = 0
+    table_rows: int = 0
     others: int = 0
 
     @property
     def parameters(self) -> int:
         """All of them."""
-        return self.matrices + self.others
+        return self.matrices + self.table + self.others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +145,8 @@ def _architecture(
     ]
     if len(kinds) != layers:
         raise ValueError(f"{len(kinds)} kinds of layers for {layers} layers")
-    home = [Part(f"{prefix}.embed_tokens", others=_size(text, "vocab_size") * hidden)]
+    rows = _size(text, "vocab_size")
+    home = [Part(f"{prefix}.embed_tokens", table=rows * hidden, table_rows=rows)]
     if vision is not None:
         home += _vision_parts(vision, hidden)
     home.append(Part(f"{prefix}.norm", others=hidden))

@@ -56,15 +56,19 @@ class LoadPlan:
     """Where and how a model is placed; every choice has its reason, fit to show to a person.
 
     `dtype` is the arithmetic ("bfloat16" or "float32"), `weights` the storage ("bf16", "fp32",
-    "nf4" or "int8"). `device_map` maps module prefixes (transformers 5's in-memory names, "" for
-    all) to "cuda:0", "mps", "cpu" or "disk"; "disk" means memory-mapped and computed on the CPU.
-    `bytes_by_device` is the forecast, `limits_by_device` what each device has to give. Where the
-    model does not fit, `ways` are the nearest ways to make it fit. `context_tokens` is the context
-    that was planned for; `training` a recommendation, where one was asked for.
+    "w16", "int8", "nf4" or "int4"), `table` that of the embeddings where it is another one than
+    the arithmetic's. `fast_paths` allows what is faster and not the same to the last bit.
+    `device_map` maps module prefixes (transformers 5's in-memory names, "" for all) to "cuda:0",
+    "mps", "cpu" or "disk"; "disk" means memory-mapped and computed on the CPU. `bytes_by_device` is
+    the forecast, `limits_by_device` what each device has to give. Where the model does not fit,
+    `ways` are the nearest ways to make it fit. `context_tokens` is the context that was planned
+    for; `training` a recommendation, where one was asked for.
     """
 
     dtype: str
     weights: str
+    table: str = ""
+    fast_paths: bool = False
     device_map: Mapping[str, str] = field(default_factory=lambda: {"": "cpu"})
     bytes_by_device: Mapping[str, DeviceBytes] = field(default_factory=dict)
     fits: bool = True

@@ -12,7 +12,9 @@ BYTES = {"bfloat16": 2, "float32": 4}
 MIB = 1 << 20
 
 NF4_BLOCK = 64  # weights that share one float32 scale
+INT4_GROUP = 32  # weights that share a scale and a zero
 FLOAT32 = 4
+W16 = 2
 
 # --- calibrated ---
 CPU_RUNTIME_BYTES = 330 * MIB  # tokenizer, thread pools, allocator: what one loaded model adds
@@ -23,18 +25,32 @@ GPU_CHUNK_TOKENS = 2048
 WINDOWS_KEPT = 3  # a sliding layer's buffer grows to three windows before it drops what is past
 
 
-def weight_bytes(part: Part, weights: str, dtype: str) -> int:
+def weight_bytes(part: Part, weights: str, dtype: str, table: str = "") -> int:
     """Return what a part's weights take, stored as `weights` and computed in `dtype`.
 
     nf4: half a byte a weight and a float32 per 64 (no double quantisation); int8: a byte a weight
-    and a float32 per output feature. What is not quantised has the arithmetic's dtype.
+    and a float32 per output feature; int4: half a byte, and a scale and a zero of 2 bytes per 32.
+    w16: two bytes. `table` is the form of the embeddings. What is not quantised has the
+    arithmetic's dtype.
     """
-    others = part.others * BYTES[dtype]
-    if weights == "nf4":
-        return others + part.matrices // 2 + part.matrices // NF4_BLOCK * FLOAT32
-    if weights == "int8":
-        return others + part.matrices + part.matrix_rows * FLOAT32
-    return others + part.matrices * BYTES[dtype]
+    if weights == "w16":
+        return W16 * part.parameters
+    matrices = _matrix_bytes(part.matrices, part.matrix_rows, weights, dtype)
+    return (
+        part.others * BYTES[dtype]
+        + matrices
+        + _matrix_bytes(part.table, part.table_rows, table, dtype)
+    )
+
+
+def _matrix_bytes(count: int, rows: int, form: str, dtype: str) -> int:
+    if form == "nf4":
+        return count // 2 + count // NF4_BLOCK * FLOAT32
+    if form == "int4":
+        return count // 2 + count // INT4_GROUP * 2 * W16
+    if form == "int8":
+        return count + rows * FLOAT32
+    return count * BYTES[dtype]
 
 
 def kv_bytes(model: Architecture, layer: int, context: int, sequences: int, dtype: str) -> int:
@@ -76,7 +92,7 @@ def reserve_bytes(model: Architecture, device: str, weights: str, dtype: str, co
     chunk = min(context, GPU_CHUNK_TOKENS if gpu else CPU_CHUNK_TOKENS)
     activations = chunk * (6 * model.hidden + 3 * model.intermediate) * BYTES[dtype]
     matrix = model.hidden * model.intermediate * BYTES[dtype]
-    scratch = matrix if weights in ("nf4", "int8") else 0
+    scratch = matrix if weights in ("nf4", "int8", "int4") else 0
     return runtime_bytes(device) + activations + scratch
 
 

@@ -20,10 +20,14 @@ from gemma3vl_app.planning.load_plan import DeviceBytes
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What is asked of the machine: storage, arithmetic, context, sequences, pictures."""
+    """What is asked of the machine: storage, arithmetic, context, sequences, pictures.
+
+    `fast_paths` lets a processor keep the embeddings of quantised models in fewer bits.
+    """
 
     weights: str
     dtype: str
+    fast_paths: bool = True
     context_tokens: int
     sequences: int = 1
     images: int = 1
@@ -82,7 +86,8 @@ def device_bytes(
 
     for part in (*model.home, *model.layers):
         if device := owner(part.name, device_map):
-            add(device, "weights", memory.weight_bytes(part, weights, dtype))
+            form = table_form(demand, device)
+            add(device, "weights", memory.weight_bytes(part, weights, dtype, form))
     for number, part in enumerate(model.layers):
         if device := owner(part.name, device_map):
             kind = "kv_global" if model.windows[number] is None else "kv_sliding"
@@ -97,6 +102,16 @@ def device_bytes(
         reserve = memory.reserve_bytes(model, device, weights, dtype, demand.context_tokens)
         add(device, "reserve", reserve)
     return {device: DeviceBytes(**purposes) for device, purposes in found.items()}
+
+
+def table_form(demand: Demand, device: str) -> str:
+    """Return the form of the embeddings, which are the output matrix, too; "" is the arithmetic's.
+
+    Writing a token reads all of that matrix. Processors have kernels that read it in 8 bits.
+    """
+    quantised = demand.weights in ("int8", "nf4", "int4")
+    on_cpu = computing(device) == "cpu"
+    return "int8" if quantised and on_cpu and demand.fast_paths else ""
 
 
 def check_map(model: Architecture, device_map: Mapping[str, str], name: str) -> None:

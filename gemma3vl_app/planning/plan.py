@@ -20,6 +20,7 @@ from gemma3vl_app.planning.architecture import Architecture, architecture
 from gemma3vl_app.planning.load_plan import LoadPlan
 from gemma3vl_app.planning.placement import Demand
 from gemma3vl_app.planning.wishes import (
+    CPU_ONLY,
     UNLIMITED_BYTES,
     check_weights,
     device_limits,
@@ -48,13 +49,15 @@ def plan_for(
     context_tokens: int | None = None,
     images: int = 1,
     sequences: int = 1,
+    fast_paths: bool = True,
 ) -> LoadPlan:
     """Return the plan for the model of a config.json on a machine, whether it fits or not.
 
     `device_map` is "auto", one device, or a map of module prefixes. `max_memory` bounds devices,
     and then only those exist; without it, all that is free counts. `context_tokens` is the longest
     conversation to make room for (None: 8,192, or the model's own if shorter), `sequences` how many
-    at once, `images` how many pictures each. Raises `LoadError` for wishes that make no sense.
+    at once, `images` how many pictures each. Without `fast_paths`, nothing is chosen that is faster
+    but not the reference to the last bit. Raises `LoadError` for wishes that make no sense.
     """
     check_weights(weights)
     model = architecture(config)
@@ -65,15 +68,26 @@ def plan_for(
     fastest = next(each for each in limits if fixed is None or each in fixed.values())
     if weights == "nf4" and fastest == "mps":
         raise LoadError("weights='nf4' needs CUDA or a CPU (bitsandbytes). Use 'int8' here.")
+    if weights in CPU_ONLY and fastest not in ("cpu", DISK):
+        raise LoadError(
+            f"weights={weights!r} is made for processors, and {fastest} is none. Use "
+            f"{'int8' if fastest == 'mps' else 'nf4'!r} here, or device_map='cpu'."
+        )
     dtype, dtype_reason = _arithmetic(weights, fastest, machine)
+    fast_paths = fast_paths and weights != "fp32"  # who asks for it wants the reference's numbers
     demand = Demand(
-        weights="", dtype=dtype, context_tokens=context, sequences=sequences, images=images
+        weights="",
+        dtype=dtype,
+        fast_paths=fast_paths,
+        context_tokens=context,
+        sequences=sequences,
+        images=images,
     )
-    choices = list(_storage(weights, config, dtype, fastest, machine))
+    choices = list(_storage(weights, config, dtype, fastest, machine, fast_paths))
     for place_on, wish, why in _attempts(choices, limits, fixed):
         wanted = replace(demand, weights=wish)
         found = fixed if fixed is not None else placement.place(model, wanted, place_on)
-        if found is None:
+        if found is None or not _computes_on(wish, found):
             continue
         plan = _plan(model, wanted, found, limits)
         if plan.fits:
@@ -117,6 +131,8 @@ def _arithmetic(weights: str, device: str, machine: Machine) -> tuple[str, str]:
     """Return the dtype to compute in, and why."""
     if weights in DTYPES:
         return DTYPES[weights], f"{DTYPES[weights]}: you asked for weights={weights!r}."
+    if weights == "w16":
+        return "float32", "float32: what weights of 16 bits are multiplied in."
     kind, _, index = device.partition(":")
     if kind == "cuda" and int(index or 0) >= len(machine.gpus):
         return "bfloat16", f"bfloat16: {device} is taken for an Ampere GPU or a newer one."
@@ -126,7 +142,12 @@ def _arithmetic(weights: str, device: str, machine: Machine) -> tuple[str, str]:
 
 
 def _storage(
-    weights: str, config: Mapping[str, Any], dtype: str, device: str, machine: Machine
+    weights: str,
+    config: Mapping[str, Any],
+    dtype: str,
+    device: str,
+    machine: Machine,
+    fast_paths: bool,
 ) -> Iterator[tuple[str, str]]:
     """Yield ways to store the weights, best first, each with its reason."""
     full = STORED[dtype]
@@ -137,19 +158,42 @@ def _storage(
     if isinstance(stored, Mapping) and stored.get("load_in_4bit"):
         yield "nf4", "nf4 weights: the checkpoint is stored in 4 bits."
         return
+    on_cpu = device in ("cpu", DISK)
+    if full == "fp32" and on_cpu and fast_paths and _has_16_bits(config):
+        yield (
+            "w16",
+            (
+                "w16 weights: bfloat16, as the checkpoint has them, multiplied in float32: its "
+                "numbers, and half as much to hold and to read for each token."
+            ),
+        )
     yield full, f"{full} weights: they fit as they are."
     eight = f"int8 weights: in {full} they would not fit; 8 bits lose the least."
-    four = f"nf4 weights: in {full} they would not fit; "
     if device.startswith("cuda"):
-        yield "nf4", four + "on a GPU, bitsandbytes' 4 bits are also made for speed."
+        why = "on a GPU, bitsandbytes' 4 bits are also made for speed."
+        yield "nf4", f"nf4 weights: in {full} they would not fit; {why}"
     elif device == "mps":
         yield "int8", eight + " 4 bits need CUDA or a CPU (bitsandbytes)."
-    elif "avx512_bf16" in machine.cpu_flags:
-        yield "int8", eight
-        yield "nf4", four + "nor would 8 bits."
     else:
-        yield "int8", eight + " 4 bits would answer slowly on this processor."
-        yield "nf4", four + "nor would 8 bits; without AVX512-BF16 they answer slowly."
+        yield "int8", eight
+        yield "int4", f"int4 weights: in {full} they would not fit; nor would 8 bits."
+        yield "nf4", f"nf4 weights: in {full} they would not fit; nor would other forms."
+
+
+def _has_16_bits(config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint says that its weights are bfloat16."""
+    nested = config.get("text_config")
+    stated = {
+        part.get(key)
+        for part in (config, nested if isinstance(nested, Mapping) else {})
+        for key in ("dtype", "torch_dtype")
+    }
+    return stated & {"bfloat16", "float32"} == {"bfloat16"}
+
+
+def _computes_on(weights: str, device_map: Mapping[str, str]) -> bool:
+    """Whether every device of a map has kernels for a kind of weights."""
+    return weights not in CPU_ONLY or {*device_map.values()} <= {"cpu", DISK}
 
 
 def _fixed_map(
@@ -186,6 +230,8 @@ def _plan(
     return LoadPlan(
         dtype=demand.dtype,
         weights=demand.weights,
+        table=placement.table_form(demand, placement.owner("lm_head", device_map) or "cpu"),
+        fast_paths=demand.fast_paths,
         device_map=dict(device_map),
         bytes_by_device=used,
         limits_by_device=dict(limits),
@@ -234,9 +280,11 @@ def _reasons(
         f"{len(model.layers) - sliding} global layers keep all of them, {sliding} sliding layers "
         "their window."
     )
-    if demand.weights in ("nf4", "int8"):
+    if demand.weights in ("nf4", "int8", "int4"):
+        stays = "tower" if plan.table else "embeddings, tower"
+        also = f", embeddings and output matrix {plan.table}" if plan.table else ""
         yield (
-            f"Only the matrices of the decoder layers are {demand.weights}; embeddings, tower, "
+            f"Only the matrices of the decoder layers are {demand.weights}{also}; {stays}, "
             f"projector and norms stay {STORED[demand.dtype]}: they lose more than they save."
         )
     reserving = [(d, held) for d, held in plan.bytes_by_device.items() if held.reserve]
@@ -259,7 +307,8 @@ def _ways(
     Each was tried on the planner itself; a map that was asked for stays as it is.
     """
     used = [device for device in limits if fixed is None or device in fixed.values()]
-    quantised = ("int8",) if used[0] == "mps" else ("int8", "nf4")
+    on_cpu = used[0] in ("cpu", DISK)
+    quantised = ("int8",) if used[0] == "mps" else ("int8", "int4" if on_cpu else "nf4")
     full = STORED[_arithmetic("auto", used[0], machine)[0]]
     everything = tuple(dict.fromkeys((full, *quantised, demand.weights)))
 
@@ -274,7 +323,9 @@ def _ways(
             dtype, _ = _arithmetic(weights, used[0], machine)
             wanted = replace(wish, weights=weights, dtype=dtype)
             found = fixed if fixed is not None else placement.place(model, wanted, limits)
-            if found is not None and _plan(model, wanted, found, limits).fits:
+            if found is None or not _computes_on(weights, found):
+                continue
+            if _plan(model, wanted, found, limits).fits:
                 return weights
         return None
 

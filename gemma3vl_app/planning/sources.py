@@ -34,6 +34,7 @@ def plan(
     images: int = 1,
     sequences: int = 1,
     train: bool | None = None,
+    fast_paths: bool = True,
     machine: Machine | None = None,
 ) -> LoadPlan:
     """Return how `source` would be loaded: precision, places, bytes by device, and why.
@@ -41,9 +42,9 @@ def plan(
     Downloads nothing and needs no torch. `source` is a name of the catalog, a folder that is here,
     or the hub id of a model that was downloaded. With `max_memory` ({"cuda:0": "24GiB", "cpu":
     "64GiB"}) only the devices it names exist; without it, those of `machine` (None: this one).
-    `train` adds the hardware that Megatron Bridge recommends for fine-tuning. Raises `LoadError`
-    for an unknown model or wish; a model that does not fit is no error: see `LoadPlan.fits` and
-    `.ways`.
+    `fast_paths` allows what is faster but not the reference to the last bit. `train` adds the
+    hardware that Megatron Bridge recommends for fine-tuning. Raises `LoadError` for an unknown
+    model or wish; a model that does not fit is no error: see `LoadPlan.fits` and `.ways`.
     """
     name, config, size = described(source)
     if machine is None:
@@ -60,6 +61,7 @@ def plan(
         context_tokens=context_tokens,
         images=images,
         sequences=sequences,
+        fast_paths=fast_paths,
     )
     smaller = partial(
         plan_for,
@@ -68,6 +70,7 @@ def plan(
         context_tokens=context_tokens,
         images=images,
         sequences=sequences,
+        fast_paths=fast_paths,
     )
     if not found.fits and (way := _smaller(size, name, smaller)):
         found = replace(found, ways=(*found.ways[:2], way))

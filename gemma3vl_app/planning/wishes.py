@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.hardware import Machine
 
-WEIGHTS = ("auto", "bf16", "fp32", "nf4", "int8")
+WEIGHTS = ("auto", "bf16", "fp32", "w16", "int8", "nf4", "int4")
+CPU_ONLY = ("w16", "int4")  # kinds with kernels for processors alone
 HALVES = ("fp16", "float16", "half", "f16")
 LLM_INT8 = ("llm.int8", "llm_int8", "load_in_8bit", "bnb-int8", "bitsandbytes-int8")
 UNITS = {

@@ -19,7 +19,7 @@ from gemma3vl_app.manager import ModelEvent, ModelManager, Resident
 from gemma3vl_app.planning import LoadPlan, plan
 from gemma3vl_app.webui.words import Words
 
-WEIGHTS = ("auto", "bf16", "int8", "nf4", "fp32")
+WEIGHTS = ("auto", "bf16", "w16", "int8", "int4", "nf4", "fp32")
 _PARTS = ("weights", "kv_global", "kv_sliding", "vision", "logits", "reserve")
 
 

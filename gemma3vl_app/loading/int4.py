@@ -1,0 +1,174 @@
+"""4-bit weights for processors: groups of 32 with a scale and a zero each, multiplied by torch.
+
+Keeps its speed with several rows of activations at once, which bitsandbytes' nf4 does not, and is
+small and fast on processors without bfloat16, too. Shapes: N output features, K input features, M
+rows of activations; G = K / 32 groups.
+
+A weight is (code - 8) * scale + zero, as torch's `_weight_int4pack_mm_for_cpu` has it. Matrices are
+stored in the order that this kernel reads on the processor at hand, so that they are used from the
+file's memory map as they lie: B output features together (`block_rows`), for each input feature B/2
+bytes, each with the codes of two features that are 16 apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+
+GROUP = 32
+ZERO_CODE = 8
+LARGEST = 15
+SCALES = ".scales_zeros"  # after the weight's own name: bf16 (G, N, 2)
+LANES = 16
+FEW_ROWS = 64  # up to here the kernel beats turning the matrix into floats
+ROWS_AT_ONCE = 1 << 12  # of a matrix that is turned into floats, or quantised
+SHRUNKEN = 0.93  # of the range: cutting off the outermost weights can serve the others better
+
+Parts = dict[str, torch.Tensor]
+
+
+def block_rows() -> int:
+    """Return how many output features lie together, B, in the order of the kernel here."""
+    return 32 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 64
+
+
+def is_supported() -> bool:
+    """Whether the kernel here has an order that is known: with AVX2 or AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+def fits(shape: torch.Size | tuple[int, ...]) -> bool:
+    """Whether a matrix (N, K) of this shape can be stored; others stay as they are."""
+    return shape[0] % block_rows() == 0 and shape[1] % GROUP == 0
+
+
+def quantise(weight: torch.Tensor) -> Parts:
+    """Return the parts of a matrix (N, K): packed codes (N, K / 2), and bf16 scales and zeros.
+
+    For each group the best of three grids by squared error: its whole range, a part of it, and that
+    of llama.cpp's Q4_0, whose weights so stay what they are.
+    """
+    pieces = [_quantise_rows(weight[some]) for some in _slices(len(weight))]
+    codes, scales, zeros = (torch.cat(each) for each in zip(*pieces, strict=True))
+    pack: Any = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+    packed = [pack(codes[some].int(), 1) for some in _slices(len(codes))]
+    return {"": torch.cat(packed), SCALES: torch.stack([scales.T, zeros.T], -1).contiguous()}
+
+
+def dequantise(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """Return the matrix (N, K) that parts stand for."""
+    return torch.cat([*_dense_rows(parts[""], parts[SCALES], dtype)])
+
+
+def rows_of(parts: Parts, ids: torch.Tensor) -> torch.Tensor:
+    """Return single rows of the matrix in float32: ids (n,) to (n, K)."""
+    block = block_rows()
+    features = parts[""].shape[1] * 2
+    blocks = parts[""].view(-1, features, block // 2)  # (N / B, K, B / 2)
+    lane = ids % block
+    byte = lane % LANES + lane // (2 * LANES) * LANES  # which byte of the B / 2 holds a row
+    bytes_ = blocks[ids // block, :, byte]  # (n, K)
+    is_high = (lane // LANES % 2 == 1)[:, None]
+    codes = torch.where(is_high, bytes_ >> 4, bytes_ & LARGEST)
+    scales, zeros = parts[SCALES][:, ids].float().unbind(-1)  # each (G, n)
+    grouped = codes.view(len(ids), -1, GROUP).float() - ZERO_CODE  # (n, G, 32)
+    return (grouped * scales.T[..., None] + zeros.T[..., None]).view(len(ids), features)
+
+
+class Int4Linear(torch.nn.Linear):
+    """A linear layer without bias whose weight is packed in 4 bits (N, K / 2)."""
+
+    scales_zeros: torch.Tensor
+
+    def __init__(self, parts: Parts) -> None:
+        """Take the stored `parts`; the layer computes in its input's dtype."""
+        outputs, inputs = parts[""].shape[0], 2 * parts[""].shape[1]
+        super().__init__(inputs, outputs, bias=False, device="meta")
+        self.weight = torch.nn.Parameter(parts[""], requires_grad=False)
+        self.register_buffer("scales_zeros", parts[SCALES])
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Multiply activations (..., K) with the weights; returns (..., N) in their dtype."""
+        rows = input.reshape(-1, self.in_features)  # (M, K)
+        differentiable = torch.is_grad_enabled() and input.requires_grad  # the kernel is not
+        if len(rows) <= FEW_ROWS and not differentiable:
+            multiply: Any = torch.ops.aten._weight_int4pack_mm_for_cpu
+            # In bf16: the kernel's float32 form is ten times slower, and 4 bits err far more.
+            scales = self.scales_zeros
+            product = multiply(rows.to(torch.bfloat16).contiguous(), self.weight, GROUP, scales)
+            output: torch.Tensor = product.to(input.dtype)  # (M, N)
+        else:
+            dense = _dense_rows(self.weight, self.scales_zeros, input.dtype)
+            output = torch.cat([linear(rows, part) for part in dense], dim=-1)
+        return output.reshape(*input.shape[:-1], self.out_features)
+
+
+class Int4Embedding(Gemma3TextScaledWordEmbedding):
+    """Embeddings whose table is the packed output matrix."""
+
+    scales_zeros: torch.Tensor
+
+    def take(self, parts: Parts, dtype: torch.dtype) -> None:
+        """Take the stored `parts`; rows come out in `dtype`."""
+        self.weight = torch.nn.Parameter(parts[""], requires_grad=False)
+        self.register_buffer("scales_zeros", parts[SCALES])
+        self._dtype = dtype
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Look up ids (...); returns (..., K)."""
+        parts = {"": self.weight.detach(), SCALES: self.scales_zeros}
+        rows = rows_of(parts, input_ids.reshape(-1)) * self.embed_scale.float()
+        return rows.to(self._dtype).view(*input_ids.shape, -1)
+
+
+# --- inside ---
+
+
+def _slices(rows: int) -> Iterator[slice]:
+    return (slice(first, first + ROWS_AT_ONCE) for first in range(0, rows, ROWS_AT_ONCE))
+
+
+def _quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return codes (N, K) uint8, and bf16 scales and zeros (N, G), of some rows."""
+    groups = weight.float().reshape(weight.shape[0], -1, GROUP)  # (N, G, 32)
+    least, most = groups.amin(-1), groups.amax(-1)
+    largest = torch.where(-least > most, least, most)  # by magnitude, with its sign
+    middle, span = (most + least) / 2, (most - least) / LARGEST
+    best_error = torch.full_like(least, float("inf"))
+    best = [torch.zeros_like(groups, dtype=torch.uint8), least.clone(), least.clone()]
+    for scale, zero in (
+        (span, middle + span / 2),  # code 0 is the least, 15 the most
+        (SHRUNKEN * span, middle + SHRUNKEN * span / 2),
+        (largest / -ZERO_CODE, torch.zeros_like(largest)),  # Q4_0
+    ):
+        scale, zero = scale.bfloat16().float(), zero.bfloat16().float()
+        safe = torch.where(scale == 0, torch.ones_like(scale), scale)
+        codes = (groups - zero[..., None]).div_(safe[..., None]).round_().add_(ZERO_CODE)
+        codes = codes.clamp_(0, LARGEST)
+        error = (codes - ZERO_CODE).mul_(scale[..., None]).add_(zero[..., None]).sub_(groups)
+        error = error.square_().sum(-1)  # (N, G)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best[0] = torch.where(better[..., None], codes.to(torch.uint8), best[0])
+        best[1], best[2] = torch.where(better, scale, best[1]), torch.where(better, zero, best[2])
+    return best[0].reshape(weight.shape), best[1].bfloat16(), best[2].bfloat16()
+
+
+def _dense_rows(
+    packed: torch.Tensor, scales_zeros: torch.Tensor, dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
+    """Yield the matrix in `dtype`, some rows (n, K) at a time."""
+    block, features = block_rows(), 2 * packed.shape[1]
+    for some in _slices(len(packed)):
+        rows = packed.detach()[some]
+        bytes_ = rows.reshape(-1, features, block // (2 * LANES), LANES)  # (N / B, K, B / 32, 16)
+        codes = torch.stack([bytes_ & LARGEST, bytes_ >> 4], dim=3)  # low and high: 16 apart
+        codes = codes.reshape(-1, features, block).transpose(1, 2)  # (N / B, B, K)
+        grouped = codes.reshape(len(rows), -1, GROUP).to(dtype).sub_(ZERO_CODE)  # (n, G, 32)
+        scales, zeros = scales_zeros[:, some].to(dtype).unbind(-1)
+        dense = grouped.mul_(scales.T[..., None]).add_(zeros.T[..., None])
+        yield dense.view(len(rows), features)

@@ -1,0 +1,26 @@
+"""Gemma 3's normalisation as one operation of torch instead of seven. Shapes: D width."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import rms_norm
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+
+
+class FusedRMSNorm(Gemma3RMSNorm):
+    """Transformers' `Gemma3RMSNorm`: in float32, times 1 + weight, back to the input's dtype.
+
+    Seven small operations are started one by one for each norm, and there are over a hundred a
+    token: fused they take a third of the time on a processor.
+    """
+
+    gain: torch.Tensor
+
+    def take(self, weight: torch.Tensor) -> None:
+        """Take the stored weight (D,)."""
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("gain", 1.0 + weight.float(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise vectors (..., D)."""
+        return rms_norm(x.float(), self.gain.shape, self.gain, self.eps).type_as(x)
