@@ -20,8 +20,10 @@ from gemma3vl_app.engine.grammar import Grammars, Matcher
 from gemma3vl_app.engine.memory import give_back
 from gemma3vl_app.engine.prefix import Scope
 from gemma3vl_app.engine.sequence import Request
+from gemma3vl_app.engine.speculation.lookup import Lookup
+from gemma3vl_app.engine.speculation.speculation import Speculation
 from gemma3vl_app.engine.traces import Tracing, known_tokens
-from gemma3vl_app.errors import ContextLengthError, ConversationError, EngineError
+from gemma3vl_app.errors import ContextLengthError, ConversationError, EngineError, LoadError
 from gemma3vl_app.generation import Answer, Greedy, Preview, Progress, Sampling, Token
 from gemma3vl_app.loading.loader import LoadedModel, load_model
 from gemma3vl_app.messages import Conversation, Message
@@ -54,15 +56,18 @@ def load(
     adapters: Mapping[str, str | Path] | None = None,
     progress: Callable[[Progress], None] | None = None,
     limits: EngineLimits | None = None,
+    speculation: str = "auto",
 ) -> LocalBackend:
     """Load a model and return the backend that answers with it.
 
     `source` is a name that the catalog knows ("demo", "4b-it"), a hub id, a checkpoint folder or a
     GGUF file; `revision` a branch, tag or commit of the hub. `weights` is "auto", "bf16", "fp32",
     "nf4" or "int8"; `device_map`, `max_memory` and `context_tokens` are wishes to the planner, see
-    `plan`. `adapters` are peft adapters' folders by name. Raises `LoadError` with the next thing to
-    do.
+    `plan`. `adapters` are peft adapters' folders by name. `speculation` "auto" guesses tokens ahead
+    where that is faster, "off" never does; answers are the same. Raises `LoadError` with the next
+    thing to do.
     """
+    check_speculation(speculation)
     loaded = load_model(
         source,
         weights=weights,
@@ -74,7 +79,7 @@ def load(
     )
     if context_tokens is not None:
         limits = replace(limits or EngineLimits(), context_tokens=context_tokens)
-    backend = LocalBackend(loaded, limits=limits)
+    backend = LocalBackend(loaded, limits=limits, speculation=speculation)
     del loaded  # the backend alone holds the model, and can let go of it
     try:
         for name, folder in (adapters or {}).items():
@@ -88,8 +93,15 @@ def load(
 class LocalBackend:
     """Answers conversations with a loaded model; see `Backend` for what each method promises."""
 
-    def __init__(self, loaded: LoadedModel, *, limits: EngineLimits | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        limits: EngineLimits | None = None,
+        speculation: str = "auto",
+    ) -> None:
         """Start an engine over `loaded`, which belongs to this backend from now on."""
+        self._speculation = speculation
         self._loaded: LoadedModel | None = loaded  # None once closed
         self._plan, self._sampling = loaded.plan, loaded.sampling
         self._tokenizer = TextTokenizer.from_file(loaded.tokenizer_file)
@@ -102,6 +114,7 @@ class LocalBackend:
             self._format,
             stop_ids=stop_ids,
             limits=limits,
+            speculation=self._new_speculation(stop_ids),
             name=loaded.name,
         )
         known = catalog.MODELS.get(loaded.name)
@@ -127,7 +140,8 @@ class LocalBackend:
         if self._loaded is None:
             raise EngineError(f"{self._capabilities.model} is closed.")
         model: Any = self._loaded.model  # transformers leaves `to` unannotated
-        return LocalBackend(replace(self._loaded, model=model.to(device)))
+        moved = replace(self._loaded, model=model.to(device))
+        return LocalBackend(moved, speculation=self._speculation)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -351,6 +365,12 @@ class LocalBackend:
     ) -> None:
         self.close()
 
+    def _new_speculation(self, stop_ids: frozenset[int]) -> Speculation | None:
+        """Return what guesses tokens ahead, if anything shall."""
+        if self._speculation == "off":
+            return None
+        return Speculation(Lookup(stop_ids | self._tokenizer.control_ids))
+
     def _adapter_key(self, adapter: str | None) -> str | None:
         """Return the key of an adapter by name; raises `ConversationError` for an unknown one."""
         if adapter is None:
@@ -382,6 +402,12 @@ class LocalBackend:
         matcher = self._grammars.matcher(as_json_schema(schema))
         matcher.begin_with(prompt.ids[prompt.answer_start :].tolist())
         return matcher
+
+
+def check_speculation(mode: str) -> None:
+    """Raise `LoadError` for a word that says nothing about guessing ahead."""
+    if mode not in ("auto", "off"):
+        raise LoadError(f"speculation is {mode!r}; it must be 'auto' or 'off'.")
 
 
 def places_of(prompt: PreparedPrompt) -> tuple[Place, ...]:
