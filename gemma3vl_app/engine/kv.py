@@ -46,11 +46,15 @@ class SequenceKV:
     """The keys and values of one sequence, over all layers, for its first `length` positions.
 
     `windows` holds for each layer its sliding window in tokens, or None for global attention.
+    The last `spare` tokens can always be taken back, whatever the windows; snapshots need one.
     A forward pass calls `append` once per layer and then `advance` (or `advance_unsure`) once.
     """
 
-    def __init__(self, windows: Sequence[int | None], *, expected_tokens: int = 0) -> None:
+    def __init__(
+        self, windows: Sequence[int | None], *, expected_tokens: int = 0, spare: int = 1
+    ) -> None:
         self.windows = tuple(windows)
+        self.spare = spare
         self.length = 0
         self.expected_tokens = expected_tokens
         self._logs: list[KVLog | None] = [None] * len(self.windows)
@@ -59,7 +63,7 @@ class SequenceKV:
         """Return a second sequence that shares the first `length` positions; copies nothing."""
         if not self.can_rewind(length):
             raise ValueError(f"positions before {length} have left the sliding window")
-        child = SequenceKV(self.windows, expected_tokens=expected_tokens)
+        child = SequenceKV(self.windows, expected_tokens=expected_tokens, spare=self.spare)
         child.length = length
         child._logs = list(self._logs)
         for log in child.logs():
@@ -154,10 +158,10 @@ class SequenceKV:
     def _moved(self, log: KVLog, window: int | None, count: int, unsure: int = 0) -> KVLog:
         """Copy what a layer still needs of `log` into a new one with room for `count` and more.
 
-        The last `unsure` tokens can be taken back, and the one before them.
+        The last `unsure` tokens can be taken back, and the spare ones before them.
         """
-        # One position more than the next query sees: the last token can always be taken back.
-        first = max(log.first, first_visible(self.length - unsure, window) - 1)
+        # Earlier positions than the next query sees: those that it sees once tokens are taken back.
+        first = max(log.first, first_visible(self.length - unsure, window) - self.spare)
         kept = self.length - first
         if window is None:
             room = max(_MIN_ROOM_TOKENS, (kept + count) // 2)

@@ -28,6 +28,7 @@ class Grams:
 
     def __init__(self, prompt: Ids) -> None:
         self._ids: list[int] = prompt.tolist()
+        self._prompt_tokens = len(prompt)
         keys = _keys(prompt)
         order = np.argsort(keys, kind="stable")
         self._prompt_keys = keys[order]
@@ -39,7 +40,7 @@ class Grams:
 
     def add(self, id: int) -> None:
         """Take the next token: what goes on now are the tokens before it."""
-        if len(self._ids) >= _GRAM:
+        if len(self._ids) >= _GRAM and len(self._ids) > self._prompt_tokens:
             places = self._answer_ends.setdefault(_key(self._ids[-_GRAM:]), [])
             places.append(len(self._ids))
             del places[:-_COMPARED]
@@ -63,7 +64,8 @@ class Grams:
         """Return where a text with this key went on, the newest place first."""
         low = int(np.searchsorted(self._prompt_keys, key, "left"))
         high = int(np.searchsorted(self._prompt_keys, key, "right"))
-        ends = self._prompt_ends[max(low, high - _COMPARED) : high].tolist()
+        # One more, as the last may be the end of the text itself
+        ends = self._prompt_ends[max(low, high - _COMPARED - 1) : high].tolist()
         ends += self._answer_ends.get(key, [])
         return [end for end in reversed(ends) if end < len(self._ids)][:_COMPARED]
 

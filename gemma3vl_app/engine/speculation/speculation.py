@@ -52,6 +52,7 @@ class Speculation:
         self._costs = costs or PassCosts()
         self._clock = clock
         self._records: dict[Sequence, Record] = {}
+        self._given_up: set[Sequence] = set()  # guessing failed for them
 
     def guesses(self, rows: Several[Sequence]) -> list[list[int]]:
         """Return the tokens to check for each of the rows of a pass, mostly none.
@@ -61,9 +62,8 @@ class Speculation:
         try:
             return self._guesses(rows)
         except Exception:
-            logger.warning("guessing failed; this step goes on without", exc_info=True)
-            for sequence in rows:
-                self.forget(sequence)
+            logger.warning("guessing failed; %d answers go on without", len(rows), exc_info=True)
+            self._given_up.update(rows)
             return [[] for _ in rows]
 
     def _guesses(self, rows: Several[Sequence]) -> list[list[int]]:
@@ -99,12 +99,15 @@ class Speculation:
     def forget(self, sequence: Sequence) -> None:
         """Let go of a sequence that has ended."""
         self._records.pop(sequence, None)
+        self._given_up.discard(sequence)
         self._guesser.forget(sequence)
 
     def _most(self, sequence: Sequence) -> int:
         """Return how many tokens may be guessed: one more always comes with them."""
         room = sequence.request.max_new_tokens - len(sequence.generated) - 1
-        return min(room, MOST_GUESSED, self._guesser.available(sequence)) if room > 0 else 0
+        if room <= 0 or sequence in self._given_up:
+            return 0
+        return min(room, MOST_GUESSED, self._guesser.available(sequence))
 
     def _record(self, sequence: Sequence) -> Record:
         return self._records.setdefault(sequence, Record())
