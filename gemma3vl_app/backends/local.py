@@ -12,20 +12,22 @@ from types import TracebackType
 from typing import Any
 
 from PIL import Image
-from transformers import Gemma3ForCausalLM
 
 from gemma3vl_app import catalog, hardware
+from gemma3vl_app.backends.drafting import (
+    check_speculation,
+    guessing,
+    load_draft,
+    with_draft,
+)
 from gemma3vl_app.backends.protocol import Capabilities, Schema
 from gemma3vl_app.engine.engine import Engine, EngineLimits
 from gemma3vl_app.engine.grammar import Grammars, Matcher
 from gemma3vl_app.engine.memory import give_back
 from gemma3vl_app.engine.prefix import Scope
 from gemma3vl_app.engine.sequence import Request
-from gemma3vl_app.engine.speculation.draft import Draft
-from gemma3vl_app.engine.speculation.lookup import Lookup
-from gemma3vl_app.engine.speculation.speculation import Speculation
 from gemma3vl_app.engine.traces import Tracing, known_tokens
-from gemma3vl_app.errors import ContextLengthError, ConversationError, EngineError, LoadError
+from gemma3vl_app.errors import ContextLengthError, ConversationError, EngineError
 from gemma3vl_app.generation import Answer, Greedy, Preview, Progress, Sampling, Token
 from gemma3vl_app.loading.loader import LoadedModel, load_model
 from gemma3vl_app.messages import Conversation, Message
@@ -86,7 +88,7 @@ def load(
     drafting = None
     if draft is not None:
         drafting = load_draft(draft, loaded, weights=weights, progress=progress)
-        loaded = replace(loaded, plan=_with_draft(loaded.plan, drafting))
+        loaded = replace(loaded, plan=with_draft(loaded.plan, drafting))
     backend = LocalBackend(loaded, limits=limits, speculation=speculation, draft=drafting)
     del drafting
     del loaded  # the backend alone holds the model, and can let go of it
@@ -124,7 +126,7 @@ class LocalBackend:
             self._format,
             stop_ids=stop_ids,
             limits=limits,
-            speculation=self._new_speculation(stop_ids, draft),
+            speculation=guessing(speculation, stop_ids | self._tokenizer.control_ids, draft),
             name=loaded.name,
         )
         known = catalog.MODELS.get(loaded.name)
@@ -375,18 +377,6 @@ class LocalBackend:
     ) -> None:
         self.close()
 
-    def _new_speculation(
-        self, stop_ids: frozenset[int], draft: LoadedModel | None
-    ) -> Speculation | None:
-        """Return what guesses tokens ahead, if anything shall."""
-        if self._speculation == "off":
-            return None
-        never = stop_ids | self._tokenizer.control_ids
-        if draft is None:
-            return Speculation(Lookup(never))
-        assert isinstance(draft.model, Gemma3ForCausalLM)  # checked when it was loaded
-        return Speculation(Draft(draft.model, never))
-
     def _adapter_key(self, adapter: str | None) -> str | None:
         """Return the key of an adapter by name; raises `ConversationError` for an unknown one."""
         if adapter is None:
@@ -418,57 +408,6 @@ class LocalBackend:
         matcher = self._grammars.matcher(as_json_schema(schema))
         matcher.begin_with(prompt.ids[prompt.answer_start :].tolist())
         return matcher
-
-
-def check_speculation(mode: str, draft: str | Path | None) -> None:
-    """Raise `LoadError` for wishes about guessing ahead that make no sense."""
-    if mode not in ("auto", "off"):
-        raise LoadError(f"speculation is {mode!r}; it must be 'auto' or 'off'.")
-    if mode == "off" and draft is not None:
-        raise LoadError(
-            f"A draft model ({str(draft)!r}) guesses ahead, which speculation='off' forbids. "
-            "Leave one of them out."
-        )
-
-
-def load_draft(
-    source: str | Path,
-    loaded: LoadedModel,
-    *,
-    weights: str = "auto",
-    progress: Callable[[Progress], None] | None = None,
-) -> LoadedModel:
-    """Load a text model that guesses for `loaded`; raises `LoadError` where it cannot."""
-    devices = set(loaded.plan.device_map.values()) - {"disk"}
-    draft = load_model(
-        source,
-        weights=weights,
-        device_map=devices.pop() if len(devices) == 1 else "auto",
-        context_tokens=loaded.plan.context_tokens or None,
-        progress=progress,
-    )
-    if not isinstance(draft.model, Gemma3ForCausalLM):
-        raise LoadError(
-            f"{draft.name!r} sees pictures and is too large to guess for {loaded.name!r}. "
-            "Choose a text model as the draft, such as '270m-it'."
-        )
-    tokenizers = (TextTokenizer.from_file(each.tokenizer_file) for each in (draft, loaded))
-    if not next(tokenizers).same_ids(next(tokenizers)):
-        raise LoadError(
-            f"{draft.name!r} cannot guess for {loaded.name!r}: the ids of their tokens differ. "
-            "Choose a draft of the same family, such as '270m-it'."
-        )
-    return draft
-
-
-def _with_draft(plan: LoadPlan, draft: LoadedModel) -> LoadPlan:
-    """Return a plan that says what the draft model takes beside it."""
-    sizes = [
-        f"{each.total / (1 << 30):.1f} GiB on {device}"
-        for device, each in draft.plan.bytes_by_device.items()
-    ]
-    reason = f"{draft.name} guesses ahead as a draft model: it takes {' + '.join(sizes)} more."
-    return replace(plan, reasons=(*plan.reasons, reason))
 
 
 def places_of(prompt: PreparedPrompt) -> tuple[Place, ...]:
