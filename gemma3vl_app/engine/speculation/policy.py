@@ -13,6 +13,7 @@ MOST_ROWS = 64  # guessed tokens of all sequences in one pass: a row of fp32 log
 _WORTH = 1.05  # by so much faster it has to be: estimates are rough
 _ASSUMED_ROW = 0.03  # what a row more costs, in passes of one row, before it was measured
 _NEWEST = 0.25  # share of the newest measurement in the mean
+_FRESH_PASSES = 64  # contexts grow and machines get busy: after so many, a cost is measured anew
 _JUMP = 2.0  # a measurement counts as so many times the mean at most: other programs run, too
 _KEPT = 0.85  # how much of its past a sequence's record keeps with each pass
 _FIRST_SHARE, _FIRST_WEIGHT = 0.7, 2.0  # what is believed of guesses before the first, and how much
@@ -26,9 +27,13 @@ class PassCosts:
     def __init__(self) -> None:
         self._means: dict[int, float] = {}
         self._begun: set[int] = set()
+        self._passes = 0
+        self._measured_at: dict[int, int] = {}  # in passes
 
     def note(self, rows: int, seconds: float) -> None:
         """Take a measurement; the first of each number of rows only warms libraries up."""
+        self._passes += 1
+        self._measured_at[rows] = self._passes
         if rows not in self._begun:
             self._begun.add(rows)
         elif rows in self._means:
@@ -36,6 +41,12 @@ class PassCosts:
             self._means[rows] += _NEWEST * (min(seconds, _JUMP * known) - known)
         else:
             self._means[rows] = seconds
+
+    def stale(self, rows: int) -> bool:
+        """Tell whether a pass of `rows` has to be measured before others are compared with it."""
+        if rows not in self._means:
+            return True
+        return self._passes - self._measured_at[rows] >= _FRESH_PASSES
 
     def seconds(self, rows: int) -> float:
         """Return what a pass of `rows` takes; any unit while nothing was measured."""

@@ -68,6 +68,8 @@ class Speculation:
 
     def _guesses(self, rows: Several[Sequence]) -> list[list[int]]:
         begun = [sequence for sequence in rows if sequence.prompt_end is None]
+        if self._costs.stale(len(begun)):  # what a pass without guesses takes has to be known
+            return [[] for _ in rows]
         chances = [Chance(self._most(each), self._record(each).share) for each in begun]
         if not any(chance.most for chance in chances):
             return [[] for _ in rows]

@@ -10,6 +10,9 @@ class Free(PassCosts):
     def seconds(self, rows: int) -> float:
         return 1.0
 
+    def stale(self, rows: int) -> bool:
+        return False
+
 
 class Oracle:
     """Guess from `answers`, the ids by the prompt's bytes; every `wrong`th token wrongly.

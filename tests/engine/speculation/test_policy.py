@@ -1,6 +1,7 @@
 """Guessing only where it pays: pure numbers, no model and no clock."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from gemma3vl_app.engine.speculation.policy import (
     Record,
     plan,
 )
+from gemma3vl_app.engine.speculation.speculation import Speculation
 
 
 def measured(row_share: float, rows=(1, 2, 4, 8, 16, 17, 32)) -> PassCosts:
@@ -107,3 +109,73 @@ def test_what_does_not_pay_is_tried_again_ever_more_rarely():
     assert tries[0] == 31
     assert gaps == sorted(gaps)
     assert len(tries) < 8
+
+
+def test_what_a_pass_without_guesses_takes_is_measured_first_and_now_and_then():
+    costs = PassCosts()
+    assert costs.stale(1)
+    costs.note(1, 1.0)
+    assert costs.stale(1)  # that one only warmed up
+    costs.note(1, 1.0)
+    assert not costs.stale(1)
+    for _ in range(64):
+        costs.note(9, 1.0)
+    assert costs.stale(1)
+    assert not costs.stale(9)
+
+
+class Machine:
+    """A pretended machine: a clock that each pass moves on by what its rows cost."""
+
+    def __init__(self, row_share: float) -> None:
+        self.now, self._row_share = 0.0, row_share
+
+    def run(self, rows: int) -> None:
+        self.now += 1 + self._row_share * (rows - 1)
+
+
+def written(row_share: float, right: int, tokens: int = 600) -> tuple[float, int]:
+    """Write an answer whose guesses are right for `right` tokens; returns seconds and proposals."""
+    machine = Machine(row_share)
+
+    class Always:
+        token_sec = 0.0
+
+        def available(self, sequence):
+            return MOST_GUESSED
+
+        def propose(self, wanted):
+            return [[1] * count for _, count in wanted]
+
+        def forget(self, sequence):
+            pass
+
+    class Answer:
+        prompt_end, proposed_tokens, accepted_tokens = None, 0, 0
+        request = SimpleNamespace(max_new_tokens=10**6)
+        generated = ()
+
+    speculation = Speculation(Always(), clock=lambda: machine.now)
+    answer, done = Answer(), 0
+    while done < tokens:
+        (guess,) = speculation.guesses([answer])
+        began = speculation.now()
+        machine.run(1 + len(guess))
+        speculation.note_pass(1 + len(guess), began)
+        accepted = min(right, len(guess))
+        if guess:
+            speculation.note(answer, accepted, len(guess))
+        done += 1 + accepted
+    return machine.now, answer.proposed_tokens
+
+
+@pytest.mark.parametrize(("row_share", "right", "at_most"), [(0.02, 16, 0.12), (0.2, 16, 0.35)])
+def test_where_guesses_are_right_an_answer_takes_a_fraction_of_the_time(row_share, right, at_most):
+    assert written(row_share, right)[0] < at_most * 600
+
+
+@pytest.mark.parametrize(("row_share", "right"), [(0.02, 0), (0.5, 0), (0.5, 1), (1.0, 16)])
+def test_where_guessing_does_not_pay_it_switches_itself_off(row_share, right):
+    seconds, proposed = written(row_share, right)
+    assert seconds < 1.07 * 600
+    assert proposed < 100
