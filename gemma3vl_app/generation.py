@@ -105,12 +105,18 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts; `cached_tokens` and `image_tokens` are parts of `prompt_tokens`."""
+    """Token counts; `cached_tokens` and `image_tokens` are parts of `prompt_tokens`.
+
+    `proposed_tokens` were guessed ahead and checked several at once; `accepted_tokens` of them were
+    right, and are part of `completion_tokens`.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     image_tokens: int = 0
     completion_tokens: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

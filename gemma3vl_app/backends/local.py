@@ -14,6 +14,12 @@ from typing import Any
 from PIL import Image
 
 from gemma3vl_app import catalog, hardware
+from gemma3vl_app.backends.drafting import (
+    check_speculation,
+    guessing,
+    load_draft,
+    with_draft,
+)
 from gemma3vl_app.backends.protocol import Capabilities, Schema
 from gemma3vl_app.engine.engine import Engine, EngineLimits
 from gemma3vl_app.engine.grammar import Grammars, Matcher
@@ -55,15 +61,20 @@ def load(
     progress: Callable[[Progress], None] | None = None,
     limits: EngineLimits | None = None,
     fast_paths: bool = True,
+    speculation: str = "auto",
+    draft: str | Path | None = None,
 ) -> LocalBackend:
     """Load a model and return the backend that answers with it.
 
     `source` is a name that the catalog knows ("demo", "4b-it"), a hub id, a checkpoint folder or a
     GGUF file; `revision` a branch, tag or commit of the hub. `weights` is "auto", "bf16", "fp32",
     "w16", "int8", "nf4" or "int4"; `device_map`, `max_memory`, `context_tokens` and `fast_paths`
-    are wishes to the planner, see `plan`. `adapters` are peft adapters' folders by name. Raises
-    `LoadError` with the next thing to do.
+    are wishes to the planner, see `plan`. `adapters` are peft adapters' folders by name.
+    `speculation` "auto" guesses tokens ahead where that is faster, "off" never does; answers are
+    the same. `draft` is a small text model ("270m-it") that guesses better than the text itself
+    does. Raises `LoadError` with the next thing to do.
     """
+    check_speculation(speculation, draft)
     loaded = load_model(
         source,
         weights=weights,
@@ -76,7 +87,12 @@ def load(
     )
     if context_tokens is not None:
         limits = replace(limits or EngineLimits(), context_tokens=context_tokens)
-    backend = LocalBackend(loaded, limits=limits)
+    drafting = None
+    if draft is not None:
+        drafting = load_draft(draft, loaded, weights=weights, progress=progress)
+        loaded = replace(loaded, plan=with_draft(loaded.plan, drafting))
+    backend = LocalBackend(loaded, limits=limits, speculation=speculation, draft=drafting)
+    del drafting
     del loaded  # the backend alone holds the model, and can let go of it
     try:
         for name, folder in (adapters or {}).items():
@@ -90,8 +106,16 @@ def load(
 class LocalBackend:
     """Answers conversations with a loaded model; see `Backend` for what each method promises."""
 
-    def __init__(self, loaded: LoadedModel, *, limits: EngineLimits | None = None) -> None:
-        """Start an engine over `loaded`, which belongs to this backend from now on."""
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        limits: EngineLimits | None = None,
+        speculation: str = "auto",
+        draft: LoadedModel | None = None,
+    ) -> None:
+        """Start an engine over `loaded` and `draft`, which belong to this backend from now on."""
+        self._speculation = speculation
         self._loaded: LoadedModel | None = loaded  # None once closed
         self._plan, self._sampling = loaded.plan, loaded.sampling
         self._tokenizer = TextTokenizer.from_file(loaded.tokenizer_file)
@@ -104,6 +128,7 @@ class LocalBackend:
             self._format,
             stop_ids=stop_ids,
             limits=limits,
+            speculation=guessing(speculation, stop_ids | self._tokenizer.control_ids, draft),
             name=loaded.name,
         )
         known = catalog.MODELS.get(loaded.name)
@@ -129,7 +154,8 @@ class LocalBackend:
         if self._loaded is None:
             raise EngineError(f"{self._capabilities.model} is closed.")
         model: Any = self._loaded.model  # transformers leaves `to` unannotated
-        return LocalBackend(replace(self._loaded, model=model.to(device)))
+        moved = replace(self._loaded, model=model.to(device))
+        return LocalBackend(moved, speculation=self._speculation)
 
     @property
     def capabilities(self) -> Capabilities:

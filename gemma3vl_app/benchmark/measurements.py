@@ -29,6 +29,7 @@ from gemma3vl_app.benchmark.models import (
     tokenizer_and_format,
 )
 from gemma3vl_app.benchmark.page import page, programs
+from gemma3vl_app.benchmark.repeating import repeating
 from gemma3vl_app.benchmark.result import Result
 from gemma3vl_app.engine.engine import Engine
 from gemma3vl_app.engine.sequence import Request
@@ -50,7 +51,7 @@ SIZE, LAYERS = "4b", 6
 
 def batching() -> list[Result]:
     """Decode eight conversations with a picture, of different lengths, together and one alone."""
-    with tempfile.TemporaryDirectory() as folder, load(tiny_checkpoint(folder)) as backend:
+    with tempfile.TemporaryDirectory() as folder, _plain(folder) as backend:
         _tokens_per_sec(backend, 1), _tokens_per_sec(backend, 8)  # warm-up
         pairs = [(_tokens_per_sec(backend, 8), _tokens_per_sec(backend, 1)) for _ in range(REPEATS)]
         dtype = backend.plan.dtype
@@ -66,6 +67,11 @@ def batching() -> list[Result]:
             target=BATCHING_TARGETS[dtype],
         )
     ]
+
+
+def _plain(folder: str) -> LocalBackend:
+    """Load the tiny model so that it computes one token at a time: batching alone is measured."""
+    return load(tiny_checkpoint(folder), speculation="off")
 
 
 def _tokens_per_sec(backend: LocalBackend, conversations: int, tokens: int = 150) -> float:
@@ -335,6 +341,7 @@ ALL: tuple[Callable[[], list[Result]], ...] = (
     loading,
     wide_model,
     folder,
+    repeating,
     page,
     programs,
 )

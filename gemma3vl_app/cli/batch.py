@@ -72,6 +72,7 @@ def batch(
     context_tokens: load.ContextTokens = None,
     revision: load.Revision = None,
     adapter: load.Adapters = None,
+    draft: load.Draft = None,
 ) -> None:
     """Ask one thing about every picture of a folder, and write the answers to a file.
 
@@ -82,7 +83,9 @@ def batch(
     """
     if prompt is not None and detailed:
         raise typer.BadParameter("--detailed is about captions; say it in --prompt.")
-    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    wishes = load.read_wishes(
+        weights, device_map, max_memory, context_tokens, revision, adapter, draft
+    )
     catalog.check_source(model)
     json_schema = None if schema is None else read_schema(schema)
     with load.spinner("Looking for pictures"):

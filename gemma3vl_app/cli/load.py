@@ -57,6 +57,14 @@ Adapters = Annotated[
     list[str] | None,
     typer.Option("--adapter", help="A peft adapter; repeat for more.", metavar="NAME=PATH"),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="A small text model that guesses ahead, such as 270m-it: faster, same answers.",
+        autocompletion=complete_model,
+        metavar="MODEL",
+    ),
+]
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -71,6 +79,7 @@ class Wishes:
     context_tokens: int | None = None
     revision: str | None = None
     adapters: Mapping[str, str] | None = None
+    draft: str | None = None
 
 
 @contextmanager
@@ -89,6 +98,7 @@ def read_wishes(
     context_tokens: int | None,
     revision: str | None,
     adapters: Sequence[str] | None,
+    draft: str | None = None,
 ) -> Wishes:
     """Return wishes; raises `typer.BadParameter` for those that make no sense on any machine."""
     with mistakes():
@@ -100,6 +110,7 @@ def read_wishes(
             context_tokens=context_tokens,
             revision=revision,
             adapters=_parse_adapters(adapters or ()) or None,
+            draft=draft,
         )
 
 
@@ -135,7 +146,9 @@ def _parse_adapters(texts: Sequence[str]) -> dict[str, str]:
 
 def load_backend(model: str, wishes: Wishes, manager: ModelManager | None = None) -> Backend:
     """Load `model`, with its progress on stderr from the first moment; into `manager` if given."""
-    catalog.check_source(model)  # at once: what follows takes seconds to import
+    for source in (model, wishes.draft):
+        if source is not None:
+            catalog.check_source(source)  # at once: what follows takes seconds to import
     with spinner(f"Loading {model}") as status:
         from gemma3vl_app.backends.local import load
 

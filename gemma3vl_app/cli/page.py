@@ -62,12 +62,15 @@ def open_app(
     context_tokens: load.ContextTokens = None,
     revision: load.Revision = None,
     adapter: load.Adapters = None,
+    draft: load.Draft = None,
 ) -> None:
     """Open the chat page, until Ctrl-C.
 
     Example: gemma3vl app --model 4b-it --weights nf4
     """
-    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    wishes = load.read_wishes(
+        weights, device_map, max_memory, context_tokens, revision, adapter, draft
+    )
     for source in (model, *(offer or ())):
         catalog.check_source(source)
     with load.spinner("Starting"):  # importing the page's library takes seconds

@@ -45,6 +45,7 @@ def replay(
     context_tokens: load.ContextTokens = None,
     revision: load.Revision = None,
     adapter: load.Adapters = None,
+    draft: load.Draft = None,
 ) -> None:
     """Write a saved chat again, every branch of it, and say what differs and why it may.
 
@@ -54,7 +55,7 @@ def replay(
     Example: gemma3vl replay clocks.chat.zip
     """
     wishes = load.read_wishes(
-        weights or "auto", device_map, max_memory, context_tokens, revision, adapter
+        weights or "auto", device_map, max_memory, context_tokens, revision, adapter, draft
     )
     with load.spinner("Opening the chat"):
         from gemma3vl_app.conversation_file import open_saved, software_here

@@ -37,6 +37,7 @@ def caption(
     context_tokens: load.ContextTokens = None,
     revision: load.Revision = None,
     adapter: load.Adapters = None,
+    draft: load.Draft = None,
 ) -> None:
     """Say what pictures show; several get a line each, with their name.
 
@@ -44,7 +45,9 @@ def caption(
 
     Example: gemma3vl caption docs/circle.png
     """
-    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    wishes = load.read_wishes(
+        weights, device_map, max_memory, context_tokens, revision, adapter, draft
+    )
     shot = one_shot.Shot(model, wishes, max_new_tokens, seed, as_json, logprobs)
     paths = one_shot.picture_paths(pictures)
     with load.spinner("Reading the pictures"):
@@ -80,6 +83,7 @@ def ocr(
     context_tokens: load.ContextTokens = None,
     revision: load.Revision = None,
     adapter: load.Adapters = None,
+    draft: load.Draft = None,
 ) -> None:
     """Read the text of pages: pictures or PDFs, long ones in parts, line by line.
 
@@ -87,7 +91,9 @@ def ocr(
 
     Example: gemma3vl ocr page.png --model 4b-it
     """
-    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    wishes = load.read_wishes(
+        weights, device_map, max_memory, context_tokens, revision, adapter, draft
+    )
     shot = one_shot.Shot(model, wishes, max_new_tokens, seed, as_json, logprobs)
     paths = one_shot.picture_paths(pages)
     with load.spinner("Reading the pages"):
@@ -124,12 +130,15 @@ def compare(
     context_tokens: load.ContextTokens = None,
     revision: load.Revision = None,
     adapter: load.Adapters = None,
+    draft: load.Draft = None,
 ) -> None:
     """Say what two or more pictures have in common and how they differ.
 
     Example: gemma3vl compare before.png after.png --model 4b-it
     """
-    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    wishes = load.read_wishes(
+        weights, device_map, max_memory, context_tokens, revision, adapter, draft
+    )
     shot = one_shot.Shot(model, wishes, max_new_tokens, seed, as_json, logprobs)
     paths = one_shot.picture_paths(pictures)
     with load.spinner("Reading the pictures"):
@@ -162,12 +171,15 @@ def extract(
     context_tokens: load.ContextTokens = None,
     revision: load.Revision = None,
     adapter: load.Adapters = None,
+    draft: load.Draft = None,
 ) -> None:
     """Take data from pictures as a JSON schema says, and print it as one line of JSON.
 
     Example: gemma3vl extract receipt.jpg --schema receipt.json --model 4b-it
     """
-    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    wishes = load.read_wishes(
+        weights, device_map, max_memory, context_tokens, revision, adapter, draft
+    )
     shot = one_shot.Shot(model, wishes, max_new_tokens, seed, as_json, logprobs)
     shape = read_schema(schema)
     paths = one_shot.picture_paths(pictures)

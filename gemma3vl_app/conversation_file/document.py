@@ -94,6 +94,8 @@ class UsageCounts(Strict):
     cached_tokens: Count
     image_tokens: Count
     completion_tokens: Count
+    proposed_tokens: Count = 0  # absent in files of before there was guessing
+    accepted_tokens: Count = 0
 
 
 class TimingSeconds(Strict):

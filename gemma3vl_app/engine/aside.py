@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from gemma3vl_app.engine.attention import allowed
+from gemma3vl_app.engine.attention import allowed, counted_from
 from gemma3vl_app.engine.kv import SequenceKV, first_visible
 from gemma3vl_app.prompting.prompt import Ids
 
@@ -32,10 +32,9 @@ class Aside:
         self._rows = rows
         self._blocks = blocks
 
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """The position of each row's first new token."""
-        return (self._kv.length,) * self._rows
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """Return where the new tokens stand; see `Pass.positions`."""
+        return counted_from([self._kv.length] * self._rows, self.count, device)
 
     def advance(self) -> None:
         """Keep nothing."""

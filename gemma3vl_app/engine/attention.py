@@ -25,11 +25,8 @@ NAME = "gemma3vl_cached"
 class Pass(Protocol):
     """One forward pass of B rows of n new tokens: where they stand, and what they attend to."""
 
-    count: int
-
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """The position of each row's first new token."""
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """Return where the new tokens stand in their sequences: int64 (B, n)."""
         ...
 
     def attend(
@@ -63,10 +60,9 @@ class Batch:
         self._blocks = blocks
         self._masks: dict[tuple[int | None, torch.device], torch.Tensor] = {}
 
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """The position of each row's first new token."""
-        return tuple(kv.length for kv in self.rows)
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """Return where the new tokens stand; see `Pass.positions`."""
+        return counted_from([kv.length for kv in self.rows], self.count, device)
 
     def attend(
         self,
@@ -100,6 +96,11 @@ class Batch:
             mask = allowed(queries, keys, window, start, self._blocks)
             self._masks[window, device] = mask.to(device)
         return self._masks[window, device]
+
+
+def counted_from(starts: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
+    """Return the `count` positions from each of `starts` on: int64 (rows, count)."""
+    return torch.tensor(starts, device=device)[:, None] + torch.arange(count, device=device)
 
 
 def allowed(
@@ -162,19 +163,34 @@ def attend_row(
     scaling: float,
 ) -> torch.Tensor:
     """Attend with query (H, n, D) over keys and values (H_kv, visible, D); returns (H, n, D)."""
-    heads, count, width = query.shape
-    if count == 1:
-        # The query heads of one key head become its "positions": keys are read once, never
-        # repeated.
-        packed = query.view(1, keys.shape[0], -1, width)
-        output = scaled_dot_product_attention(packed, keys[None], values[None], scale=scaling)
-        return output.reshape(heads, 1, width)  # some kernels return it transposed
+    if query.shape[1] == 1:
+        return attend_packed(query, keys, values, None, scaling)
     if query.device.type != "cpu":  # CUDA's fused kernels take grouped heads only without a mask
-        repeats = heads // keys.shape[0]
+        repeats = query.shape[0] // keys.shape[0]
         keys, values = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)
     return scaled_dot_product_attention(
         query[None], keys[None], values[None], attn_mask=mask, scale=scaling, enable_gqa=True
     )[0]
+
+
+def attend_packed(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+) -> torch.Tensor:
+    """Attend as `attend_row` does, for few new tokens: keys are read once, never repeated.
+
+    The query heads of one key head become its "positions". `mask` is then bool
+    (heads of a key head * n, visible): the same rows for each head.
+    """
+    heads, count, width = query.shape
+    packed = query.reshape(1, keys.shape[0], -1, width)
+    output = scaled_dot_product_attention(
+        packed, keys[None], values[None], attn_mask=mask, scale=scaling
+    )
+    return output.reshape(heads, count, width)  # some kernels return it transposed
 
 
 AttentionInterface.register(NAME, attend)

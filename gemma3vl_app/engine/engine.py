@@ -9,7 +9,6 @@ Nothing else calls the model.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -23,12 +22,13 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
 from gemma3vl_app.engine import traces
-from gemma3vl_app.engine.attention import Batch
+from gemma3vl_app.engine.decoding import Decoder, Keeper
 from gemma3vl_app.engine.kv import SequenceKV
 from gemma3vl_app.engine.model import TextModel
 from gemma3vl_app.engine.prefill import Prefill
 from gemma3vl_app.engine.prefix import AnswerMemory, PrefixCache, Snapshot
 from gemma3vl_app.engine.sequence import Request, Sequence
+from gemma3vl_app.engine.speculation.speculation import Speculation
 from gemma3vl_app.engine.traces import Tracing
 from gemma3vl_app.engine.vision import FeatureCache, VisionEncoder
 from gemma3vl_app.errors import (
@@ -78,9 +78,13 @@ class Engine:
         *,
         stop_ids: Collection[int],
         limits: EngineLimits | None = None,
+        speculation: Speculation | None = None,
         name: str = "",
     ) -> None:
-        """Start the thread; the model belongs to it from now on. `name` is for messages."""
+        """Start the thread; the model belongs to it from now on.
+
+        `speculation` guesses tokens ahead; None computes one at a time. `name` is for messages.
+        """
         self.limits = limits or EngineLimits()
         self.prefixes = PrefixCache(self.limits.prefix_budget_bytes)
         self.features = FeatureCache(self.limits.feature_budget_bytes)
@@ -88,7 +92,6 @@ class Engine:
         self.adapters = Adapters(model)
         self._name = f"The model {name!r}" if name else "The model"
         self._tokenizer = tokenizer
-        self._stop_ids = frozenset(stop_ids)
         self._text_model = TextModel(model)
         longest = self._text_model.context_tokens
         self._context_tokens = min(longest, self.limits.context_tokens or longest)
@@ -98,6 +101,17 @@ class Engine:
             vision = VisionEncoder(model.model, unit_sec=unit_sec)
         self._prefill = Prefill(
             self._text_model, vision, self.features, prompt_format, unit_sec=unit_sec
+        )
+        self._decoder = Decoder(
+            self._text_model,
+            self.adapters,
+            Keeper(
+                finish=self._finish,
+                failing_alone=self._failing_alone,
+                pass_failed=self._make_room,
+            ),
+            stop_ids=stop_ids,
+            speculation=speculation,
         )
         self._changed = threading.Condition()  # guards what follows
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -205,7 +219,7 @@ class Engine:
                 self._drop_cancelled()
                 self._admit()
                 self._prefill_unit()
-                self._decode_step()
+                self._decoder.step(list(self._decoding))
         finally:  # closed, or a defect of this loop itself: nobody may be left waiting
             with self._changed:
                 self._closed = True
@@ -222,8 +236,13 @@ class Engine:
             self._jobs.clear()
             self._drop_caches()
             self.answers.clear()
-            del self._text_model, self._prefill  # what holds the model
+            del self._text_model, self._prefill, self._decoder  # what holds the model
             self.adapters.forget_model()
+
+    def _make_room(self, error: Exception) -> None:
+        """Free what can be computed again, if `error` says that memory ran out."""
+        if _is_out_of_memory(error):
+            self._drop_caches()
 
     def _drop_caches(self) -> None:
         """Free what can be computed again."""
@@ -351,80 +370,6 @@ class Engine:
             self._prefilling.remove(sequence)
             self._decoding.append(sequence)
 
-    def _decode_step(self) -> None:
-        """Compute one token for every running sequence: one pass for each adapter among them."""
-        groups: dict[str | None, list[Sequence]] = {}
-        for sequence in self._decoding:
-            groups.setdefault(sequence.request.adapter, []).append(sequence)
-        for rows in groups.values():
-            self._decode_group(rows)
-
-    def _decode_group(self, rows: list[Sequence]) -> None:
-        """Compute one token for `rows`, which share an adapter, all in one pass."""
-        lengths = [sequence.kv.length for sequence in rows if sequence.kv is not None]
-        if self._decoded(rows):
-            return
-        # The failed pass may have stored its tokens; each row is then tried alone, from before it.
-        for sequence, length in zip(rows, lengths, strict=True):
-            with self._failing_alone(sequence):
-                assert sequence.kv is not None
-                sequence.kv.take_back(length)
-                self._decode_rows([sequence])
-
-    def _decoded(self, rows: list[Sequence]) -> bool:
-        """Try to decode `rows` together; False where the pass failed and nothing was taken."""
-        try:
-            self._decode_rows(rows)
-        except Exception as error:
-            logger.warning("a step of %d answers failed (%s)", len(rows), type(error).__name__)
-            if _is_out_of_memory(error):
-                self._drop_caches()
-            return False
-        return True
-
-    def _decode_rows(self, rows: list[Sequence]) -> None:
-        self.adapters.use(rows[0].request.adapter)
-        logits = self._next_logits(rows)  # (B, V)
-        peaks, likeliest = (each.tolist() for each in logits.max(-1))  # all rows in one pass
-        for sequence in rows:
-            sequence.prompt_end = None  # not before: until here a failed step can be repeated
-        for sequence, row, peak, best_id in zip(rows, logits, peaks, likeliest, strict=True):
-            with self._failing_alone(sequence):
-                self._take_token(sequence, row, peak, best_id)
-
-    def _next_logits(self, rows: list[Sequence]) -> torch.Tensor:
-        """Feed each sequence its newest token, if it has any; returns fp32 logits (B, V)."""
-        begun = [sequence for sequence in rows if sequence.prompt_end is None]
-        vectors = {id(s): s.prompt_end for s in rows if s.prompt_end is not None}  # each (D,)
-        if begun:
-            ids = torch.tensor([[sequence.generated[-1]] for sequence in begun])  # (b, 1)
-            batch = Batch([sequence.kv for sequence in begun if sequence.kv is not None], 1)
-            hidden = self._text_model.forward(self._text_model.embed(ids), batch)  # (b, 1, D)
-            vectors.update(zip(map(id, begun), hidden[:, 0], strict=True))
-        return self._text_model.logits(torch.stack([vectors[id(s)] for s in rows]))
-
-    def _take_token(
-        self, sequence: Sequence, logits: torch.Tensor, peak: float, best_id: int
-    ) -> None:
-        """Choose a token, deliver it, and end the answer where it ends.
-
-        `peak` and `best_id` are the largest of the logits (V,) and its token.
-        """
-        if not math.isfinite(peak):
-            raise EngineError(
-                "The model's output is not a number, so this answer was ended. "
-                "If it happens again, load the model with weights='fp32'."
-            )
-        token_id = sequence.choose(logits, best_id)
-        if token_id in self._stop_ids:
-            self._finish(sequence, "stop")
-            return
-        sequence.add_token(token_id, logits)
-        if sequence.complete_text:
-            self._finish(sequence, "stop")
-        elif len(sequence.generated) >= sequence.request.max_new_tokens:
-            self._finish(sequence, "length")
-
     def _score(self, sequence: Sequence, hidden: torch.Tensor) -> Generator[None]:
         """Deliver the prompt's last n tokens with the log-probabilities from hidden (n + 1, D)."""
         targets = sequence.request.prompt.ids[-sequence.request.score_tokens :].tolist()
@@ -477,7 +422,7 @@ class Engine:
             # Its traceback would keep alive what the frames hold, the model among it.
             sequence.stream.fail(error.with_traceback(None))
         elif _is_out_of_memory(error):
-            self._drop_caches()
+            self._make_room(error)
             sequence.stream.fail(
                 MemoryLimitError(
                     "Memory ran out while computing this answer. Use fewer or smaller pictures, "
@@ -502,6 +447,7 @@ class Engine:
             for queue in (self._waiting, self._prefilling, self._decoding):
                 if sequence in queue:
                     queue.remove(sequence)
+        self._decoder.forget(sequence)
         if sequence.work is not None:
             sequence.work.close()  # lets a picture it was encoding be encoded by another
 

@@ -22,13 +22,14 @@ _MIN_ROOM_TOKENS = (
 class KVLog:
     """Keys and values of one layer for the positions `first` up to `filled`; append-only."""
 
-    __slots__ = ("filled", "first", "keys", "values")
+    __slots__ = ("filled", "first", "keys", "shared", "values")
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, first: int) -> None:
         self.keys = keys  # (H_kv, capacity, D)
         self.values = values  # (H_kv, capacity, D)
         self.first = first  # absolute position of the buffer's first column
         self.filled = first  # absolute position after the last column anybody wrote
+        self.shared = first  # absolute position after the last column that a fork was given
 
     @property
     def end(self) -> int:
@@ -45,11 +46,15 @@ class SequenceKV:
     """The keys and values of one sequence, over all layers, for its first `length` positions.
 
     `windows` holds for each layer its sliding window in tokens, or None for global attention.
-    A forward pass calls `append` once per layer and then `advance` once.
+    The last `spare` tokens can always be taken back, whatever the windows; snapshots need one.
+    A forward pass calls `append` once per layer and then `advance` (or `advance_unsure`) once.
     """
 
-    def __init__(self, windows: Sequence[int | None], *, expected_tokens: int = 0) -> None:
+    def __init__(
+        self, windows: Sequence[int | None], *, expected_tokens: int = 0, spare: int = 1
+    ) -> None:
         self.windows = tuple(windows)
+        self.spare = spare
         self.length = 0
         self.expected_tokens = expected_tokens
         self._logs: list[KVLog | None] = [None] * len(self.windows)
@@ -58,9 +63,11 @@ class SequenceKV:
         """Return a second sequence that shares the first `length` positions; copies nothing."""
         if not self.can_rewind(length):
             raise ValueError(f"positions before {length} have left the sliding window")
-        child = SequenceKV(self.windows, expected_tokens=expected_tokens)
+        child = SequenceKV(self.windows, expected_tokens=expected_tokens, spare=self.spare)
         child.length = length
         child._logs = list(self._logs)
+        for log in child.logs():
+            log.shared = max(log.shared, length)
         return child
 
     def can_rewind(self, length: int) -> bool:
@@ -103,16 +110,32 @@ class SequenceKV:
         return log.keys[:, begin:stop], log.values[:, begin:stop]
 
     def advance(self, count: int) -> None:
-        """Count `count` tokens as stored in every layer; sliding layers drop a chunk's excess."""
+        """Count `count` tokens as stored in every layer; sliding layers drop a chunk's excess.
+
+        A guessed token may turn out wrong: see `advance_unsure`.
+        """
+        self._advance(count, unsure=0)
+
+    def advance_unsure(self, count: int) -> None:
+        """Count `count` tokens as stored, of which any number may be taken back at once."""
+        self._advance(count, unsure=count)
+
+    def _advance(self, count: int, unsure: int) -> None:
         self.length += count
         for layer, (log, window) in enumerate(zip(self._logs, self.windows, strict=True)):
             if window is not None and log is not None and log.keys.shape[1] > 3 * window:
-                self._logs[layer] = self._moved(log, window, 0)
+                self._logs[layer] = self._moved(log, window, 0, unsure)
 
     def take_back(self, length: int) -> None:
-        """Forget the tokens from `length` on, as after a forward pass that failed on its way."""
+        """Forget the tokens from `length` on: guesses that were wrong, or a pass that failed.
+
+        What nobody else has been given is written over, so that nothing is copied for it.
+        """
         if not self.can_rewind(length):
             raise ValueError(f"positions before {length} have left the sliding window")
+        for log in self.logs():
+            if log.filled == self.length:  # the end is ours
+                log.filled = max(length, log.shared)
         self.length = length
 
     def logs(self) -> Iterator[KVLog]:
@@ -132,10 +155,13 @@ class SequenceKV:
         self._logs[layer] = moved
         return moved
 
-    def _moved(self, log: KVLog, window: int | None, count: int) -> KVLog:
-        """Copy what a layer still needs of `log` into a new one with room for `count` and more."""
-        # One position more than the next query sees: the last token can always be taken back.
-        first = max(log.first, first_visible(self.length, window) - 1)
+    def _moved(self, log: KVLog, window: int | None, count: int, unsure: int = 0) -> KVLog:
+        """Copy what a layer still needs of `log` into a new one with room for `count` and more.
+
+        The last `unsure` tokens can be taken back, and the spare ones before them.
+        """
+        # Earlier positions than the next query sees: those that it sees once tokens are taken back.
+        first = max(log.first, first_visible(self.length - unsure, window) - self.spare)
         kept = self.length - first
         if window is None:
             room = max(_MIN_ROOM_TOKENS, (kept + count) // 2)

@@ -110,8 +110,7 @@ class TextModel:
         Where layers lie on several devices, they fetch what they are given (loading connects them);
         keys and values stay where their layer is.
         """
-        starts = torch.tensor([[start] for start in batch.starts], device=vectors.device)  # (B, 1)
-        positions = starts + torch.arange(batch.count, device=vectors.device)  # (B, n)
+        positions = batch.positions(vectors.device)  # (B, n)
         rotary = {
             kind: self._text.rotary_emb(vectors, positions, kind)
             for kind in set(self._config.layer_types)

@@ -94,6 +94,8 @@ class Sequence:
         self.prompt_end: torch.Tensor | None = None  # (D,): predicts the first token
         self.generated: list[int] = []
         self.tokens: list[Token] = []
+        self.proposed_tokens = 0  # guessed ahead, and how many of those the model chose
+        self.accepted_tokens = 0
         self._sampler = Sampler(request.sampling)
         self._tokenizer = tokenizer
         self._pieces = tokenizer.new_decode_stream()
@@ -147,6 +149,8 @@ class Sequence:
                 cached_tokens=self.cached_tokens,
                 image_tokens=self.request.prompt.image_tokens,
                 completion_tokens=len(self.generated),
+                proposed_tokens=self.proposed_tokens,
+                accepted_tokens=self.accepted_tokens,
             ),
             timing=self.clock.timing(len(self.generated)),
             tokens=tuple(self.tokens),

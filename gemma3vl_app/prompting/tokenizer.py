@@ -105,6 +105,16 @@ class TextTokenizer:
         """Return the id of the token that reads exactly `token`, or None."""
         return self._raw.token_to_id(token)
 
+    def same_ids(self, other: TextTokenizer) -> bool:
+        """Tell whether every id that both have stands for the same token in both."""
+        if self._sha256 and self._sha256 == other.sha256:
+            return True
+        mine, theirs = (
+            {id: token for token, id in each.raw.get_vocab(with_added_tokens=True).items()}
+            for each in (self, other)
+        )
+        return all(theirs.get(id, token) == token for id, token in mine.items())
+
     # --- text -> ids ---
 
     def encode(self, text: str) -> list[int]:

@@ -16,7 +16,7 @@ from gemma3vl_app.cli.main import app
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 MARKED = re.compile(r"(<!-- commands: begin -->\n)(.*?)(\n<!-- commands: end -->)", re.DOTALL)
-LOADING = ("weights", "device_map", "max_memory", "context_tokens", "revision", "adapter")
+LOADING = ("weights", "device_map", "max_memory", "context_tokens", "revision", "adapter", "draft")
 EXAMPLE = re.compile(r"^Example: (.+)$", re.MULTILINE)
 
 

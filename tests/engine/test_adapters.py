@@ -186,14 +186,14 @@ def test_when_the_last_adapter_goes_the_model_is_as_it_was(make_backend, folders
 
 def test_a_failed_step_of_one_adapter_leaves_the_rows_of_others_alone(backend, check, monkeypatch):
     broken = backend.engine.adapters.key("plain")
-    next_logits = backend.engine._next_logits
+    next_logits = backend.engine._decoder._next_logits
 
-    def failing(rows):
+    def failing(rows, guesses):
         if rows[0].request.adapter == broken:
             raise RuntimeError("this adapter does not compute")
-        return next_logits(rows)
+        return next_logits(rows, guesses)
 
-    monkeypatch.setattr(backend.engine, "_next_logits", failing)
+    monkeypatch.setattr(backend.engine._decoder, "_next_logits", failing)
     adapters = ["plain", None, "dora", "plain"]
     streams = [
         backend.stream(TEXT_ONLY, adapter=adapter, session=f"broken {number}", **LONG)

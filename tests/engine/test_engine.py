@@ -68,9 +68,12 @@ def test_short_prompts_are_computed_several_between_two_steps_within_the_unit(
     # All of them fit into a long unit, so all decode together; of a unit of no length one step of
     # work is left, and the first answer begins alone.
     backend, rows = make_backend(unit_sec=unit_sec), []
-    decode = backend.engine._decode_rows
+    decoder = backend.engine._decoder
+    decode = decoder._decode_rows
     monkeypatch.setattr(
-        backend.engine, "_decode_rows", lambda group: rows.append(len(group)) or decode(group)
+        decoder,
+        "_decode_rows",
+        lambda group, guesses: rows.append(len(group)) or decode(group, guesses),
     )
     held = threading.Event()
     backend.engine._jobs.append((held.wait, Future()))  # nothing is admitted before all are there

@@ -99,3 +99,56 @@ def test_a_chunk_longer_than_the_window_is_seen_whole_by_its_own_queries():
     chunk = torch.arange(20.0).view(1, 20, 1).expand(1, 20, 2)
     keys, _ = kv.append(0, chunk, chunk)
     assert keys.shape[1] == 20
+
+
+def feed_guesses(kv: SequenceKV, values: list[float]) -> None:
+    """Store tokens in one pass, any number of which may be taken back."""
+    chunk = torch.tensor([[[float(value)] * 2 for value in values]])
+    for layer in range(2):
+        kv.append(layer, chunk, chunk)
+    kv.advance_unsure(len(values))
+
+
+def test_guesses_that_were_wrong_are_taken_back_whatever_the_window():
+    for length in range(1, 70):
+        for count in (2, 5, 17):  # more than twice the window, too
+            for right in range(1, count + 1):
+                kv = make()
+                feed(kv, list(range(length)))
+                feed_guesses(kv, [*range(length, length + right), *[-9] * (count - right)])
+                kv.take_back(length + right)
+                assert kv.can_rewind(length + right - 1)  # as of any answer that ended
+                text = list(range(length + right + 1))
+                assert feed(kv, [length + right]) == [text[-WINDOW:], text]
+
+
+def test_a_pass_of_guesses_that_failed_is_taken_back_whole():
+    kv = make()
+    feed(kv, list(range(40)))
+    feed_guesses(kv, [-9] * 20)
+    kv.take_back(40)
+    assert feed(kv, [40]) == [list(range(33, 41)), list(range(41))]
+
+
+def test_taking_guesses_back_copies_nothing():
+    kv = make()
+    feed(kv, list(range(20)))
+    whole = list(kv.logs())[1]
+    for step in range(20, 60):
+        feed_guesses(kv, [step, -9, -9])
+        kv.take_back(step + 1)
+    assert list(kv.logs())[1] is whole
+
+
+def test_taking_back_never_overwrites_what_a_fork_was_given():
+    kv = make()
+    feed(kv, list(range(20)))
+    kept = kv.fork(20)
+    kv.take_back(18)
+    feed(kv, [-1, -1, -1])
+    assert feed(kept, [20])[1] == list(range(21))
+    other = kv.fork(kv.length)
+    feed_guesses(kv, [5, -9, -9])
+    kv.take_back(kv.length - 2)
+    assert feed(kv, [6])[1][-3:] == [-1, 5, 6]
+    assert feed(other, [7])[1][-3:] == [-1, -1, 7]
