@@ -11,10 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+import transformers
 from PIL import Image
 
-from gemma3vl_app import catalog, hardware
+from gemma3vl_app import __version__, catalog, hardware
 from gemma3vl_app.backends.protocol import Capabilities, Schema
+from gemma3vl_app.engine.disk_cache import DiskSettings
 from gemma3vl_app.engine.engine import Engine, EngineLimits
 from gemma3vl_app.engine.grammar import Grammars, Matcher
 from gemma3vl_app.engine.memory import give_back
@@ -23,10 +26,12 @@ from gemma3vl_app.engine.sequence import Request
 from gemma3vl_app.engine.traces import Tracing, known_tokens
 from gemma3vl_app.errors import ContextLengthError, ConversationError, EngineError
 from gemma3vl_app.generation import Answer, Greedy, Preview, Progress, Sampling, Token
+from gemma3vl_app.loading.cache import CONVERSATIONS, cache_root
 from gemma3vl_app.loading.loader import LoadedModel, load_model
 from gemma3vl_app.messages import Conversation, Message
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.planning import LoadPlan
+from gemma3vl_app.planning.wishes import parse_bytes
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.pixels import squared
 from gemma3vl_app.prompting.prepare import prepare
@@ -53,6 +58,7 @@ def load(
     revision: str | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    disk_cache: str | int | None = None,
     limits: EngineLimits | None = None,
 ) -> LocalBackend:
     """Load a model and return the backend that answers with it.
@@ -60,9 +66,11 @@ def load(
     `source` is a name that the catalog knows ("demo", "4b-it"), a hub id, a checkpoint folder or a
     GGUF file; `revision` a branch, tag or commit of the hub. `weights` is "auto", "bf16", "fp32",
     "nf4" or "int8"; `device_map`, `max_memory` and `context_tokens` are wishes to the planner, see
-    `plan`. `adapters` are peft adapters' folders by name. Raises `LoadError` with the next thing to
-    do.
+    `plan`. `adapters` are peft adapters' folders by name. `disk_cache`, a size such as "4GiB", lets
+    a follow-up go on from what was computed even after a restart; conversations then lie on the
+    disk as keys and values, see docs/engine.md. Raises `LoadError` with the next thing to do.
     """
+    disk_bytes = None if disk_cache is None else parse_bytes(disk_cache)
     loaded = load_model(
         source,
         weights=weights,
@@ -74,6 +82,8 @@ def load(
     )
     if context_tokens is not None:
         limits = replace(limits or EngineLimits(), context_tokens=context_tokens)
+    if disk_bytes is not None:
+        limits = replace(limits or EngineLimits(), disk_budget_bytes=disk_bytes)
     backend = LocalBackend(loaded, limits=limits)
     del loaded  # the backend alone holds the model, and can let go of it
     try:
@@ -103,6 +113,7 @@ class LocalBackend:
             stop_ids=stop_ids,
             limits=limits,
             name=loaded.name,
+            disk=self._disk_settings(loaded, limits.disk_budget_bytes if limits else 0),
         )
         known = catalog.MODELS.get(loaded.name)
         self._capabilities = Capabilities(
@@ -117,6 +128,23 @@ class LocalBackend:
             tokenizer_sha256=self._tokenizer.sha256,
             weights=loaded.plan.weights,
             arithmetic=hardware.arithmetic(loaded.plan.dtype, loaded.plan.device_map.values()),
+        )
+
+    def _disk_settings(self, loaded: LoadedModel, budget_bytes: int) -> DiskSettings | None:
+        """Return where to keep what is computed, None where nothing is to be kept."""
+        if not budget_bytes:
+            return None
+        decides = (
+            *(loaded.revision, loaded.fingerprint, loaded.plan.weights, loaded.plan.dtype),
+            *(__version__, torch.__version__, transformers.__version__),  # may compute otherwise
+            replace(self._format, stop_ids=frozenset()),
+            self._tokenizer.sha256,
+        )
+        return DiskSettings(
+            folder=cache_root() / CONVERSATIONS,
+            budget_bytes=budget_bytes,
+            identity=repr(decides),
+            image_tokens=self._format.image_tokens,
         )
 
     def on(self, device: str) -> LocalBackend:
@@ -182,7 +210,7 @@ class LocalBackend:
         prompt = self._prepare(conversation, session, key)
         return Preview(
             prompt_tokens=len(prompt),
-            cached_tokens=self.engine.prefixes.covered_tokens((key, session), prompt),
+            cached_tokens=self.engine.covered_tokens((key, session), prompt),
             image_tokens=prompt.image_tokens,
             crops=prompt.crops,
             context_tokens=self.engine.context_tokens,

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "GEMMA3VL_CACHE"
 MANIFEST = "manifest.json"
+CONVERSATIONS = "conversations"  # the folder of the engine's disk cache, which looks after it
 
 
 def cache_root() -> Path:
