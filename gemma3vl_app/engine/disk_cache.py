@@ -96,7 +96,8 @@ class DiskCache:
         self._index: dict[str, StoredPrefix] = {}  # by name, oldest first
         self._folder = CacheFolder(settings.folder, settings.budget_bytes, on_gone=self._forget)
         self._writer = Background("gemma3vl-disk-cache", pending_bytes=_PENDING_BYTES)
-        if self._folder.is_private():
+        self._private = self._folder.is_private()  # else nothing that lies there is believed
+        if self._private:
             self._writer.offer(self._folder.tidy, 1)
             self._read_index()
 
@@ -255,7 +256,9 @@ class DiskCache:
     # --- names ---
 
     def _scope(self, scope: Scope) -> str:
-        """Return the digest of all that must be equal but ids and pictures; "" if unknown."""
+        """Return the digest of all that must be equal but ids and pictures; "" for none at all."""
+        if not self._private:
+            return ""
         adapter, *salts = scope or (None,)
         try:
             known = self._adapter_digest(adapter) if isinstance(adapter, str) else b""
