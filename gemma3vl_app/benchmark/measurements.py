@@ -29,6 +29,7 @@ from gemma3vl_app.benchmark.models import (
     tokenizer_and_format,
 )
 from gemma3vl_app.benchmark.page import page, programs
+from gemma3vl_app.benchmark.restart import restart
 from gemma3vl_app.benchmark.result import Result
 from gemma3vl_app.engine.engine import Engine
 from gemma3vl_app.engine.sequence import Request
@@ -334,6 +335,7 @@ ALL: tuple[Callable[[], list[Result]], ...] = (
     demo_use,
     loading,
     wide_model,
+    restart,
     folder,
     page,
     programs,

@@ -46,6 +46,7 @@ def ask(
     context_tokens: load.ContextTokens = None,
     revision: load.Revision = None,
     adapter: load.Adapters = None,
+    disk_cache: load.DiskCache = None,
 ) -> None:
     """Ask one question, about any number of pictures, and print the answer as it comes.
 
@@ -59,7 +60,9 @@ def ask(
     given = {"seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     draw = {name: wish for name, wish in given.items() if wish is not None}
     one_shot.check_sampling(draw, greedy=greedy)
-    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    wishes = load.read_wishes(
+        weights, device_map, max_memory, context_tokens, revision, adapter, disk_cache
+    )
     model, question = _model_and_question(model, question)
     _check_question(question, image or ())
     catalog.check_source(model)

@@ -52,6 +52,7 @@ def chat(
     context_tokens: load.ContextTokens = None,
     revision: load.Revision = None,
     adapter: load.Adapters = None,
+    disk_cache: load.DiskCache = None,
 ) -> None:
     """Talk with a model about pictures, over as many messages as you like.
 
@@ -60,7 +61,9 @@ def chat(
 
     Example: gemma3vl chat demo --image docs/circle.png
     """
-    wishes = load.read_wishes(weights, device_map, max_memory, context_tokens, revision, adapter)
+    wishes = load.read_wishes(
+        weights, device_map, max_memory, context_tokens, revision, adapter, disk_cache
+    )
     given = {"seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     drawing: dict[str, Any] = {name: wish for name, wish in given.items() if wish is not None}
     one_shot.check_sampling(drawing, greedy=greedy)

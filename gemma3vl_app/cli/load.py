@@ -18,7 +18,12 @@ from gemma3vl_app.cli.completion import complete_model
 from gemma3vl_app.cli.messages import in_options
 from gemma3vl_app.errors import Gemma3VLError
 from gemma3vl_app.generation import Progress
-from gemma3vl_app.planning.wishes import check_device, check_weights, parse_max_memory
+from gemma3vl_app.planning.wishes import (
+    check_device,
+    check_weights,
+    parse_bytes,
+    parse_max_memory,
+)
 
 if TYPE_CHECKING:
     from gemma3vl_app.backends.protocol import Backend
@@ -55,6 +60,13 @@ Adapters = Annotated[
     list[str] | None,
     typer.Option("--adapter", help="A peft adapter; repeat for more.", metavar="NAME=PATH"),
 ]
+DiskCache = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep what is computed on the disk, so far, and go on from it later: 4GiB.",
+        metavar="SIZE",
+    ),
+]
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -69,6 +81,7 @@ class Wishes:
     context_tokens: int | None = None
     revision: str | None = None
     adapters: Mapping[str, str] | None = None
+    disk_cache: int | None = None
 
 
 @contextmanager
@@ -87,6 +100,7 @@ def read_wishes(
     context_tokens: int | None,
     revision: str | None,
     adapters: Sequence[str] | None,
+    disk_cache: str | None = None,
 ) -> Wishes:
     """Return wishes; raises `typer.BadParameter` for those that make no sense on any machine."""
     with mistakes():
@@ -98,6 +112,7 @@ def read_wishes(
             context_tokens=context_tokens,
             revision=revision,
             adapters=_parse_adapters(adapters or ()) or None,
+            disk_cache=None if disk_cache is None else parse_bytes(disk_cache),
         )
 
 
