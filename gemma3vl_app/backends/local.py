@@ -11,9 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+import transformers
 from PIL import Image
 
-from gemma3vl_app import catalog, hardware
+from gemma3vl_app import __version__, catalog, hardware
 from gemma3vl_app.backends.drafting import (
     check_speculation,
     guessing,
@@ -21,6 +23,7 @@ from gemma3vl_app.backends.drafting import (
     with_draft,
 )
 from gemma3vl_app.backends.protocol import Capabilities, Schema
+from gemma3vl_app.engine.disk_cache import DiskSettings
 from gemma3vl_app.engine.engine import Engine, EngineLimits
 from gemma3vl_app.engine.grammar import Grammars, Matcher
 from gemma3vl_app.engine.memory import give_back
@@ -29,10 +32,12 @@ from gemma3vl_app.engine.sequence import Request
 from gemma3vl_app.engine.traces import Tracing, known_tokens
 from gemma3vl_app.errors import ContextLengthError, ConversationError, EngineError
 from gemma3vl_app.generation import Answer, Greedy, Preview, Progress, Sampling, Token
+from gemma3vl_app.loading.cache import CONVERSATIONS, cache_root
 from gemma3vl_app.loading.loader import LoadedModel, load_model
 from gemma3vl_app.messages import Conversation, Message
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.planning import LoadPlan
+from gemma3vl_app.planning.wishes import parse_bytes
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.pixels import squared
 from gemma3vl_app.prompting.prepare import prepare
@@ -59,6 +64,7 @@ def load(
     revision: str | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    disk_cache: str | int | None = None,
     limits: EngineLimits | None = None,
     fast_paths: bool = True,
     speculation: str = "auto",
@@ -70,11 +76,14 @@ def load(
     GGUF file; `revision` a branch, tag or commit of the hub. `weights` is "auto", "bf16", "fp32",
     "w16", "int8", "nf4" or "int4"; `device_map`, `max_memory`, `context_tokens` and `fast_paths`
     are wishes to the planner, see `plan`. `adapters` are peft adapters' folders by name.
+    `disk_cache`, a size such as "4GiB", lets a follow-up go on from what was computed even after a
+    restart; conversations then lie on the disk as keys and values, see docs/engine.md.
     `speculation` "auto" guesses tokens ahead where that is faster, "off" never does; answers are
     the same. `draft` is a small text model ("270m-it") that guesses better than the text itself
     does. Raises `LoadError` with the next thing to do.
     """
     check_speculation(speculation, draft)
+    disk_bytes = None if disk_cache is None else parse_bytes(disk_cache)
     loaded = load_model(
         source,
         weights=weights,
@@ -87,6 +96,8 @@ def load(
     )
     if context_tokens is not None:
         limits = replace(limits or EngineLimits(), context_tokens=context_tokens)
+    if disk_bytes is not None:
+        limits = replace(limits or EngineLimits(), disk_budget_bytes=disk_bytes)
     drafting = None
     if draft is not None:
         drafting = load_draft(draft, loaded, weights=weights, progress=progress)
@@ -130,6 +141,7 @@ class LocalBackend:
             limits=limits,
             speculation=guessing(speculation, stop_ids | self._tokenizer.control_ids, draft),
             name=loaded.name,
+            disk=self._disk_settings(loaded, limits.disk_budget_bytes if limits else 0),
         )
         known = catalog.MODELS.get(loaded.name)
         self._capabilities = Capabilities(
@@ -144,6 +156,23 @@ class LocalBackend:
             tokenizer_sha256=self._tokenizer.sha256,
             weights=loaded.plan.weights,
             arithmetic=hardware.arithmetic(loaded.plan.dtype, loaded.plan.device_map.values()),
+        )
+
+    def _disk_settings(self, loaded: LoadedModel, budget_bytes: int) -> DiskSettings | None:
+        """Return where to keep what is computed, None where nothing is to be kept."""
+        if not budget_bytes:
+            return None
+        decides = (
+            *(loaded.revision, loaded.fingerprint, loaded.plan.weights, loaded.plan.dtype),
+            *(__version__, torch.__version__, transformers.__version__),  # may compute otherwise
+            replace(self._format, stop_ids=frozenset()),
+            self._tokenizer.sha256,
+        )
+        return DiskSettings(
+            folder=cache_root() / CONVERSATIONS,
+            budget_bytes=budget_bytes,
+            identity=repr(decides),
+            image_tokens=self._format.image_tokens,
         )
 
     def on(self, device: str) -> LocalBackend:
@@ -210,7 +239,7 @@ class LocalBackend:
         prompt = self._prepare(conversation, session, key)
         return Preview(
             prompt_tokens=len(prompt),
-            cached_tokens=self.engine.prefixes.covered_tokens((key, session), prompt),
+            cached_tokens=self.engine.covered_tokens((key, session), prompt),
             image_tokens=prompt.image_tokens,
             crops=prompt.crops,
             context_tokens=self.engine.context_tokens,

@@ -30,6 +30,7 @@ from gemma3vl_app.benchmark.models import (
 )
 from gemma3vl_app.benchmark.page import page, programs
 from gemma3vl_app.benchmark.repeating import repeating
+from gemma3vl_app.benchmark.restart import restart
 from gemma3vl_app.benchmark.result import Result
 from gemma3vl_app.engine.engine import Engine
 from gemma3vl_app.engine.sequence import Request
@@ -340,6 +341,7 @@ ALL: tuple[Callable[[], list[Result]], ...] = (
     demo_use,
     loading,
     wide_model,
+    restart,
     folder,
     repeating,
     page,

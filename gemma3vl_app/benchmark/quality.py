@@ -67,5 +67,5 @@ class _Reader:
 
     def log_probabilities(self) -> Iterator[torch.Tensor]:
         """Yield those of the next token, some positions (rows, V) at a time."""
-        for rows in self._hidden.split(_ROWS):
-            yield self._model.logits(rows).log_softmax(-1)
+        for first in range(0, len(self._hidden), _ROWS):
+            yield self._model.logits(self._hidden[first : first + _ROWS]).log_softmax(-1)

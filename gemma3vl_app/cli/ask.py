@@ -47,6 +47,7 @@ def ask(
     revision: load.Revision = None,
     adapter: load.Adapters = None,
     draft: load.Draft = None,
+    disk_cache: load.DiskCache = None,
 ) -> None:
     """Ask one question, about any number of pictures, and print the answer as it comes.
 
@@ -61,7 +62,7 @@ def ask(
     draw = {name: wish for name, wish in given.items() if wish is not None}
     one_shot.check_sampling(draw, greedy=greedy)
     wishes = load.read_wishes(
-        weights, device_map, max_memory, context_tokens, revision, adapter, draft
+        *(weights, device_map, max_memory, context_tokens, revision, adapter, draft, disk_cache)
     )
     model, question = _model_and_question(model, question)
     _check_question(question, image or ())

@@ -19,6 +19,8 @@ def list_(
 ) -> None:
     """List converted and quantised models, and the models downloaded from the hub.
 
+    Of conversations that --disk-cache kept there is one line, `conversations`.
+
     Example: gemma3vl cache list
     """
     from gemma3vl_app.loading.cache import cache_root, cached_folders
@@ -52,10 +54,12 @@ def clean(
         str | None, typer.Argument(help="A name that `cache list` shows.", metavar="NAME")
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Delete all that was converted here.")
+        bool, typer.Option("--all", help="Delete all that was converted or kept here.")
     ] = False,
 ) -> None:
     """Delete converted and quantised models; they are made again when they are needed.
+
+    `conversations` deletes what --disk-cache kept of them: no chat is lost, only time.
 
     Example: gemma3vl cache clean --all
     """

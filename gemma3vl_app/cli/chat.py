@@ -53,6 +53,7 @@ def chat(
     revision: load.Revision = None,
     adapter: load.Adapters = None,
     draft: load.Draft = None,
+    disk_cache: load.DiskCache = None,
 ) -> None:
     """Talk with a model about pictures, over as many messages as you like.
 
@@ -62,7 +63,7 @@ def chat(
     Example: gemma3vl chat demo --image docs/circle.png
     """
     wishes = load.read_wishes(
-        weights, device_map, max_memory, context_tokens, revision, adapter, draft
+        *(weights, device_map, max_memory, context_tokens, revision, adapter, draft, disk_cache)
     )
     given = {"seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     drawing: dict[str, Any] = {name: wish for name, wish in given.items() if wish is not None}

@@ -18,7 +18,12 @@ from gemma3vl_app.cli.completion import complete_model
 from gemma3vl_app.cli.messages import in_options
 from gemma3vl_app.errors import Gemma3VLError
 from gemma3vl_app.generation import Progress
-from gemma3vl_app.planning.wishes import check_device, check_weights, parse_max_memory
+from gemma3vl_app.planning.wishes import (
+    check_device,
+    check_weights,
+    parse_bytes,
+    parse_max_memory,
+)
 
 if TYPE_CHECKING:
     from gemma3vl_app.backends.protocol import Backend
@@ -65,6 +70,13 @@ Draft = Annotated[
         metavar="MODEL",
     ),
 ]
+DiskCache = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep what is computed on the disk, so far, and go on from it later: 4GiB.",
+        metavar="SIZE",
+    ),
+]
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -80,6 +92,7 @@ class Wishes:
     revision: str | None = None
     adapters: Mapping[str, str] | None = None
     draft: str | None = None
+    disk_cache: int | None = None
 
 
 @contextmanager
@@ -99,6 +112,7 @@ def read_wishes(
     revision: str | None,
     adapters: Sequence[str] | None,
     draft: str | None = None,
+    disk_cache: str | None = None,
 ) -> Wishes:
     """Return wishes; raises `typer.BadParameter` for those that make no sense on any machine."""
     with mistakes():
@@ -111,6 +125,7 @@ def read_wishes(
             revision=revision,
             adapters=_parse_adapters(adapters or ()) or None,
             draft=draft,
+            disk_cache=None if disk_cache is None else parse_bytes(disk_cache),
         )
 
 

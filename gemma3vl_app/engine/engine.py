@@ -23,10 +23,11 @@ from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
 from gemma3vl_app.engine import traces
 from gemma3vl_app.engine.decoding import Decoder, Keeper
+from gemma3vl_app.engine.disk_cache import DiskCache, DiskSettings, Found
 from gemma3vl_app.engine.kv import SequenceKV
 from gemma3vl_app.engine.model import TextModel
 from gemma3vl_app.engine.prefill import Prefill
-from gemma3vl_app.engine.prefix import AnswerMemory, PrefixCache, Snapshot
+from gemma3vl_app.engine.prefix import AnswerMemory, PrefixCache, Scope, Snapshot
 from gemma3vl_app.engine.sequence import Request, Sequence
 from gemma3vl_app.engine.speculation.speculation import Speculation
 from gemma3vl_app.engine.traces import Tracing
@@ -41,6 +42,7 @@ from gemma3vl_app.errors import (
 from gemma3vl_app.generation import Chunk, FinishReason, Status
 from gemma3vl_app.loading.adapters import Adapters
 from gemma3vl_app.prompting.format import PromptFormat
+from gemma3vl_app.prompting.prompt import PreparedPrompt
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 from gemma3vl_app.stream import Stream
 
@@ -57,12 +59,14 @@ class EngineLimits:
     """Bounds of one engine; `unit_sec` is about how long prefill keeps running answers waiting.
 
     `context_tokens` shortens the model's own context, to what memory was planned for.
+    `disk_budget_bytes` bounds what a backend lets spill to the disk; 0 means nothing.
     """
 
     max_running: int = 16
     max_waiting: int = 64
     prefix_budget_bytes: int = 2 << 30
     feature_budget_bytes: int = 512 << 20
+    disk_budget_bytes: int = 0
     unit_sec: float = 0.5
     context_tokens: int | None = None
 
@@ -80,19 +84,24 @@ class Engine:
         limits: EngineLimits | None = None,
         speculation: Speculation | None = None,
         name: str = "",
+        disk: DiskSettings | None = None,
     ) -> None:
         """Start the thread; the model belongs to it from now on.
 
         `speculation` guesses tokens ahead; None computes one at a time. `name` is for messages.
+        `disk` lets what is computed spill to the disk.
         """
         self.limits = limits or EngineLimits()
-        self.prefixes = PrefixCache(self.limits.prefix_budget_bytes)
-        self.features = FeatureCache(self.limits.feature_budget_bytes)
-        self.answers = AnswerMemory()
         self.adapters = Adapters(model)
+        self.answers = AnswerMemory()
         self._name = f"The model {name!r}" if name else "The model"
         self._tokenizer = tokenizer
         self._text_model = TextModel(model)
+        self.disk: DiskCache | None = None
+        if disk is not None:
+            self.disk = DiskCache(disk, self._text_model.layout, self.adapters.digest)
+        self.prefixes = PrefixCache(self.limits.prefix_budget_bytes)
+        self.features = FeatureCache(self.limits.feature_budget_bytes, self.disk)
         longest = self._text_model.context_tokens
         self._context_tokens = min(longest, self.limits.context_tokens or longest)
         unit_sec = self.limits.unit_sec
@@ -162,6 +171,12 @@ class Engine:
             self._waiting.append(sequence)
             self._changed.notify_all()
         return sequence.stream
+
+    def covered_tokens(self, scope: Scope, prompt: PreparedPrompt) -> int:
+        """Return how many tokens of `prompt` need not be computed: from memory, or the disk."""
+        known = self.prefixes.covered_tokens(scope, prompt)
+        found = self.disk.find(scope, prompt, known=known) if self.disk is not None else None
+        return known if found is None else found.length
 
     def call(self, function: Callable[[], Result]) -> Result:
         """Run `function` on the engine's thread between two steps, and return what it returns.
@@ -237,6 +252,8 @@ class Engine:
             self._drop_caches()
             self.answers.clear()
             del self._text_model, self._prefill, self._decoder  # what holds the model
+            if self.disk is not None:
+                self.disk.close()
             self.adapters.forget_model()
 
     def _make_room(self, error: Exception) -> None:
@@ -325,7 +342,12 @@ class Engine:
         else:
             kv, sequence.cached_tokens = found
             sequence.kv = kv.fork(sequence.cached_tokens, expected_tokens=tokens)
-        sequence.work = self._work(sequence, sequence.kv)
+        stored = None
+        if self.disk is not None:
+            stored = self.disk.find(
+                request.scope, request.prompt, uncomputed=uncomputed, known=sequence.cached_tokens
+            )
+        sequence.work = self._work(sequence, sequence.kv, stored)
         self._prefilling.append(sequence)
 
     def _prefill_unit(self) -> None:
@@ -352,8 +374,15 @@ class Engine:
             if now - began + expected > self.limits.unit_sec:
                 return
 
-    def _work(self, sequence: Sequence, kv: SequenceKV) -> Generator[None]:
-        """Compute the prompt, then hand over to decoding, or go on to the scores."""
+    def _work(
+        self, sequence: Sequence, kv: SequenceKV, stored: Found | None = None
+    ) -> Generator[None]:
+        """Compute the prompt, then hand over to decoding, or go on to the scores.
+
+        Goes on from `stored`, where there is one and it can be read, else from `kv`.
+        """
+        if stored is not None:
+            kv = yield from self._loaded(sequence, kv, stored)
         if sequence.request.tracing is not None:
             yield from self._trace(sequence, kv, sequence.request.tracing)
             return
@@ -369,6 +398,19 @@ class Engine:
         with self._changed:
             self._prefilling.remove(sequence)
             self._decoding.append(sequence)
+
+    def _loaded(
+        self, sequence: Sequence, kv: SequenceKV, stored: Found
+    ) -> Generator[None, None, SequenceKV]:
+        """Give a sequence its keys and values from the disk; returns them, or `kv`."""
+        assert self.disk is not None
+        loaded = yield from self.disk.load(
+            stored, expected_tokens=len(sequence.request.prompt.ids), unit_sec=self.limits.unit_sec
+        )
+        if loaded is None:
+            return kv
+        sequence.kv, sequence.cached_tokens = loaded, loaded.length
+        return loaded
 
     def _score(self, sequence: Sequence, hidden: torch.Tensor) -> Generator[None]:
         """Deliver the prompt's last n tokens with the log-probabilities from hidden (n + 1, D)."""
@@ -413,7 +455,11 @@ class Engine:
         kv = sequence.kv
         if kv is not None and kv.length:
             key = sequence.computed_prompt().key
-            self.prefixes.add(Snapshot(sequence.request.scope, key, kv.fork(kv.length)))
+            snapshot = Snapshot(sequence.request.scope, key, kv.fork(kv.length))
+            self.prefixes.add(snapshot)
+            # Once an answer: what is kept at its end holds the prompt as well.
+            if self.disk is not None and sequence.generated:
+                self.disk.keep_prefix(snapshot)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """End one request with an error fit for people; the others go on."""

@@ -109,6 +109,22 @@ class SequenceKV:
         stop = self.length - log.first
         return log.keys[:, begin:stop], log.values[:, begin:stop]
 
+    def parts(self) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Return for each layer its first stored position, and keys and values from there on.
+
+        Views (H_kv, length - first, D). Logs are only appended to, so nobody writes there again.
+        """
+        counts = [(log, self.length - log.first) for log in self.logs()]
+        return [(log.first, log.keys[:, :count], log.values[:, :count]) for log, count in counts]
+
+    def restore(
+        self, layer: int, first: int, keys: torch.Tensor, values: torch.Tensor, device: torch.device
+    ) -> None:
+        """Copy to `device` what a layer still needs of its part (see `parts`) up to `length`."""
+        log = KVLog(keys, values, first)
+        log.filled = self.length
+        self._logs[layer] = self._moved(log, self.windows[layer], 0, device=device)
+
     def advance(self, count: int) -> None:
         """Count `count` tokens as stored in every layer; sliding layers drop a chunk's excess.
 
@@ -155,10 +171,18 @@ class SequenceKV:
         self._logs[layer] = moved
         return moved
 
-    def _moved(self, log: KVLog, window: int | None, count: int, unsure: int = 0) -> KVLog:
+    def _moved(
+        self,
+        log: KVLog,
+        window: int | None,
+        count: int,
+        unsure: int = 0,
+        device: torch.device | None = None,
+    ) -> KVLog:
         """Copy what a layer still needs of `log` into a new one with room for `count` and more.
 
-        The last `unsure` tokens can be taken back, and the spare ones before them.
+        The last `unsure` tokens can be taken back, and the spare ones before them. It lies on
+        `device`, where one is given, else where `log` does.
         """
         # Earlier positions than the next query sees: those that it sees once tokens are taken back.
         first = max(log.first, first_visible(self.length - unsure, window) - self.spare)
@@ -170,8 +194,8 @@ class SequenceKV:
             capacity = kept + count + window
         heads, _, width = log.keys.shape
         new = KVLog(
-            log.keys.new_empty(heads, capacity, width),
-            log.values.new_empty(heads, capacity, width),
+            log.keys.new_empty(heads, capacity, width, device=device),
+            log.values.new_empty(heads, capacity, width, device=device),
             first,
         )
         old = slice(first - log.first, self.length - log.first)

@@ -7,6 +7,7 @@ Shapes: B rows, n new tokens, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -23,6 +24,22 @@ def finish_work(tensor: torch.Tensor) -> None:
         torch.cuda.synchronize(tensor.device)
     elif tensor.device.type == "mps":
         torch.mps.synchronize()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a model's keys and values look like, by layer where they differ.
+
+    `windows` are tokens, None for global attention; `heads` and `head_dim` those of keys and
+    values; `width` is the model's own.
+    """
+
+    windows: tuple[int | None, ...]
+    devices: tuple[torch.device, ...]
+    heads: int
+    head_dim: int
+    width: int
+    dtype: torch.dtype
 
 
 class TextModel:
@@ -50,6 +67,19 @@ class TextModel:
     def context_tokens(self) -> int:
         """The longest sequence the model was made for, in tokens."""
         return int(self._config.max_position_embeddings)
+
+    @property
+    def layout(self) -> Layout:
+        """What its keys and values look like, and where they lie."""
+        layers = self._text.layers
+        return Layout(
+            windows=self.windows,
+            devices=tuple(layer.input_layernorm.weight.device for layer in layers),
+            heads=int(self._config.num_key_value_heads),
+            head_dim=int(self._config.head_dim),
+            width=int(self._config.hidden_size),
+            dtype=self._text.embed_tokens.weight.dtype,
+        )
 
     @property
     def heads(self) -> int:

@@ -8,7 +8,7 @@ model width.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Hashable
+from collections.abc import Generator
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from gemma3vl_app.engine.kv import SequenceKV
 from gemma3vl_app.engine.model import TextModel, finish_work
 from gemma3vl_app.engine.prefix import outside_pictures
 from gemma3vl_app.engine.sequence import Sequence
-from gemma3vl_app.engine.vision import FeatureCache, VisionEncoder
+from gemma3vl_app.engine.vision import FeatureCache, PictureKey, VisionEncoder
 from gemma3vl_app.generation import Chunk, Status
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.pixels import pixels
@@ -49,7 +49,7 @@ class Prefill:
         self._format = prompt_format
         self._unit_sec = unit_sec
         self._tokens_per_sec = _FIRST_CHUNK_TOKENS / unit_sec
-        self._encoding: set[Hashable] = set()  # pictures that some sequence is encoding right now
+        self._encoding: set[PictureKey] = set()  # pictures that some sequence is encoding right now
 
     @property
     def vision(self) -> VisionEncoder:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Hashable
+from collections.abc import Generator
 from functools import partial
 
 import torch
 from transformers import Gemma3Model
 
+from gemma3vl_app.engine.disk_cache import DiskCache
 from gemma3vl_app.engine.model import Layer, finish_work
+from gemma3vl_app.engine.prefix import Scope
+
+PictureKey = tuple[Scope, bytes]  # and the key of the picture or crop
 
 
 class VisionEncoder:
@@ -70,21 +74,34 @@ class VisionEncoder:
 
 
 class FeatureCache:
-    """Encoded pictures by key, least recently used first out, bounded in bytes."""
+    """Encoded pictures by key, least recently used first out, bounded in bytes.
 
-    def __init__(self, budget_bytes: int) -> None:
+    What is not here may be on the disk, where there is a disk cache.
+    """
+
+    def __init__(self, budget_bytes: int, disk: DiskCache | None = None) -> None:
         self._budget_bytes = budget_bytes
-        self._features: OrderedDict[Hashable, torch.Tensor] = OrderedDict()
+        self._disk = disk
+        self._features: OrderedDict[PictureKey, torch.Tensor] = OrderedDict()
         self.bytes = 0
 
-    def get(self, key: Hashable) -> torch.Tensor | None:
+    def get(self, key: PictureKey) -> torch.Tensor | None:
         """Return the features (T, D) kept under `key`, or None."""
         if key in self._features:
             self._features.move_to_end(key)
-        return self._features.get(key)
+            return self._features[key]
+        found = self._disk.picture(*key) if self._disk is not None else None
+        if found is not None:
+            self._keep(key, found)
+        return found
 
-    def put(self, key: Hashable, features: torch.Tensor) -> None:
+    def put(self, key: PictureKey, features: torch.Tensor) -> None:
         """Keep `features` under `key`; what was used longest ago makes room."""
+        self._keep(key, features)
+        if self._disk is not None:
+            self._disk.keep_picture(*key, features)
+
+    def _keep(self, key: PictureKey, features: torch.Tensor) -> None:
         if key not in self._features:
             self._features[key] = features
             self.bytes += features.nbytes
@@ -93,6 +110,6 @@ class FeatureCache:
             self.bytes -= dropped.nbytes
 
     def clear(self) -> None:
-        """Drop everything."""
+        """Drop everything from memory."""
         self._features.clear()
         self.bytes = 0

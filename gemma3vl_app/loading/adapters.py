@@ -7,11 +7,13 @@ requests. Shapes: r rank, N output features, K input features.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,17 @@ class PreparedAdapter:
     name: str
     layers: Mapping[str, tuple[torch.Tensor, torch.Tensor, float, torch.Tensor | None]]
 
+    @cached_property
+    def digest(self) -> bytes:
+        """A digest of its weights and where they go, the same in every process."""
+        digest = hashlib.sha256()
+        for module, (a, b, scaling, factor) in sorted(self.layers.items()):
+            digest.update(repr((module, tuple(a.shape), scaling, factor is None)).encode())
+            for tensor in (a, b) if factor is None else (a, b, factor):
+                numbers: Any = tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy()
+                digest.update(numbers)
+        return digest.digest()
+
 
 class Adapters:
     """The adapters of one model.
@@ -60,6 +73,7 @@ class Adapters:
         self._lock = threading.Lock()  # guards names and keys
         self._keys: dict[str, str] = {}
         self._modules: dict[str, tuple[str, ...]] = {}  # adapted layers, by key
+        self._put_in: dict[str, PreparedAdapter] = {}  # by key; the model shares their tensors
         self._active: list[str] = []  # shared with every layer of peft's
         self._added = 0
 
@@ -73,6 +87,12 @@ class Adapters:
         """Return what `use` takes for the adapter `name`; raises `KeyError` for an unknown one."""
         with self._lock:
             return self._keys[name]
+
+    def digest(self, key: str) -> bytes:
+        """Return what tells the weights of `key` from all others, in any process, or `KeyError`."""
+        with self._lock:
+            adapter = self._put_in[key]
+        return adapter.digest
 
     def add(self, name: str, folder: str | Path) -> None:
         """Read the adapter in `folder` and put it in under `name`; raises `LoadError`."""
@@ -115,6 +135,7 @@ class Adapters:
             raise
         with self._lock:
             self._modules[key] = tuple(adapter.layers)
+            self._put_in[key] = adapter
             self._keys[adapter.name] = key
 
     def remove(self, name: str) -> None:
@@ -124,6 +145,7 @@ class Adapters:
             if key is None:
                 raise LoadError(f"There is no adapter {name!r} to remove.")
             modules = self._modules.pop(key)
+            del self._put_in[key]
         self.use(None)
         self._take_out(key, modules)
 
@@ -155,6 +177,8 @@ class Adapters:
         """Let go of the model, which is being unloaded."""
         self._linears = {}
         self._model = None
+        with self._lock:
+            self._put_in.clear()
 
     def _check_name(self, name: str) -> None:
         if not isinstance(name, str) or not NAME.fullmatch(name) or name == RESERVED:

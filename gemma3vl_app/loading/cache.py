@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "GEMMA3VL_CACHE"
 MANIFEST = "manifest.json"
+CONVERSATIONS = "conversations"  # the folder of the engine's disk cache, which looks after it
 
 
 def cache_root() -> Path:
@@ -137,18 +138,28 @@ class CachedFolder:
 
 
 def cached_folders() -> list[CachedFolder]:
-    """Return what the cache holds, most recently used first."""
+    """Return what the cache holds, most recently used first; kept conversations count as one."""
     root = cache_root()
     folders = [path.parent for path in root.glob(f"*/{MANIFEST}")] if root.is_dir() else []
+    if (root / CONVERSATIONS).is_dir():
+        folders.append(root / CONVERSATIONS)
     found = [
         CachedFolder(
             folder.name,
-            sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+            _bytes_in(folder),
             folder.stat().st_mtime,
         )
         for folder in folders
     ]
     return sorted(found, key=lambda folder: folder.used, reverse=True)
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # conversations come and go meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def remove_cached(name: str) -> int:
@@ -163,7 +174,8 @@ def remove_cached(name: str) -> int:
     root = cache_root()
     try:
         with FileLock(root / f".{name}.lock"):
-            (root / name / MANIFEST).unlink()  # first: half a folder must not look finished
+            # First: half a folder must not look finished. Conversations have none.
+            (root / name / MANIFEST).unlink(missing_ok=name == CONVERSATIONS)
             shutil.rmtree(root / name)
     except OSError as error:
         raise LoadError(

@@ -59,7 +59,8 @@ class LoadedModel:
     `config` and `preprocessor` are the JSON files as published, sparse where they are sparse;
     `model.config` has every value. `preprocessor` is None for text-only models and where the
     folder has none. `sampling` and `stop_ids` are the checkpoint's own; `knows` is for people;
-    `revision` says exactly which weights these are.
+    `revision` says exactly which weights these are; `fingerprint` changes whenever their files on
+    this machine do.
     """
 
     model: Model
@@ -70,6 +71,7 @@ class LoadedModel:
     stop_ids: frozenset[int]
     name: str
     revision: str
+    fingerprint: str
     knows: str
     plan: LoadPlan
 
@@ -150,6 +152,7 @@ def load_model(
         stop_ids=checkpoint.stop_ids,
         name=checkpoint.name,
         revision=opened.revision,
+        fingerprint=opened.fingerprint,
         knows=opened.knows,
         plan=plan,
     )

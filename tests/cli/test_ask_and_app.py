@@ -81,6 +81,11 @@ def test_wishes_reach_the_loader(backend, run, monkeypatch, command):
     }
 
 
+def test_a_disk_cache_is_used_on_wish(backend, run):
+    assert run("ask", "demo", "Hi", "--disk-cache", "2GiB")[0] == 0
+    assert backend.wishes == {"disk_cache": 2 << 30}
+
+
 @pytest.mark.parametrize(
     ("adapters", "answering"), [(["a=x"], "a"), (["a=x", "b=y"], None), ([], None)]
 )
@@ -101,6 +106,7 @@ def test_a_single_adapter_answers(backend, run, adapters, answering):
         (["--max-memory", "gpu=1GiB"], "'gpu' is no device"),
         (["--max-memory", "cpu=lots"], "'lots' is no size"),
         (["--max-memory", "disk=9GiB"], "A disk alone"),
+        (["--disk-cache", "lots"], "'lots' is no size"),
         (["--device-map", "{1: 2}"], "--device-map is no JSON object"),
         (["--device-map", '{"model": 3}'], "--device-map is no JSON object"),
         (["--max-memory", "cuda:0"], "Write it as cuda:0=24GiB"),

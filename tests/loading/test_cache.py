@@ -9,6 +9,7 @@ import pytest
 
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.loading.cache import (
+    CONVERSATIONS,
     MANIFEST,
     cache_root,
     cached_folder,
@@ -148,6 +149,15 @@ def test_a_removed_folder_is_gone_and_made_again_when_needed(root):
     assert not folder.exists()
     cached_folder("thing", build)
     assert build.calls == 2
+
+
+def test_kept_conversations_are_listed_and_removed_like_the_rest(root):
+    assert CONVERSATIONS not in {each.name for each in cached_folders()}
+    (root / CONVERSATIONS).mkdir(parents=True)
+    (root / CONVERSATIONS / "entry").write_bytes(b"x" * 10)
+    assert [(each.name, each.bytes) for each in cached_folders()] == [(CONVERSATIONS, 10)]
+    assert remove_cached(CONVERSATIONS) == 10
+    assert not (root / CONVERSATIONS).exists()
 
 
 @pytest.mark.parametrize("name", ["nothing", "../cache", "", "."])
