@@ -164,6 +164,7 @@ class LocalBackend:
             return None
         decides = (
             *(loaded.revision, loaded.fingerprint, loaded.plan.weights, loaded.plan.dtype),
+            *(loaded.plan.table, loaded.plan.fast_paths),
             *(__version__, torch.__version__, transformers.__version__),  # may compute otherwise
             replace(self._format, stop_ids=frozenset()),
             self._tokenizer.sha256,

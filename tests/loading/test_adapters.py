@@ -15,6 +15,7 @@ from transformers import Gemma3ForCausalLM
 from gemma3vl_app.errors import EngineError, LoadError
 from gemma3vl_app.loading import load_model
 from gemma3vl_app.loading.adapters import Adapters
+from gemma3vl_app.loading.assembly import arithmetic_of
 from gemma3vl_app.loading.cache import CACHE_VARIABLE
 from tests.loading.peft_adapters import KINDS, TEXT, save_adapter
 
@@ -80,7 +81,7 @@ def test_logits_equal_pefts(tiny, adapters, model, folders, kind):
     assert torch.equal(logits(model), plain)
 
 
-@pytest.mark.parametrize("weights", ["bf16", "int8", "nf4"])
+@pytest.mark.parametrize("weights", ["bf16", "w16", "int8", "nf4", "int4"])
 @pytest.mark.parametrize("kind", ["plain", "dora"])
 def test_adapters_over_other_precisions_change_logits_as_in_full(
     tiny, adapters, model, folders, weights, kind, tmp_path, monkeypatch
@@ -97,7 +98,7 @@ def test_adapters_over_other_precisions_change_logits_as_in_full(
     assert error < 2 * base_error + 0.02
     assert (full - logits(model)).abs().mean() > 2 * error
     layer = other.model.language_model.layers[0].self_attn.q_proj
-    assert layer.lora_A[theirs.key("mine")].weight.dtype == other.lm_head.weight.dtype
+    assert layer.lora_A[theirs.key("mine")].weight.dtype == arithmetic_of(other)
 
 
 # --- names of layers ---

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.hardware import Machine
-from gemma3vl_app.loading import int8, load_model, loader, nf4
+from gemma3vl_app.loading import int4, int8, load_model, loader, nf4
 from gemma3vl_app.loading.cache import CACHE_VARIABLE, cached_folders
 from gemma3vl_app.testing import tiny_checkpoint
 
@@ -65,6 +65,11 @@ def reference(model, rounded):
             int8.Int8Linear,
             lambda w: (p := int8.quantise(w))[""].float() * p[int8.SCALE][:, None],
         ),
+        (
+            "int4",
+            int4.Int4Linear,
+            lambda w: int4.dequantise(int4.quantise(w), torch.float32),
+        ),
     ],
 )
 def test_only_the_text_layers_matrices_are_quantised_and_compute_rightly(
@@ -72,17 +77,36 @@ def test_only_the_text_layers_matrices_are_quantised_and_compute_rightly(
 ):
     machine = Machine(cpu_flags=frozenset({"avx2"}), available_bytes=2**40)
     monkeypatch.setattr(loader.hardware, "detect", lambda: machine)  # fp32: rounding cannot hide
-    loaded = load_model(tiny, weights=weights)
+    loaded = load_model(tiny, weights=weights, fast_paths=False)
     names = linear_layers(loaded.model, kind)
     assert len(names) == 6 * 7
     assert all(name.startswith("model.language_model.layers.") for name in names)
     assert loaded.plan.weights == weights
     expected = logits(reference(plain.model, rounded))
-    if weights == "nf4" and nf4.packs_for_cpu():  # that kernel computes in bf16
+    if weights != "nf4" or nf4.packs_for_cpu():  # kernels that may round to bf16
         distance = (logits(loaded.model) - expected).norm()
         assert distance < 0.5 * (expected - logits(plain.model)).norm()
     else:
         assert torch.allclose(logits(loaded.model), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("weights", ["int8", "nf4", "int4"])
+def test_embeddings_and_output_matrix_are_one_table_of_8_bits(tiny, cache, weights):
+    loaded = load_model(tiny, weights=weights)
+    exact = load_model(tiny, weights=weights, fast_paths=False)
+    table, head = loaded.model.get_input_embeddings(), loaded.model.lm_head
+    assert loaded.plan.table == "int8" and exact.plan.table == ""
+    assert table.weight.dtype == torch.int8
+    assert table.weight.data_ptr() == head.weight.data_ptr()
+    expected = exact.model.get_input_embeddings().weight.float()
+    distance = (table(IDS).float() - expected[IDS] * table.embed_scale).norm()
+    assert distance < 0.02 * (expected[IDS] * table.embed_scale).norm()
+    change = (logits(loaded.model) - logits(exact.model)).norm()
+    assert 0 < change < 0.1 * logits(exact.model).norm()
+
+
+def test_for_training_the_table_stays_as_it_is(tiny, cache):
+    assert load_model(tiny, weights="nf4", for_training=True).plan.table == ""
 
 
 def test_the_second_load_reads_the_first_ones_files(tiny, cache):
@@ -219,5 +243,5 @@ def test_matrices_with_a_bias_are_not_quantised(tiny, tmp_path, cache):
         (folder / name).unlink()
     (folder / "config.json").write_text(json.dumps(config))
     save_file(weights, folder / "model.safetensors")
-    model = load_model(folder, weights="int8").model
+    model = load_model(folder, weights="int8", fast_paths=False).model
     assert len(linear_layers(model, int8.Int8Linear)) == 6 * 3

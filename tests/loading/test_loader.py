@@ -160,7 +160,7 @@ def test_float16_is_refused_with_the_reason(tiny):
 
 
 def test_an_unknown_kind_of_weights_lists_those_that_exist(tiny):
-    assert "'auto', 'bf16', 'fp32', 'nf4', 'int8'" in refusal(tiny, weights="int3")
+    assert "'auto', 'bf16', 'fp32', 'w16', 'int8', 'nf4', 'int4'" in refusal(tiny, weights="int3")
 
 
 def test_an_unknown_name_lists_what_can_be_loaded():

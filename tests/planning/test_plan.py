@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -36,10 +37,10 @@ CASES = {
         processor(32, WITH_BF16),
         [("bf16", BF16, "cpu"), ("bf16", BF16, "cpu"), ("int8", BF16, "cpu")],
     ),
-    "cpu": (processor(32), [("fp32", FP32, "cpu"), ("int8", FP32, "cpu"), ("nf4", FP32, "cpu")]),
+    "cpu": (processor(32), [("w16", FP32, "cpu"), ("w16", FP32, "cpu"), ("int8", FP32, "cpu")]),
     "cpu + disk": (
         processor(16),
-        [("int8", FP32, "cpu"), ("nf4", FP32, "cpu"), ("nf4", FP32, "cpu disk")],
+        [("w16", FP32, "cpu"), ("int4", FP32, "cpu"), ("nf4", FP32, "cpu disk")],
     ),
 }
 DECISIONS = [
@@ -77,6 +78,44 @@ def test_the_decision(size, machine, decision):
     devices = [f"cuda:{n}" for n in range(where)] if isinstance(where, int) else where.split()
     assert (found.weights, found.dtype, sorted(found.bytes_by_device)) == (weights, dtype, devices)
     assert found.fits
+
+
+@pytest.mark.parametrize("weights", ["w16", "int4"])
+def test_kinds_that_only_processors_compute_are_refused_elsewhere(weights):
+    for machine, other in ((gpus("rtx-4090"), "nf4"), (apple(64), "int8")):
+        with pytest.raises(LoadError, match=f"made for processors.*{other}.*or device_map='cpu'"):
+            plan("4b-it", weights=weights, machine=machine)
+    assert plan("4b-it", weights=weights, machine=processor(32)).fits
+    assert plan("4b-it", weights=weights, device_map="cpu", machine=processor(32)).fits
+
+
+def test_a_kind_for_processors_is_never_spread_over_a_gpu():
+    machine = replace(gpus("rtx-3060"), available_bytes=64 * GIB, memory_bytes=64 * GIB)
+    found = plan("27b-it", machine=machine)
+    assert found.fits and found.weights not in ("w16", "int4")
+
+
+@pytest.mark.parametrize("weights", ["int8", "nf4", "int4"])
+def test_the_output_matrix_of_quantised_models_has_8_bits_on_a_processor(weights):
+    found = plan("4b-it", weights=weights, machine=processor(32))
+    exact = plan("4b-it", weights=weights, machine=processor(32), fast_paths=False)
+    assert (found.table, exact.table) == ("int8", "")
+    saved = exact.bytes_by_device["cpu"].weights - found.bytes_by_device["cpu"].weights
+    assert saved == 262_208 * (2560 * 3 - 4)  # from 4 bytes a weight to 1, and a scale a row
+    assert any("embeddings and output matrix int8" in reason for reason in found.reasons)
+    assert plan("4b-it", weights="nf4", machine=gpus("rtx-4090")).table == ""
+
+
+def test_without_fast_paths_nothing_faster_is_chosen():
+    assert plan("4b-it", machine=processor(32), fast_paths=False).weights == "fp32"
+    assert plan("4b-it", machine=processor(32)).fast_paths
+    assert not plan("4b-it", weights="fp32", machine=processor(32)).fast_paths  # the reference
+
+
+def test_weights_of_32_bits_are_not_cut_to_16():
+    config = catalog.published_config("4b") | {"torch_dtype": "float32"}
+    found = plan_for(config, name="mine", machine=processor(32))
+    assert found.weights == "fp32"
 
 
 def test_the_keys_and_values_lie_with_their_layers():
@@ -256,7 +295,7 @@ def test_on_every_machine_the_plan_keeps_its_promises(
         ({"weights": "float16"}, "overflow float16"),
         ({"weights": "llm.int8"}, "LLM.int8 computes in float16"),
         ({"weights": "load_in_8bit"}, "LLM.int8 computes in float16"),
-        ({"weights": "int4"}, "Choose one of"),
+        ({"weights": "int3"}, "Choose one of"),
         ({"weights": "nf4", "machine": apple(64)}, "Use 'int8'"),
         ({"device_map": "gpu"}, "'gpu' is no device"),
         ({"device_map": "cuda:1", "machine": gpus("t4")}, "this machine has none"),

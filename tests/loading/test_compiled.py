@@ -1,0 +1,109 @@
+"""The kernel in C: right where it is compiled, and never missed where it is not."""
+
+import subprocess
+
+import pytest
+import torch
+
+from gemma3vl_app.loading import compiled
+from gemma3vl_app.loading.cache import CACHE_VARIABLE
+
+KINDS = [torch.bfloat16, torch.int8]
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """Nothing is compiled yet, and nothing of it stays."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    compiled._kernels.cache_clear()
+    yield tmp_path
+    compiled._kernels.cache_clear()
+
+
+@pytest.fixture
+def multiply(request):
+    kernel = compiled.few_rows(request.param)
+    if kernel is None:
+        pytest.skip("no compiler here, or a processor without AVX2")
+    return kernel
+
+
+@pytest.mark.parametrize("multiply, dtype", [(kind, kind) for kind in KINDS], indirect=["multiply"])
+@pytest.mark.parametrize("inputs", [1, 7, 8, 15, 16, 33, 640])
+@pytest.mark.parametrize("outputs", [1, 2, 7, 8, 9, 65])
+def test_it_multiplies_as_torch_does(multiply, dtype, outputs, inputs):
+    torch.manual_seed(inputs)
+    weight = (30 * torch.randn(outputs, inputs)).clamp(-127, 127).to(dtype)
+    for rows in range(1, 10):
+        x = torch.randn(rows, inputs)
+        expected = x @ weight.float().T
+        assert torch.allclose(multiply(x, weight), expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("multiply", [torch.bfloat16], indirect=True)
+def test_what_lies_scattered_in_memory_is_multiplied_rightly(multiply):
+    x, weight = torch.randn(20, 3).T, torch.randn(20, 11).bfloat16().T
+    assert torch.allclose(multiply(x, weight), x @ weight.float().T, atol=1e-5)
+
+
+@pytest.mark.parametrize("multiply", [torch.bfloat16], indirect=True)
+@pytest.mark.parametrize(
+    ("rows", "weight"),
+    [
+        (torch.ones(1, 4, dtype=torch.float64), torch.ones(2, 4).bfloat16()),
+        (torch.ones(1, 4), torch.ones(2, 4)),
+        (torch.ones(1, 4), torch.ones(2, 5).bfloat16()),
+    ],
+)
+def test_other_kinds_and_sizes_are_refused_before_memory_is_read(multiply, rows, weight):
+    with pytest.raises(TypeError):
+        multiply(rows, weight)
+
+
+@pytest.mark.parametrize("multiply", [torch.bfloat16], indirect=True)
+def test_not_a_number_stays_one(multiply):
+    weight = torch.ones(3, 16).bfloat16()
+    weight[1, 9] = float("nan")
+    assert multiply(torch.ones(1, 16), weight).isnan().tolist() == [[False, True, False]]
+
+
+def test_it_is_compiled_once(fresh):
+    if compiled.few_rows(torch.bfloat16) is None:
+        pytest.skip("no compiler here")
+    (folder,) = (path for path in fresh.iterdir() if path.is_dir())
+    before = (folder / "few_rows.so").stat().st_mtime_ns
+    compiled._kernels.cache_clear()
+    assert compiled.few_rows(torch.bfloat16) is not None
+    assert (folder / "few_rows.so").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"COMPILERS": ("no-such-compiler",)},
+        {"FLAGS": ("--no-such-flag",)},
+        {"FOR_PROCESSOR": {}},
+        {"CLOSE": -1.0},
+        {"COMPILE_SEC": 1e-6},
+    ],
+)
+def test_without_a_kernel_torch_stands_in(fresh, monkeypatch, trouble):
+    for name, value in trouble.items():
+        monkeypatch.setattr(compiled, name, value)
+    assert compiled.few_rows(torch.bfloat16) is None
+    assert compiled.few_rows(torch.int8) is None
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(fresh, monkeypatch):
+    (fresh / "file").write_text("")
+    monkeypatch.setenv(CACHE_VARIABLE, str(fresh / "file" / "below"))
+    assert compiled.few_rows(torch.bfloat16) is None
+
+
+def test_what_the_compiler_says_is_kept_to_itself(fresh, monkeypatch, caplog):
+    def fails(command, **options):
+        raise subprocess.CalledProcessError(1, command, stderr=b"/secret/path")
+
+    monkeypatch.setattr(compiled.subprocess, "run", fails)
+    assert compiled.few_rows(torch.bfloat16) is None
+    assert "/secret" not in caplog.text

@@ -1,0 +1,75 @@
+"""4 bits in groups of 32: the kernel's product is that of the matrix that the parts stand for."""
+
+import pytest
+import torch
+
+from gemma3vl_app.loading import int4, nf4
+
+N, K = 192, 128
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def relative(found, expected):
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+def test_it_errs_less_than_nf4_on_normal_weights():
+    weight = torch.randn(512, 1280)
+    error = relative(int4.dequantise(int4.quantise(weight), torch.float32), weight)
+    assert error < 0.08 < relative(nf4.dequantise(nf4.quantise(weight)), weight)
+
+
+def test_weights_on_the_grid_of_q4_0_stay_what_they_are():
+    scales = torch.rand(N, K // 32, 1).bfloat16().float()
+    codes = torch.randint(0, 16, (N, K // 32, 32)).float()
+    codes[..., 0] = 0  # the value that gives Q4_0 its scale: -8 of it
+    weight = ((codes - 8) * scales).reshape(N, K)
+    assert torch.equal(int4.dequantise(int4.quantise(weight), torch.float32), weight)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-30, -3.0, 1e4])
+def test_constant_groups_are_kept(value):
+    weight = torch.full((N, K), value)
+    found = int4.dequantise(int4.quantise(weight), torch.float32)
+    assert torch.isfinite(found).all()
+    assert torch.allclose(found, weight, rtol=2**-7)
+
+
+def test_single_rows_are_the_matrixs():
+    parts = int4.quantise(torch.randn(N, K))
+    ids = torch.tensor([0, 15, 16, 31, 32, 47, 63, 64, 191, 0])
+    assert torch.equal(int4.rows_of(parts, ids), int4.dequantise(parts, torch.float32)[ids])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, int4.FEW_ROWS, int4.FEW_ROWS + 1])
+def test_the_product_is_that_of_the_matrix(rows, dtype):
+    parts = int4.quantise(torch.randn(N, K))
+    layer, x = int4.Int4Linear(parts), torch.randn(2, rows, K).to(dtype)[:, : (rows + 1) // 2]
+    expected = x.float() @ int4.dequantise(parts, torch.float32).T
+    found = layer(x)
+    assert found.dtype == dtype and found.shape == expected.shape
+    assert relative(found, expected) < 0.01  # the kernel's activations and results are bf16
+
+
+def test_many_rows_in_float32_are_exact():
+    parts = int4.quantise(torch.randn(N, K))
+    x = torch.randn(int4.FEW_ROWS + 1, K)
+    expected = x @ int4.dequantise(parts, torch.float32).T
+    assert relative(int4.Int4Linear(parts)(x), expected) < 1e-6
+
+
+def test_a_gradient_flows_through_the_numbers():
+    parts = int4.quantise(torch.randn(N, K))
+    x = torch.randn(2, K, requires_grad=True)
+    int4.Int4Linear(parts)(x).sum().backward()
+    assert torch.allclose(x.grad[0], int4.dequantise(parts, torch.float32).sum(0), atol=1e-4)
+
+
+def test_shapes_that_the_kernel_cannot_take_are_told():
+    assert int4.fits((64, 32)) and int4.fits((192, 96))
+    assert not int4.fits((63, 32)) and not int4.fits((64, 48))

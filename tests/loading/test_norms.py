@@ -1,0 +1,39 @@
+"""One operation for transformers' seven: the same numbers."""
+
+import pytest
+import torch
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+
+from gemma3vl_app.loading import load_model
+from gemma3vl_app.loading.norms import FusedRMSNorm
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 3e4])
+def test_it_computes_what_transformers_computes(dtype, size):
+    torch.manual_seed(0)
+    theirs, ours = Gemma3RMSNorm(64), FusedRMSNorm(0)
+    theirs.weight.data = torch.randn(64).to(dtype)
+    ours.take(theirs.weight.data)
+    x = (size * torch.randn(3, 5, 64)).to(dtype)
+    found, expected = ours(x), theirs(x)
+    assert found.dtype == dtype
+    assert torch.allclose(found, expected, rtol=2**-7 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_its_gradient_is_theirs():
+    theirs, ours = Gemma3RMSNorm(16), FusedRMSNorm(0)
+    ours.take(theirs.weight.data)
+    gradients = []
+    for norm in (theirs, ours):
+        x = torch.linspace(-1, 2, 16, requires_grad=True)
+        (norm(x) ** 3).sum().backward()
+        gradients.append(x.grad)
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
+def test_every_norm_of_a_loaded_models_text_is_fused(tiny):
+    text = load_model(tiny, weights="fp32").model.model.language_model
+    norms = [each for each in text.modules() if isinstance(each, Gemma3RMSNorm)]
+    assert len(norms) == 6 * 6 + 1
+    assert all(type(each) is FusedRMSNorm for each in norms)
