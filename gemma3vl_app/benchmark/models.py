@@ -20,8 +20,11 @@ from transformers import (
 from gemma3vl_app import catalog
 from gemma3vl_app.engine.engine import Engine
 from gemma3vl_app.loading import base_270m_folder
+from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.prompting.format import PromptFormat
+from gemma3vl_app.prompting.prepare import prepare
+from gemma3vl_app.prompting.prompt import PreparedPrompt
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 WORD = " river"  # one token
@@ -76,6 +79,14 @@ def drawn_picture(seed: int) -> Picture:
         shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
         shape((x, y, x + 52, y + 52), fill=colour)
     return Picture.open(drawing, name=f"{seed}.png", crops="off")
+
+
+def filler(tokenizer: TextTokenizer, prompt_format: PromptFormat, tokens: int) -> PreparedPrompt:
+    """Return a prompt of exactly `tokens` tokens that says nothing."""
+    prompt = prepare(Conversation().user(WORD), tokenizer, prompt_format)
+    word = tokenizer.encode(WORD)[0]
+    ids = np.append(prompt.ids, np.full(tokens, word, dtype=np.int64))[:tokens]
+    return PreparedPrompt(ids)
 
 
 def tokenizer_and_format(size: str) -> tuple[TextTokenizer, PromptFormat]:

@@ -9,33 +9,37 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from transformers import Gemma3ForConditionalGeneration
 
 from gemma3vl_app.benchmark import ceilings, weights
-from gemma3vl_app.benchmark.models import WORD, noise_picture
+from gemma3vl_app.benchmark.baseline import (
+    DECODED,
+    PROMPT_TOKENS,
+    REPEATS,
+    SETTLED,
+    TOGETHER,
+    TOGETHER_TOKENS,
+    Theirs,
+)
+from gemma3vl_app.benchmark.models import WORD, filler, noise_picture
 from gemma3vl_app.engine.engine import Engine
 from gemma3vl_app.engine.sequence import Request
 from gemma3vl_app.generation import Greedy
+from gemma3vl_app.loading.assembly import arithmetic_of
 from gemma3vl_app.loading.loader import LoadedModel
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.prompting.format import PromptFormat
-from gemma3vl_app.prompting.pixels import pixels
 from gemma3vl_app.prompting.prepare import prepare
 from gemma3vl_app.prompting.prompt import PreparedPrompt
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
-PROMPT_TOKENS = 512
 CONTEXTS = (512, 2048, 8192)
-TOGETHER = 8
-TOGETHER_TOKENS = 64  # of each prompt, when several are decoded together
-DECODED = 24  # tokens after each prompt
-_SETTLED = 4  # first tokens that are not timed
-_REPEATS = 3
+
+PICTURES = "new pictures, tower and projector"
+PROMPT = f"reading a prompt of {PROMPT_TOKENS} tokens"
+SEVERAL = f"writing, {TOGETHER} conversations together"
 
 Say = Callable[[str], None]
 
@@ -74,33 +78,44 @@ def measure(
     loaded: LoadedModel,
     *,
     contexts: Sequence[int] = CONTEXTS,
-    against_transformers: bool = False,
     say: Say = lambda what: None,
 ) -> Speed:
     """Measure a loaded model, which belongs to this from now on; `say` is told what is measured."""
     tokenizer = TextTokenizer.from_file(loaded.tokenizer_file)
     prompt_format = PromptFormat.from_config(loaded.config, loaded.preprocessor, tokenizer)
-    model: Any = loaded.model  # transformers leaves much unannotated
-    head = model.get_output_embeddings().weight
     say("the machine")
-    limits = ceilings.measure(head.device, head.dtype)
+    device = next(loaded.model.parameters()).device
+    limits = ceilings.measure(device, arithmetic_of(loaded.model))
     work = weights.count(loaded.model)
-    theirs = Theirs(0.0, 0.0, 0.0, 0.0)
-    if against_transformers:
-        theirs = measure_transformers(loaded.model, tokenizer, prompt_format, say)
+    # Without guesses: what a filler says after a filler is guessed too well.
     engine = Engine(loaded.model, tokenizer, prompt_format, stop_ids=())
     try:
         ours = _Ours(engine, tokenizer, prompt_format)
-        return _measured(ours, work, limits, theirs, contexts, say)
+        return _measured(ours, work, limits, contexts, say)
     finally:
         engine.close()
+
+
+def beside(found: Speed, theirs: Theirs) -> Speed:
+    """Return `found` with what transformers reached beside each figure."""
+    reached = {
+        PICTURES: theirs.pictures_per_sec,
+        PROMPT: theirs.prefill_tokens_per_sec,
+        _writing(PROMPT_TOKENS): theirs.tokens_per_sec,
+        SEVERAL: theirs.together_tokens_per_sec,
+    }
+    figures = [replace(each, baseline=reached.get(each.name) or None) for each in found.figures]
+    return replace(found, figures=tuple(figures))
+
+
+def _writing(context: int) -> str:
+    return f"writing, {context:,} tokens of context"
 
 
 def _measured(
     ours: _Ours,
     work: weights.Work,
     limits: ceilings.Ceilings,
-    theirs: Theirs,
     contexts: Sequence[int],
     say: Say,
 ) -> Speed:
@@ -110,24 +125,22 @@ def _measured(
         each = 1 / ours.picture_sec()
         figures.append(
             Figure(
-                name="new pictures, tower and projector",
+                name=PICTURES,
                 value=each,
                 unit="pictures/s",
                 share=each * work.tower_flop / limits.flop_per_sec,
                 limit="multiplying",
-                baseline=theirs.pictures_per_sec or None,
             )
         )
     say(f"a prompt of {PROMPT_TOKENS} tokens")
     rate = PROMPT_TOKENS / ours.prefill_sec(PROMPT_TOKENS)
     figures.append(
         Figure(
-            name=f"reading a prompt of {PROMPT_TOKENS} tokens",
+            name=PROMPT,
             value=rate,
             unit="tokens/s",
             share=rate * work.prefill_flop(1) / limits.flop_per_sec,
             limit="multiplying",
-            baseline=theirs.prefill_tokens_per_sec or None,
         )
     )
     sec_per_token = {}
@@ -138,24 +151,16 @@ def _measured(
         rate = 1 / sec_per_token[context]
         figures.append(
             Figure(
-                name=f"writing, {context:,} tokens of context",
+                name=_writing(context),
                 value=rate,
                 unit="tokens/s",
                 share=rate * token_bytes / limits.read_bytes_per_sec,
                 limit="reading memory",
-                baseline=(theirs.tokens_per_sec or None) if context == PROMPT_TOKENS else None,
             )
         )
     say(f"{TOGETHER} conversations together")
     together = ours.together_tokens_per_sec(TOGETHER)
-    figures.append(
-        Figure(
-            name=f"writing, {TOGETHER} conversations together",
-            value=together,
-            unit="tokens/s",
-            baseline=theirs.together_tokens_per_sec or None,
-        )
-    )
+    figures.append(Figure(name=SEVERAL, value=together, unit="tokens/s"))
     return Speed(ceilings=limits, figures=tuple(figures), sec_per_token=sec_per_token)
 
 
@@ -179,7 +184,7 @@ class _Ours:
     def picture_sec(self) -> float:
         """Return the median seconds that a picture takes in tower and projector."""
         times = []
-        for seed in range(_REPEATS + 1):
+        for seed in range(REPEATS + 1):
             talk = Conversation().user(noise_picture(seed), WORD)
             prompt = prepare(talk, self._tokenizer, self._format)
             answer = self._engine.submit(self._request(prompt, 1)).answer
@@ -189,7 +194,7 @@ class _Ours:
     def prefill_sec(self, tokens: int) -> float:
         """Return the median seconds that a prompt takes."""
         times = []
-        for _ in range(_REPEATS + 1):
+        for _ in range(REPEATS + 1):
             request = self._request(filler(self._tokenizer, self._format, tokens), 1)
             times.append(self._engine.submit(request).answer.timing.prefill_sec)
         return statistics.median(times[1:])
@@ -199,12 +204,12 @@ class _Ours:
         request = self._request(filler(self._tokenizer, self._format, context), DECODED)
         stream = self._engine.submit(request)
         arrived = [time.perf_counter() for chunk in stream if chunk.tokens]
-        return statistics.median(np.diff(arrived[_SETTLED:]).tolist())
+        return statistics.median(np.diff(arrived[SETTLED:]).tolist())
 
     def together_tokens_per_sec(self, count: int) -> float:
         """Return the summed speed of several answers that are written side by side."""
         rates = []
-        for _ in range(_REPEATS):
+        for _ in range(REPEATS):
             streams = [
                 self._engine.submit(
                     self._request(filler(self._tokenizer, self._format, TOGETHER_TOKENS), DECODED)
@@ -213,73 +218,3 @@ class _Ours:
             ]
             rates.append(sum(stream.answer.timing.tokens_per_sec for stream in streams))
         return statistics.median(rates)
-
-
-@dataclass(frozen=True)
-class Theirs:
-    """What transformers reached; 0 where it was not measured."""
-
-    pictures_per_sec: float
-    prefill_tokens_per_sec: float
-    tokens_per_sec: float
-    together_tokens_per_sec: float
-
-
-@torch.inference_mode()
-def measure_transformers(
-    model: Any, tokenizer: TextTokenizer, prompt_format: PromptFormat, say: Say
-) -> Theirs:
-    """Measure transformers' own path (sdpa, its cache, `generate`) over the same weights."""
-    model.set_attn_implementation("sdpa")
-    device, dtype = model.device, model.get_output_embeddings().weight.dtype
-    ids = torch.tensor(filler(tokenizer, prompt_format, PROMPT_TOKENS).ids)[None].to(device)
-    few = ids[:, :TOGETHER_TOKENS].expand(TOGETHER, TOGETHER_TOKENS).contiguous()
-
-    picture_sec = 0.0
-    if isinstance(model, Gemma3ForConditionalGeneration):
-        say("a picture, by transformers")
-        prompt = prepare(Conversation().user(noise_picture(0)), tokenizer, prompt_format)
-        shown = torch.from_numpy(pixels(prompt.images[0], prompt_format))[None].to(device, dtype)
-        core = model.model
-        picture_sec = ceilings.seconds(
-            lambda: core.multi_modal_projector(core.vision_tower(shown).last_hidden_state), _REPEATS
-        )
-    say("a prompt, by transformers")
-    prefill_sec = ceilings.seconds(
-        lambda: model(input_ids=ids, logits_to_keep=1, use_cache=True).logits, _REPEATS
-    )
-    say("writing, by transformers")
-    one = _generate_sec(model, ids)
-    several = _generate_sec(model, few)
-    return Theirs(
-        1 / picture_sec if picture_sec else 0.0,
-        PROMPT_TOKENS / prefill_sec,
-        1 / one,
-        TOGETHER / several,
-    )
-
-
-def _generate_sec(model: Any, ids: torch.Tensor) -> float:
-    """Return the seconds that a step of `generate` takes: a long run less a short one."""
-
-    def run(tokens: int) -> float:
-        return ceilings.seconds(
-            lambda: model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                min_new_tokens=tokens,
-                max_new_tokens=tokens,
-            ),
-            1,
-        )
-
-    return max((run(DECODED) - run(_SETTLED)) / (DECODED - _SETTLED), 1e-9)
-
-
-def filler(tokenizer: TextTokenizer, prompt_format: PromptFormat, tokens: int) -> PreparedPrompt:
-    """Return a prompt of exactly `tokens` tokens that says nothing."""
-    prompt = prepare(Conversation().user(WORD), tokenizer, prompt_format)
-    word = tokenizer.encode(WORD)[0]
-    ids = np.append(prompt.ids, np.full(tokens, word, dtype=np.int64))[:tokens]
-    return PreparedPrompt(ids)

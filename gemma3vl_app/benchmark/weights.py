@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gemma3vl_app.loading.assembly import Model
+from gemma3vl_app.loading.assembly import Model, arithmetic_of
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def count(model: Model) -> Work:
     matrices = [each for each in text.layers.modules() if isinstance(each, torch.nn.Linear)]
     config = text.config
     globals_ = sum(kind == "full_attention" for kind in config.layer_types)
-    element_bytes = text.embed_tokens.weight.element_size()
+    element_bytes = arithmetic_of(model).itemsize
     return Work(
-        token_bytes=sum(map(_stored_bytes, matrices)) + whole.lm_head.weight.nbytes,
+        token_bytes=sum(map(_stored_bytes, matrices)) + _stored_bytes(whole.lm_head),
         text_weights=sum(each.in_features * each.out_features for each in matrices),
         tower_flop=_tower_flop(core) if hasattr(core, "vision_tower") else 0.0,
         kv_bytes=2 * globals_ * config.num_key_value_heads * config.head_dim * element_bytes,
@@ -56,8 +56,9 @@ def _stored_bytes(matrix: Any) -> int:
     """Return the bytes of a matrix as stored, scales of quantised ones included."""
     state = getattr(matrix.weight, "quant_state", None)
     scales = state.absmax.nbytes if state is not None else 0
-    if (scale := getattr(matrix, "scale", None)) is not None:
-        scales += scale.nbytes
+    for name in ("scale", "scales_zeros"):
+        if (scale := getattr(matrix, name, None)) is not None:
+            scales += scale.nbytes
     return int(matrix.weight.nbytes + scales)
 
 

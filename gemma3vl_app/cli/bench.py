@@ -32,7 +32,7 @@ def bench(
     ] = "demo",
     versus: Annotated[
         Literal["transformers"] | None,
-        typer.Option("--vs", help="Measure this over the same weights, too."),
+        typer.Option("--vs", help="Measure this over the same weights, too, afterwards."),
     ] = None,
     contexts: Annotated[
         str,
@@ -47,6 +47,10 @@ def bench(
             metavar="NUMBER",
         ),
     ] = None,
+    fast_paths: Annotated[
+        bool,
+        typer.Option(help="Allow what is faster and not the reference to the last bit."),
+    ] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON instead of tables.")
     ] = False,
@@ -65,7 +69,11 @@ def bench(
     lengths = _lengths(contexts)
     wishes = load.read_wishes(weights, device_map, max_memory, None, revision, None)
     catalog.check_source(model)
-    about, found = _measured(model, layers, lengths, wishes, against_transformers=bool(versus))
+    about, found = _measured(
+        *(model, layers, lengths, wishes),
+        fast_paths=fast_paths,
+        against_transformers=bool(versus),
+    )
     if as_json:
         typer.echo(json.dumps(_as_dict(found, about)))
         return
@@ -81,27 +89,32 @@ def _measured(
     lengths: list[int],
     wishes: load.Wishes,
     *,
+    fast_paths: bool,
     against_transformers: bool,
 ) -> tuple[dict[str, str], Speed]:
     """Load the model, or make a random one, and return what it is and how fast."""
     with load.spinner(f"Loading {model}") as status, tempfile.TemporaryDirectory() as folder:
-        from gemma3vl_app.benchmark import speed
+        from gemma3vl_app.benchmark import baseline, speed
         from gemma3vl_app.loading import load_model
 
-        loaded = load_model(
-            model if layers is None else _random(model, layers, Path(folder)),
-            weights=wishes.weights,
-            device_map=wishes.device_map,
-            max_memory=wishes.max_memory,
-            revision=wishes.revision,
-        )
-        about = _about(loaded, model, layers)
-        found = speed.measure(
-            loaded,
-            contexts=[each for each in lengths if each <= _context(loaded)],
-            against_transformers=against_transformers,
-            say=lambda what: status.update(f"Measuring {what}"),
-        )
+        def say(what: str) -> None:
+            status.update(f"Measuring {what}")
+
+        source = model if layers is None else _random(model, layers, Path(folder))
+        options: dict[str, Any] = {
+            "weights": wishes.weights,
+            "device_map": wishes.device_map,
+            "max_memory": wishes.max_memory,
+            "revision": wishes.revision,
+        }
+        loaded = load_model(source, **options, fast_paths=fast_paths)
+        about, plan = _about(loaded, model, layers), loaded.plan
+        lengths = [each for each in lengths if each <= _context(loaded)]
+        found = speed.measure(loaded, contexts=lengths, say=say)
+        if against_transformers:
+            del loaded  # there may be no room for both
+            theirs = baseline.load_theirs(source, plan, options)
+            found = speed.beside(found, baseline.measure_transformers(theirs, say))
         return about, found
 
 
@@ -133,7 +146,7 @@ def _random(model: str, layers: int, folder: Path) -> Path:
 
 def _context(loaded: LoadedModel) -> int:
     """Return the longest context that leaves room to write."""
-    from gemma3vl_app.benchmark.speed import DECODED
+    from gemma3vl_app.benchmark.baseline import DECODED
 
     config: Any = loaded.model.config
     return int(config.get_text_config().max_position_embeddings) - DECODED

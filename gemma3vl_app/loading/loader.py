@@ -26,6 +26,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from gemma3vl_app import catalog, hardware
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress, Sampling
+from gemma3vl_app.loading import tower_attention
 from gemma3vl_app.loading.assembly import Model, assemble, weight_names
 from gemma3vl_app.loading.checkpoint import Checkpoint
 from gemma3vl_app.loading.conversion import Stored, in_planned_form, is_quantised
@@ -140,6 +141,8 @@ def load_model(
             f"Memory ran out while {checkpoint.name!r} was loading. Close other programs, or load "
             "it with weights='int8' or 'nf4'."
         ) from error
+    if plan.tower_in_pieces:
+        tower_attention.use(model)
     report(Progress("test", 0, 1, "steps", "Testing the model"))
     self_test(model, checkpoint.name, plan)
     report(Progress("test", 1, 1, "steps", f"{checkpoint.name} is ready"))

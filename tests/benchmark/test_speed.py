@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
-from gemma3vl_app.benchmark import ceilings, speed, weights
+from gemma3vl_app.benchmark import baseline, ceilings, speed, weights
 from gemma3vl_app.benchmark.speed import Figure, Speed
 from gemma3vl_app.cli import bench
 from gemma3vl_app.loading import load_model
@@ -27,7 +28,8 @@ def test_the_bytes_of_a_token_are_those_of_the_weights_it_reads(tiny):
 
 def test_four_bits_are_counted_with_their_scales(tiny):
     whole, packed = (
-        weights.count(load_model(tiny, weights=kind).model) for kind in ("fp32", "nf4")
+        weights.count(load_model(tiny, weights=kind, fast_paths=False).model)
+        for kind in ("fp32", "nf4")
     )
     head = 262_208 * 64
     assert packed.text_weights == whole.text_weights
@@ -55,23 +57,25 @@ def test_seconds_are_the_middle_of_several_after_a_first_that_does_not_count(mon
 @pytest.mark.slow
 def test_a_tiny_model_is_measured_beside_transformers(tiny):
     said = []
-    found = speed.measure(
-        load_model(tiny, weights="fp32"),
-        contexts=[64, 128],
-        against_transformers=True,
-        say=said.append,
-    )
-    assert list(found.sec_per_token) == [64, 128]
+    ours = load_model(tiny, weights="w16")
+    found = speed.measure(ours, contexts=[64, 512], say=said.append)
+    theirs = baseline.load_theirs(tiny, ours.plan, {})
+    assert {type(each) for each in theirs.model.modules() if isinstance(each, Gemma3RMSNorm)} == {
+        Gemma3RMSNorm
+    }
+    assert theirs.plan.weights == "fp32"
+    found = speed.beside(found, baseline.measure_transformers(theirs, said.append))
+    assert list(found.sec_per_token) == [64, 512]
     assert [each.name for each in found.figures] == [
         "new pictures, tower and projector",
         "reading a prompt of 512 tokens",
         "writing, 64 tokens of context",
-        "writing, 128 tokens of context",
+        "writing, 512 tokens of context",
         "writing, 8 conversations together",
     ]
     assert all(each.value > 0 and math.isfinite(each.value) for each in found.figures)
     assert all(0 <= each.share < 2 for each in found.figures)
-    assert [each.ratio is not None for each in found.figures] == [True, True, False, False, True]
+    assert [each.ratio is not None for each in found.figures] == [True, True, False, True, True]
     assert said[0] == "the machine"
 
 
@@ -91,8 +95,8 @@ SPEED = Speed(
 def measured(monkeypatch):
     asked = []
 
-    def measure(model, layers, lengths, wishes, *, against_transformers):
-        asked.append((model, layers, lengths, wishes.weights, against_transformers))
+    def measure(model, layers, lengths, wishes, *, fast_paths, against_transformers):
+        asked.append((model, layers, lengths, wishes.weights, fast_paths, against_transformers))
         return {"model": model, "weights": "bf16", "arithmetic": "bfloat16 on cpu"}, SPEED
 
     monkeypatch.setattr(bench, "_measured", measure)
@@ -103,7 +107,7 @@ def test_people_get_a_table_with_shares_ratios_and_a_chart(measured, run, monkey
     monkeypatch.setenv("COLUMNS", "120")
     code, out, _ = run("bench", "demo", "--vs", "transformers", "--contexts", "2048,512")
     assert code == 0
-    assert measured == [("demo", None, [512, 2048], "auto", True)]
+    assert measured == [("demo", None, [512, 2048], "auto", True, True)]
     assert "50% of multiplying" in out and "2.00" in out
     assert "reads 20.0 GB/s and multiplies at 100 GFLOP/s" in out
     assert f"2,048  {'█' * 40} 200.0" in out and f"512  {'█' * 20} 100.0" in out

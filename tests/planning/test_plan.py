@@ -112,6 +112,27 @@ def test_without_fast_paths_nothing_faster_is_chosen():
     assert not plan("4b-it", weights="fp32", machine=processor(32)).fast_paths  # the reference
 
 
+@pytest.mark.parametrize(
+    ("wishes", "machine", "in_pieces"),
+    [
+        ({}, processor(32, WITH_BF16), True),
+        ({"fast_paths": False}, processor(32, WITH_BF16), False),
+        ({"weights": "fp32"}, processor(32, WITH_BF16), False),
+        ({"weights": "bf16"}, processor(32), False),  # asked for where it is emulated
+        ({}, processor(32), False),
+        ({}, gpus("rtx-4090"), False),
+        ({}, apple(64), False),
+    ],
+)
+def test_the_tower_attends_in_pieces_in_bfloat16_on_a_processor_that_has_it(
+    wishes, machine, in_pieces
+):
+    found = plan("4b-it", machine=machine, **wishes)
+    assert found.tower_in_pieces == in_pieces
+    assert any("in pieces" in reason for reason in found.reasons) == in_pieces
+    assert not plan("1b-it", machine=processor(32, WITH_BF16)).tower_in_pieces
+
+
 def test_weights_of_32_bits_are_not_cut_to_16():
     config = catalog.published_config("4b") | {"torch_dtype": "float32"}
     found = plan_for(config, name="mine", machine=processor(32))
