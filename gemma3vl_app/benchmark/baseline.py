@@ -55,7 +55,9 @@ def load_theirs(source: str | Path, ours: LoadPlan, wishes: Mapping[str, Any]) -
 
 
 @torch.inference_mode()
-def measure_transformers(loaded: LoadedModel, say: Callable[[str], None]) -> Theirs:
+def measure_transformers(
+    loaded: LoadedModel, say: Callable[[str], None], *, pictures: bool = True
+) -> Theirs:
     """Measure a model of `load_theirs`."""
     tokenizer = TextTokenizer.from_file(loaded.tokenizer_file)
     prompt_format = PromptFormat.from_config(loaded.config, loaded.preprocessor, tokenizer)
@@ -66,7 +68,7 @@ def measure_transformers(loaded: LoadedModel, say: Callable[[str], None]) -> The
     few = ids[:, :TOGETHER_TOKENS].expand(TOGETHER, TOGETHER_TOKENS).contiguous()
 
     picture_sec = 0.0
-    if isinstance(model, Gemma3ForConditionalGeneration):
+    if pictures and isinstance(model, Gemma3ForConditionalGeneration):
         say("a picture, by transformers")
         prompt = prepare(Conversation().user(noise_picture(0)), tokenizer, prompt_format)
         shown = torch.from_numpy(pixels(prompt.images[0], prompt_format))[None].to(device, dtype)

@@ -32,6 +32,7 @@ from gemma3vl_app.benchmark.page import page, programs
 from gemma3vl_app.benchmark.repeating import repeating
 from gemma3vl_app.benchmark.restart import restart
 from gemma3vl_app.benchmark.result import Result
+from gemma3vl_app.benchmark.targets import demo_writing, fewer_bits, wide
 from gemma3vl_app.engine.engine import Engine
 from gemma3vl_app.engine.sequence import Request
 from gemma3vl_app.generation import Greedy
@@ -341,6 +342,9 @@ ALL: tuple[Callable[[], list[Result]], ...] = (
     demo_use,
     loading,
     wide_model,
+    wide,
+    demo_writing,
+    fewer_bits,
     restart,
     folder,
     repeating,

@@ -6,12 +6,14 @@ not matter here, so nothing stops an answer early.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from gemma3vl_app.benchmark import ceilings, weights
 from gemma3vl_app.benchmark.baseline import (
@@ -24,10 +26,13 @@ from gemma3vl_app.benchmark.baseline import (
     Theirs,
 )
 from gemma3vl_app.benchmark.models import WORD, filler, noise_picture
+from gemma3vl_app.engine.attention import Batch
 from gemma3vl_app.engine.engine import Engine
+from gemma3vl_app.engine.kv import SequenceKV, first_visible
+from gemma3vl_app.engine.model import TextModel, finish_work
 from gemma3vl_app.engine.sequence import Request
 from gemma3vl_app.generation import Greedy
-from gemma3vl_app.loading.assembly import arithmetic_of
+from gemma3vl_app.loading.assembly import Model, arithmetic_of
 from gemma3vl_app.loading.loader import LoadedModel
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.prompting.format import PromptFormat
@@ -78,6 +83,7 @@ def measure(
     loaded: LoadedModel,
     *,
     contexts: Sequence[int] = CONTEXTS,
+    pictures: bool = True,
     say: Say = lambda what: None,
 ) -> Speed:
     """Measure a loaded model, which belongs to this from now on; `say` is told what is measured."""
@@ -90,8 +96,8 @@ def measure(
     # Without guesses: what a filler says after a filler is guessed too well.
     engine = Engine(loaded.model, tokenizer, prompt_format, stop_ids=())
     try:
-        ours = _Ours(engine, tokenizer, prompt_format)
-        return _measured(ours, work, limits, contexts, say)
+        ours = _Ours(loaded.model, engine, tokenizer, prompt_format)
+        return _measured(ours, work, limits, contexts, pictures, say)
     finally:
         engine.close()
 
@@ -117,10 +123,11 @@ def _measured(
     work: weights.Work,
     limits: ceilings.Ceilings,
     contexts: Sequence[int],
+    pictures: bool,
     say: Say,
 ) -> Speed:
     figures = []
-    if work.tower_flop:
+    if work.tower_flop and pictures:
         say("a picture")
         each = 1 / ours.picture_sec()
         figures.append(
@@ -143,33 +150,74 @@ def _measured(
             limit="multiplying",
         )
     )
+    say(f"writing after {PROMPT_TOKENS:,} tokens")
+    figures.append(_figure_of_writing(PROMPT_TOKENS, ours.writing_sec(PROMPT_TOKENS), work, limits))
     sec_per_token = {}
     for context in contexts:
-        say(f"writing after {context:,} tokens")
-        sec_per_token[context] = ours.sec_per_token(context)
-        token_bytes = work.token_bytes + work.kv_bytes * context
-        rate = 1 / sec_per_token[context]
-        figures.append(
-            Figure(
-                name=_writing(context),
-                value=rate,
-                unit="tokens/s",
-                share=rate * token_bytes / limits.read_bytes_per_sec,
-                limit="reading memory",
-            )
-        )
+        say(f"a step after {context:,} tokens")
+        sec_per_token[context] = step_sec(ours.model, context)
+        if context != PROMPT_TOKENS:
+            figures.append(_figure_of_writing(context, sec_per_token[context], work, limits))
     say(f"{TOGETHER} conversations together")
     together = ours.together_tokens_per_sec(TOGETHER)
     figures.append(Figure(name=SEVERAL, value=together, unit="tokens/s"))
     return Speed(ceilings=limits, figures=tuple(figures), sec_per_token=sec_per_token)
 
 
+def _figure_of_writing(
+    context: int, sec: float, work: weights.Work, limits: ceilings.Ceilings
+) -> Figure:
+    token_bytes = work.token_bytes + work.kv_bytes * context
+    return Figure(
+        name=_writing(context),
+        value=1 / sec,
+        unit="tokens/s",
+        share=token_bytes / sec / limits.read_bytes_per_sec,
+        limit="reading memory",
+    )
+
+
+@torch.inference_mode()
+def step_sec(model: Model, context: int) -> float:
+    """Return the median seconds of one pass for one token after `context` tokens.
+
+    Keys and values are random: computing those of a long prompt would take far longer than what is
+    to be measured. The engine's own work between two passes is not in it.
+    """
+    text = TextModel(model)
+    kv = random_kv(text, context)
+    times = []
+    for _ in range(DECODED):
+        began = time.perf_counter()
+        hidden = text.forward(text.embed(torch.tensor([[1]])), Batch([kv], 1))
+        finish_work(text.logits(hidden[:, 0]))
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[SETTLED:])
+
+
+def random_kv(text: TextModel, context: int) -> SequenceKV:
+    """Return keys and values of a sequence of `context` tokens, as far as layers keep them."""
+    layout = text.layout
+    kv = SequenceKV(layout.windows, expected_tokens=context + DECODED)
+    kv.length = context
+    for layer, (window, device) in enumerate(zip(layout.windows, layout.devices, strict=True)):
+        shape = (layout.heads, context - first_visible(context, window), layout.head_dim)
+        keys, values = (torch.randn(shape, dtype=layout.dtype, device=device) for _ in range(2))
+        kv.restore(layer, first_visible(context, window), keys, values, device)
+    return kv
+
+
 class _Ours:
     """What the engine is timed on; every prompt is new to its caches."""
 
     def __init__(
-        self, engine: Engine, tokenizer: TextTokenizer, prompt_format: PromptFormat
+        self,
+        model: Model,
+        engine: Engine,
+        tokenizer: TextTokenizer,
+        prompt_format: PromptFormat,
     ) -> None:
+        self.model = model
         self._engine = engine
         self._tokenizer = tokenizer
         self._format = prompt_format
@@ -183,23 +231,26 @@ class _Ours:
 
     def picture_sec(self) -> float:
         """Return the median seconds that a picture takes in tower and projector."""
-        times = []
-        for seed in range(REPEATS + 1):
-            talk = Conversation().user(noise_picture(seed), WORD)
+        seeds = itertools.count()
+
+        def see() -> float:
+            talk = Conversation().user(noise_picture(next(seeds)), WORD)
             prompt = prepare(talk, self._tokenizer, self._format)
             answer = self._engine.submit(self._request(prompt, 1)).answer
-            times.append(answer.timing.vision_sec)
-        return statistics.median(times[1:])
+            return answer.timing.vision_sec
+
+        return ceilings.repeated(see, REPEATS)
 
     def prefill_sec(self, tokens: int) -> float:
         """Return the median seconds that a prompt takes."""
-        times = []
-        for _ in range(REPEATS + 1):
-            request = self._request(filler(self._tokenizer, self._format, tokens), 1)
-            times.append(self._engine.submit(request).answer.timing.prefill_sec)
-        return statistics.median(times[1:])
 
-    def sec_per_token(self, context: int) -> float:
+        def read() -> float:
+            request = self._request(filler(self._tokenizer, self._format, tokens), 1)
+            return self._engine.submit(request).answer.timing.prefill_sec
+
+        return ceilings.repeated(read, REPEATS)
+
+    def writing_sec(self, context: int) -> float:
         """Return the median seconds between two tokens after a prompt of `context` tokens."""
         request = self._request(filler(self._tokenizer, self._format, context), DECODED)
         stream = self._engine.submit(request)

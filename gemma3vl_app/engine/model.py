@@ -78,7 +78,7 @@ class TextModel:
             heads=int(self._config.num_key_value_heads),
             head_dim=int(self._config.head_dim),
             width=int(self._config.hidden_size),
-            dtype=self._text.embed_tokens.weight.dtype,
+            dtype=self._text.norm.weight.dtype,  # the arithmetic, whatever form matrices have
         )
 
     @property
