@@ -163,22 +163,30 @@ def test_answers_after_a_trace_with_gradients_are_what_they_were(backend, refere
     reference.check(ONE.assistant(answer.text).user("Go on."), again)
 
 
-def test_saliency_through_4_bit_weights_is_right_after_ordinary_answers(tiny, reference_model):
-    with load(tiny, weights="nf4") as backend:
+@pytest.mark.parametrize("weights", ["nf4", "int4", "int8", "w16"])
+def test_saliency_through_other_weights_is_right_after_ordinary_answers(
+    tiny, reference_model, weights
+):
+    with load(tiny, weights=weights) as backend:
         answer = greedy(backend, ONE)  # the first passes without gradients
         greedy(backend, ONE.assistant(answer.text).user("And now?"))
         traced = backend.trace(ONE, answer, Saliency(tokens=TOKENS))
         dense = _with_dense_weights(backend._loaded.model, reference_model)
         plain = Plain(Reference(dense, backend), ONE, [token.id for token in answer.tokens])
         expected = gradients(plain, TOKENS, pixels=False).numpy()
-    exact = backend.plan.dtype == "fp32"
-    close = CLOSE if exact else 0.05 * np.abs(expected).max()
+    # The kernels for few bits round activations to bf16 where rows are few, as answers are.
+    found = np.stack(traced.soft_tokens)
     assert np.abs(expected).max() > 0.01
-    assert np.allclose(np.stack(traced.soft_tokens), expected, atol=close)
+    if weights == "w16":
+        assert np.abs(found - expected).max() < CLOSE
+    # Where rows are few, int4's kernel rounds activations to bf16, and so the keys and values that
+    # the trace finds: 7 % for this model, whose attention chooses sharply. A lost gradient is 100 %.
+    bound = 0.15 if weights == "int4" else 0.05
+    assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected)
 
 
 def _with_dense_weights(quantised, like):
-    """Return a copy of `like` with the numbers that a 4-bit model's weights stand for."""
+    """Return a copy of `like` with the numbers that a quantised model's weights stand for."""
     from copy import deepcopy
 
     from gemma3vl_app.loading.adapters import _dense
@@ -190,6 +198,9 @@ def _with_dense_weights(quantised, like):
                 with torch.inference_mode():
                     weight = _dense(module, torch.float32).float().clone()
                 model.get_submodule(name).weight.copy_(weight)
+        table = quantised.get_input_embeddings()
+        scale = getattr(table, "scale", torch.ones(1))
+        model.get_input_embeddings().weight.copy_(table.weight.float() * scale.float()[:, None])
     return model
 
 
