@@ -73,7 +73,8 @@ def serve_zero_gpu(environ: Mapping[str, str], borrow: Borrow, *, device: str = 
     name = environ.get("GEMMA3VL_MODEL", ZERO_GPU_MODEL)
     _log.warning("Loading %s, which borrows a GPU for each answer.", name)
     try:
-        local = load(name, weights="bf16", device_map={"": "cpu"})
+        # What is fast on a processor is not what the GPU is to compute with.
+        local = load(name, weights="bf16", device_map={"": "cpu"}, fast_paths=False)
     except Gemma3VLError as error:
         _serve_explanation(name, str(error), port)
         return

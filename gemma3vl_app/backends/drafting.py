@@ -36,13 +36,15 @@ def load_draft(
     weights: str = "auto",
     progress: Callable[[Progress], None] | None = None,
 ) -> LoadedModel:
-    """Load a text model that guesses for `loaded`; raises `LoadError` where it cannot."""
+    """Load a text model that guesses for `loaded`; raises `LoadError` where it cannot.
+
+    Its context may be shorter: conversations that are longer go on without its guesses.
+    """
     devices = set(loaded.plan.device_map.values()) - {"disk"}
     draft = load_model(
         source,
         weights=weights,
         device_map=devices.pop() if len(devices) == 1 else "auto",
-        context_tokens=loaded.plan.context_tokens or None,
         progress=progress,
     )
     if not isinstance(draft.model, Gemma3ForCausalLM):

@@ -20,7 +20,7 @@ from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 TOKENS = 2000
 TEXTS = ("docs/engine.md", "docs/memory.md", "docs/chat-page.md")  # prose with figures and code
-_ROWS = 128  # of logits at once: one row takes a megabyte
+_ROWS = 16  # read at once: so few go through the kernels that answers are written with
 
 
 def text_ids() -> list[int]:
@@ -54,18 +54,20 @@ def divergence(
 
 
 class _Reader:
-    """A model that has read a text."""
+    """A model that reads a text."""
 
     def __init__(
         self, source: str | Path, weights: str, ids: list[int], *, fast_paths: bool
     ) -> None:
         loaded = load_model(source, weights=weights, fast_paths=fast_paths)
         self._model = TextModel(loaded.model)
-        vectors = self._model.embed(torch.tensor([ids]))
-        kv = SequenceKV(self._model.windows, expected_tokens=len(ids))
-        self._hidden = self._model.forward(vectors, Batch([kv], len(ids)))[0]  # (n, D)
+        self._ids = ids
 
     def log_probabilities(self) -> Iterator[torch.Tensor]:
-        """Yield those of the next token, some positions (rows, V) at a time."""
-        for first in range(0, len(self._hidden), _ROWS):
-            yield self._model.logits(self._hidden[first : first + _ROWS]).log_softmax(-1)
+        """Read on and yield those of the next token, some positions (rows, V) at a time."""
+        kv = SequenceKV(self._model.windows, expected_tokens=len(self._ids))
+        for first in range(0, len(self._ids), _ROWS):
+            some = self._ids[first : first + _ROWS]
+            vectors = self._model.embed(torch.tensor([some]))
+            hidden = self._model.forward(vectors, Batch([kv], len(some)))[0]  # (rows, D)
+            yield self._model.logits(hidden).log_softmax(-1)

@@ -58,6 +58,16 @@ class Background:
             self._changed.notify_all()
         self._thread.join(timeout_sec)
 
+    def drop(self) -> None:
+        """Drop the jobs that wait, and with them what they keep alive."""
+        with self._changed:
+            self._drop()
+
+    def _drop(self) -> None:
+        self._held_bytes -= sum(size for _, size in self._jobs)
+        self._jobs.clear()
+        self._changed.notify_all()
+
     def _run(self) -> None:
         while (taken := self._next()) is not None:
             job, size = taken
@@ -75,6 +85,6 @@ class Background:
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._ends is not None)
             if self._ends is not None and (not self._jobs or time.monotonic() > self._ends):
-                self._jobs.clear()
+                self._drop()
                 return None
             return self._jobs.popleft()

@@ -227,6 +227,10 @@ class DiskCache:
         """Wait until all that was kept so far is on the disk; False where that takes longer."""
         return self._writer.wait(timeout_sec)
 
+    def drop_waiting(self) -> None:
+        """Let go of what waits to be written, which keeps memory that is short."""
+        self._writer.drop()
+
     def close(self) -> None:
         """Write what still waits, as far as a few seconds allow, and end the thread."""
         self._writer.close(_FLUSH_SEC)

@@ -265,6 +265,8 @@ class Engine:
         """Free what can be computed again."""
         self.prefixes.clear()
         self.features.clear()
+        if self.disk is not None:
+            self.disk.drop_waiting()
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when the engine is closed."""

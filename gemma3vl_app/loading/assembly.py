@@ -41,11 +41,18 @@ PART = re.compile(
 
 
 def assemble(
-    model: Model, tensors: Mapping[str, Stored], plan: LoadPlan, name: str, report: Report
+    model: Model,
+    tensors: Mapping[str, Stored],
+    plan: LoadPlan,
+    name: str,
+    report: Report,
+    *,
+    fuse_norms: bool = True,
 ) -> Model:
     """Fill `model`, a skeleton on the meta device, with `tensors` (in the plan's form).
 
-    Raises `LoadError` for a weight that is not a number.
+    With `fuse_norms` the text's norms are faster, and give no gradient to their weights. Raises
+    `LoadError` for a weight that is not a number.
     """
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
     for key in weight_names(model):
@@ -58,7 +65,7 @@ def assemble(
             _check_finite(parts, key, name)
             if int8.SCALE in parts:  # once, and not with each token
                 parts[""] = int8.aligned(parts[""])
-        _put(model, key, parts, plan, device)
+        _put(model, key, parts, plan, device, fuse_norms=fuse_norms)
         report(Progress("load", done, total, "bytes", f"Loading {name}"))
     _compute_buffers(model, plan.device_map)
     _tie_head(model)
@@ -81,7 +88,13 @@ def arithmetic_of(model: Model) -> torch.dtype:
 
 
 def _put(
-    model: Model, key: str, parts: dict[str, torch.Tensor], plan: LoadPlan, device: torch.device
+    model: Model,
+    key: str,
+    parts: dict[str, torch.Tensor],
+    plan: LoadPlan,
+    device: torch.device,
+    *,
+    fuse_norms: bool,
 ) -> None:
     """Put one weight into the model: as a parameter, or as a layer of another kind around it."""
     module_name, _, parameter = key.rpartition(".")
@@ -89,7 +102,7 @@ def _put(
     dtype: torch.dtype = getattr(torch, plan.dtype)
     if isinstance(module, Gemma3TextScaledWordEmbedding):
         model.set_submodule(module_name, _embeddings(module, parts, plan))
-    elif isinstance(module, Gemma3RMSNorm):
+    elif isinstance(module, Gemma3RMSNorm) and fuse_norms:
         norm = FusedRMSNorm(0, module.eps)
         norm.take(parts[""].to(dtype))
         model.set_submodule(module_name, norm)
@@ -116,10 +129,6 @@ def _embeddings(
     padding = 0 if skeleton.padding_idx is None else skeleton.padding_idx
     sizes = (skeleton.num_embeddings, skeleton.embedding_dim, padding)
     with torch.device("meta"):
-        if int4.SCALES in parts:
-            packed = int4.Int4Embedding(*sizes, skeleton.scalar_embed_scale)
-            packed.take(parts, dtype)
-            return packed
         if int8.SCALE in parts:
             quantised = int8.Int8Embedding(*sizes, skeleton.scalar_embed_scale)
             quantised.take(parts, dtype)
@@ -132,11 +141,9 @@ def _embeddings(
 
 
 def _tie_head(model: Model) -> None:
-    """Make the output matrix of the embeddings: the same memory, but for w16, which packs it."""
+    """Make the output matrix of the embeddings: the same memory."""
     table: Any = model.get_input_embeddings()
-    if isinstance(table, int4.Int4Embedding):
-        model.lm_head = int4.Int4Linear({"": table.weight.data, int4.SCALES: table.scales_zeros})
-    elif isinstance(table, int8.Int8Embedding):
+    if isinstance(table, int8.Int8Embedding):
         scale = {int8.SCALE: table.scale}
         model.lm_head = int8.Int8Linear({"": table.weight.data, **scale}, table.scale.dtype)
     elif isinstance(table, w16.Embedding16):

@@ -21,6 +21,7 @@ from typing import Literal, Protocol
 import torch
 from safetensors.torch import save_file
 
+from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.loading import int4, int8, nf4
 from gemma3vl_app.loading.base_270m import Report
@@ -130,11 +131,7 @@ def in_planned_form(
         for weight, shape in linears.items()
         if (form := _new_form(weight, shape, tensors, wanted, weight in text_linears)) is not None
     }
-    forms |= {
-        weight: form
-        for weight, shape in embeddings.items()
-        if (form := _table_form(shape, plan)) != "plain"
-    }
+    forms |= {weight: form for weight in embeddings if (form := _table_form(plan)) != "plain"}
     result = _converted(dict(tensors), forms, dtype, f"{name}-{wanted}", fingerprint, report)
     # 2) The others, where a memory map is wanted and the file has another dtype
     wants_map = {"cpu", "disk"} if forms else {"disk"}
@@ -162,6 +159,11 @@ def _planned_form(plan: LoadPlan, text_linears: Shapes, may_pack: bool) -> Form:
     if plan.weights == "int8":
         return "int8"
     if plan.weights == "int4":
+        if not int4.is_supported():
+            raise LoadError(
+                "weights='int4' needs a processor with AVX2 or AVX-512, and a torch that uses it. "
+                "Use 'int8' here."
+            )
         return "int4"
     if plan.weights != "nf4":
         return "plain"
@@ -169,11 +171,9 @@ def _planned_form(plan: LoadPlan, text_linears: Shapes, may_pack: bool) -> Form:
     return "nf4-packed" if may_pack and on_cpu and nf4.packs_for_cpu() else "nf4"
 
 
-def _table_form(shape: tuple[int, int], plan: LoadPlan) -> Form:
+def _table_form(plan: LoadPlan) -> Form:
     """Return the form of the embeddings, which are the output matrix, too."""
-    if plan.table == "int8":
-        return "int8"
-    return "int4" if plan.table == "int4" and int4.fits(shape) else "plain"
+    return "int8" if plan.table == "int8" else "plain"
 
 
 def _new_form(

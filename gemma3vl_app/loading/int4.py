@@ -12,12 +12,12 @@ bytes, each with the codes of two features that are 16 apart.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.nn.functional import linear
-from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 GROUP = 32
 ZERO_CODE = 8
@@ -36,9 +36,19 @@ def block_rows() -> int:
     return 32 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 64
 
 
+@functools.cache
 def is_supported() -> bool:
-    """Whether the kernel here has an order that is known: with AVX2 or AVX-512."""
-    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    """Whether the kernel here has the order that is known here: tried on a small matrix.
+
+    It has with AVX2 or AVX-512, but for builds that leave its vector code out (Windows).
+    """
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return False
+    made = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(block_rows(), 2 * GROUP, generator=made), torch.eye(2 * GROUP)
+    parts = quantise(weight)
+    found = Int4Linear(parts)(x)
+    return bool(torch.allclose(found, dequantise(parts, torch.float32).T, rtol=0.02, atol=0.02))
 
 
 def fits(shape: torch.Size | tuple[int, ...]) -> bool:
@@ -50,7 +60,7 @@ def quantise(weight: torch.Tensor) -> Parts:
     """Return the parts of a matrix (N, K): packed codes (N, K / 2), and bf16 scales and zeros.
 
     For each group the best of three grids by squared error: its whole range, a part of it, and that
-    of llama.cpp's Q4_0, whose weights so stay what they are.
+    of llama.cpp's Q4_0, whose weights so keep their codes; scales are rounded to bf16.
     """
     pieces = [_quantise_rows(weight[some]) for some in _slices(len(weight))]
     codes, scales, zeros = (torch.cat(each) for each in zip(*pieces, strict=True))
@@ -62,21 +72,6 @@ def quantise(weight: torch.Tensor) -> Parts:
 def dequantise(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     """Return the matrix (N, K) that parts stand for."""
     return torch.cat([*_dense_rows(parts[""], parts[SCALES], dtype)])
-
-
-def rows_of(parts: Parts, ids: torch.Tensor) -> torch.Tensor:
-    """Return single rows of the matrix in float32: ids (n,) to (n, K)."""
-    block = block_rows()
-    features = parts[""].shape[1] * 2
-    blocks = parts[""].view(-1, features, block // 2)  # (N / B, K, B / 2)
-    lane = ids % block
-    byte = lane % LANES + lane // (2 * LANES) * LANES  # which byte of the B / 2 holds a row
-    bytes_ = blocks[ids // block, :, byte]  # (n, K)
-    is_high = (lane // LANES % 2 == 1)[:, None]
-    codes = torch.where(is_high, bytes_ >> 4, bytes_ & LARGEST)
-    scales, zeros = parts[SCALES][:, ids].float().unbind(-1)  # each (G, n)
-    grouped = codes.view(len(ids), -1, GROUP).float() - ZERO_CODE  # (n, G, 32)
-    return (grouped * scales.T[..., None] + zeros.T[..., None]).view(len(ids), features)
 
 
 class Int4Linear(torch.nn.Linear):
@@ -105,24 +100,6 @@ class Int4Linear(torch.nn.Linear):
             dense = _dense_rows(self.weight, self.scales_zeros, input.dtype)
             output = torch.cat([linear(rows, part) for part in dense], dim=-1)
         return output.reshape(*input.shape[:-1], self.out_features)
-
-
-class Int4Embedding(Gemma3TextScaledWordEmbedding):
-    """Embeddings whose table is the packed output matrix."""
-
-    scales_zeros: torch.Tensor
-
-    def take(self, parts: Parts, dtype: torch.dtype) -> None:
-        """Take the stored `parts`; rows come out in `dtype`."""
-        self.weight = torch.nn.Parameter(parts[""], requires_grad=False)
-        self.register_buffer("scales_zeros", parts[SCALES])
-        self._dtype = dtype
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Look up ids (...); returns (..., K)."""
-        parts = {"": self.weight.detach(), SCALES: self.scales_zeros}
-        rows = rows_of(parts, input_ids.reshape(-1)) * self.embed_scale.float()
-        return rows.to(self._dtype).view(*input_ids.shape, -1)
 
 
 # --- inside ---

@@ -6,6 +6,8 @@ Shapes: N output features, K input features, M rows of activations.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn.functional import linear
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
@@ -15,6 +17,7 @@ from gemma3vl_app.loading import compiled
 SCALE = ".scale"  # after the weight's own name
 LARGEST = 127
 ALIGNED_BYTES = 64  # one AVX-512 vector
+ROWS_AT_ONCE = 1 << 14  # of a matrix that is turned into floats, or quantised
 FEW_ROWS = 32  # up to here the CPU kernel that reads int8 beats turning the matrix into floats
 
 Parts = dict[str, torch.Tensor]
@@ -26,13 +29,24 @@ def quantise(weight: torch.Tensor) -> Parts:
     Scales are rounded up to bf16 values before the weights are divided by them, so that computing
     in bf16 adds no error of its own.
     """
+    pieces = [_quantise_rows(weight[some]) for some in _slices(len(weight))]
+    values, scales = (torch.cat(each) for each in zip(*pieces, strict=True))
+    return {"": values, SCALE: scales}
+
+
+def _slices(rows: int) -> Iterator[slice]:
+    """Cut a matrix into pieces: embeddings widened at once would take gigabytes."""
+    return (slice(first, first + ROWS_AT_ONCE) for first in range(0, rows, ROWS_AT_ONCE))
+
+
+def _quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     largest = weight.float().abs().amax(dim=1).clamp(min=torch.finfo(torch.bfloat16).tiny)  # (N,)
     scale = largest / LARGEST
     rounded = scale.to(torch.bfloat16).float()
     above = rounded.to(torch.bfloat16).nextafter(torch.tensor(float("inf"), dtype=torch.bfloat16))
     scale = torch.where(rounded < scale, above.float(), rounded)
     values = (weight.float() / scale[:, None]).round_().clamp_(-LARGEST, LARGEST)
-    return {"": values.to(torch.int8), SCALE: scale}
+    return values.to(torch.int8), scale
 
 
 def aligned(weight: torch.Tensor) -> torch.Tensor:
@@ -66,7 +80,11 @@ class Int8Linear(torch.nn.Linear):
         if input.device.type == "cpu" and len(rows) <= FEW_ROWS and not differentiable:
             output = _multiply_few(rows, self.weight, self.scale)  # (M, N)
             return output.reshape(*input.shape[:-1], self.out_features)
-        return linear(input, self.weight.to(input.dtype)) * self.scale.to(input.dtype)
+        parts = [
+            linear(input, self.weight[some].to(input.dtype)) for some in _slices(len(self.weight))
+        ]
+        output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return output * self.scale.to(input.dtype)
 
 
 class Int8Embedding(Gemma3TextScaledWordEmbedding):

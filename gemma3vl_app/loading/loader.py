@@ -119,7 +119,7 @@ def load_model(
     checkpoint = opened.checkpoint
     skeleton = build_skeleton(checkpoint)
     _check_tensors(skeleton, opened.tensors, checkpoint.name)
-    plan = planned(checkpoint.config, checkpoint.name)
+    plan = planned(_as_stored(checkpoint.config, opened.tensors), checkpoint.name)
     # 3) Quantised or converted where the plan says so
     linears, text_linears, embeddings = _matrices(skeleton)
     tensors = in_planned_form(
@@ -135,7 +135,9 @@ def load_model(
     )
     # 4) The model, and a proof that it computes
     try:
-        model = assemble(skeleton, tensors, plan, checkpoint.name, report)
+        model = assemble(
+            skeleton, tensors, plan, checkpoint.name, report, fuse_norms=not for_training
+        )
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise LoadError(
             f"Memory ran out while {checkpoint.name!r} was loading. Close other programs, or load "
@@ -159,6 +161,13 @@ def load_model(
         knows=opened.knows,
         plan=plan,
     )
+
+
+def _as_stored(config: dict[str, Any], tensors: Mapping[str, Stored]) -> dict[str, Any]:
+    """Return a config whose dtype is that of the largest tensor: some say another one."""
+    dtype = max(tensors.values(), key=lambda each: each.nbytes).dtype
+    wide = dtype.is_floating_point and dtype != torch.bfloat16
+    return {**config, "dtype": "float32"} if wide else config
 
 
 def build_skeleton(checkpoint: Checkpoint) -> Model:

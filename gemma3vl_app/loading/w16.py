@@ -31,7 +31,8 @@ class Linear16(torch.nn.Linear):
         if torch.is_grad_enabled() and input.requires_grad:
             return linear(input, self.weight.float(), self.bias)
         rows = input.reshape(-1, self.in_features)  # (M, K)
-        multiply = compiled.few_rows(torch.bfloat16) if len(rows) <= FEW_ROWS else None
+        few = len(rows) <= FEW_ROWS and rows.device.type == "cpu"
+        multiply = compiled.few_rows(torch.bfloat16) if few else None
         output = (multiply or widened_product)(rows, self.weight)
         if self.bias is not None:
             output += self.bias

@@ -33,6 +33,7 @@ SHORTEST_CONTEXT_TOKENS = 2048  # a way to make a model fit is no way if it leav
 STORED = {"bfloat16": "bf16", "float32": "fp32"}
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 DISK = "disk"
+INT4_CPU_FLAGS = frozenset({"avx2", "avx512f", "avx512_bf16", "amx_bf16"})  # any has AVX2 at least
 GPU_COUNTS = (1, 2, 4, 8)  # of one kind, as machines are sold
 MOST_WAYS = 3
 MOST_MORE_GPUS = 7
@@ -176,7 +177,8 @@ def _storage(
         yield "int8", eight + " 4 bits need CUDA or a CPU (bitsandbytes)."
     else:
         yield "int8", eight
-        yield "int4", f"int4 weights: in {full} they would not fit; nor would 8 bits."
+        if machine.cpu_flags & INT4_CPU_FLAGS:
+            yield "int4", f"int4 weights: in {full} they would not fit; nor would 8 bits."
         yield "nf4", f"nf4 weights: in {full} they would not fit; nor would other forms."
 
 
@@ -326,7 +328,8 @@ def _ways(
     """
     used = [device for device in limits if fixed is None or device in fixed.values()]
     on_cpu = used[0] in ("cpu", DISK)
-    quantised = ("int8",) if used[0] == "mps" else ("int8", "int4" if on_cpu else "nf4")
+    four = "int4" if on_cpu and machine.cpu_flags & INT4_CPU_FLAGS else "nf4"
+    quantised = ("int8",) if used[0] == "mps" else ("int8", four)
     full = STORED[_arithmetic("auto", used[0], machine)[0]]
     everything = tuple(dict.fromkeys((full, *quantised, demand.weights)))
 

@@ -180,7 +180,7 @@ def test_saliency_through_other_weights_is_right_after_ordinary_answers(
     if weights == "w16":
         assert np.abs(found - expected).max() < CLOSE
     # Where rows are few, int4's kernel rounds activations to bf16, and so the keys and values that
-    # the trace finds: 7 % for this model, whose attention chooses sharply. A lost gradient is 100 %.
+    # the trace finds: 7 % for this model, whose attention chooses sharply. A lost one is 100 %.
     bound = 0.15 if weights == "int4" else 0.05
     assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected)
 

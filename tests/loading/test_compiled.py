@@ -61,6 +61,42 @@ def test_other_kinds_and_sizes_are_refused_before_memory_is_read(multiply, rows,
 
 
 @pytest.mark.parametrize("multiply", [torch.bfloat16], indirect=True)
+def test_torchs_default_dtype_does_not_matter(multiply):
+    x, weight = torch.randn(2, 30), torch.randn(500, 30).bfloat16()
+    expected = x @ weight.float().T
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = multiply(x, weight)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("multiply", [torch.bfloat16], indirect=True)
+def test_what_lies_on_another_device_is_refused(multiply):
+    with pytest.raises(TypeError, match="not on the CPU"):
+        multiply(torch.ones(1, 4, device="meta"), torch.ones(2, 4).bfloat16())
+
+
+def test_a_library_that_others_could_have_put_there_is_not_loaded(fresh, monkeypatch):
+    if compiled.few_rows(torch.bfloat16) is None:
+        pytest.skip("no compiler here")
+    loaded = []
+    real = compiled.ctypes.CDLL
+    monkeypatch.setattr(compiled.ctypes, "CDLL", lambda path: loaded.append(path) or real(path))
+    fresh.chmod(0o777)
+    compiled._kernels.cache_clear()
+    assert compiled.few_rows(torch.bfloat16) is not None  # compiled anew, elsewhere
+    fresh.chmod(0o700)
+    (folder,) = (path for path in fresh.iterdir() if path.is_dir())
+    (folder / "few_rows.so").chmod(0o666)
+    compiled._kernels.cache_clear()
+    assert compiled.few_rows(torch.bfloat16) is None
+    assert len(loaded) == 1 and str(fresh) not in loaded[0]
+
+
+@pytest.mark.parametrize("multiply", [torch.bfloat16], indirect=True)
 def test_not_a_number_stays_one(multiply):
     weight = torch.ones(3, 16).bfloat16()
     weight[1, 9] = float("nan")

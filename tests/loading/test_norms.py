@@ -37,3 +37,16 @@ def test_every_norm_of_a_loaded_models_text_is_fused(tiny):
     norms = [each for each in text.modules() if isinstance(each, Gemma3RMSNorm)]
     assert len(norms) == 6 * 6 + 1
     assert all(type(each) is FusedRMSNorm for each in norms)
+
+
+def test_for_training_norms_are_transformers_own_and_learn(tiny):
+    model = load_model(tiny, weights="fp32", for_training=True).model
+    norms = [each for each in model.modules() if isinstance(each, Gemma3RMSNorm)]
+    assert all(type(each) is Gemma3RMSNorm for each in norms)
+    for norm in norms:
+        norm.weight.requires_grad_(True)
+    model(input_ids=torch.tensor([[2, 105, 7]])).logits.sum().backward()
+    text = [
+        each for each in model.model.language_model.modules() if isinstance(each, Gemma3RMSNorm)
+    ]
+    assert all(each.weight.grad is not None and each.weight.grad.abs().max() > 0 for each in text)

@@ -154,3 +154,15 @@ def test_the_names_that_old_lists_skip_no_longer_match_in_transformers_5():
     tower = "model.vision_tower.encoder.layers.0.mlp.fc1"
     assert should_convert_module(tower, ["vision_tower", "multi_modal_projector"])
     assert not should_convert_module(tower, ["model.vision_tower", "model.multi_modal_projector"])
+
+
+@pytest.mark.parametrize("rows", [1, int8.FEW_ROWS, int8.FEW_ROWS + 1])
+def test_large_matrices_are_quantised_and_widened_in_pieces(weight, rows, monkeypatch):
+    whole = int8.quantise(weight)
+    monkeypatch.setattr(int8, "ROWS_AT_ONCE", 10)
+    parts = int8.quantise(weight)
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    x = torch.randn(rows, 192, generator=torch.manual_seed(2))
+    expected = x @ (parts[""].float() * parts[int8.SCALE][:, None]).T
+    found = int8.Int8Linear(parts, torch.float32)(x)
+    assert torch.allclose(found, expected, atol=0.02)

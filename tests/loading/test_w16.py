@@ -1,7 +1,10 @@
 """bfloat16 weights multiplied in float32: the numbers of float32, with and without the kernel."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gemma3vl_app.loading import compiled, load_model, w16
 
@@ -45,3 +48,12 @@ def test_a_model_computes_what_it_computes_in_float32_from_half_the_memory(tiny)
             assert type(module) is w16.Linear16 and module.weight.dtype == torch.bfloat16, name
     table = loaded.model.get_input_embeddings().weight
     assert table.data_ptr() == loaded.model.lm_head.weight.data_ptr()
+
+
+def test_a_config_that_says_bfloat16_of_other_weights_is_not_believed(tiny, tmp_path):
+    folder = tmp_path / "wide"
+    shutil.copytree(tiny, folder)
+    wide = {key: each.float() for key, each in load_file(tiny / "model.safetensors").items()}
+    save_file(wide, folder / "model.safetensors")
+    assert load_model(folder, max_memory={"cpu": "8GiB"}).plan.weights == "fp32"
+    assert load_model(tiny, max_memory={"cpu": "8GiB"}).plan.weights in ("w16", "bf16")

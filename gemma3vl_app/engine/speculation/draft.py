@@ -82,6 +82,7 @@ class Draft:
         self._kept = PrefixCache(budget_bytes // 2)
         self._states: dict[Sequence, _State | None] = {}  # None: it has no room for that one
         self._token_sec = 0.0
+        self._may_read = True
         self._tokens_per_sec = _FIRST_CHUNK_TOKENS / _UNIT_SEC
 
     @property
@@ -94,6 +95,10 @@ class Draft:
         """Bytes that keys and values of the running answers may come to take."""
         return sum(each.reserved_bytes for each in self._states.values() if each)
 
+    def begin_pass(self) -> None:
+        """Read a piece of one long prompt in each pass, however many wait."""
+        self._may_read = True
+
     def available(self, sequence: Sequence) -> int:
         """Return how many tokens can be guessed; reads a piece of a long prompt where one waits."""
         if sequence not in self._states:
@@ -101,7 +106,8 @@ class Draft:
         state = self._states[sequence]
         if state is None:
             return 0
-        if state.known(sequence) - state.read > _BEHIND_TOKENS:
+        if self._may_read and state.known(sequence) - state.read > _BEHIND_TOKENS:
+            self._may_read = False
             self._read(state, state.unread(sequence))
         if state.known(sequence) - state.read > _BEHIND_TOKENS:
             return 0

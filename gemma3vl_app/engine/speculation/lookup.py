@@ -108,6 +108,9 @@ class Lookup:
         self._grams: dict[Running, Grams] = {}
         self._found: dict[Running, list[int]] = {}
 
+    def begin_pass(self) -> None:
+        """Nothing: looking up takes no time."""
+
     def available(self, sequence: Running) -> int:
         """Return how many tokens can be guessed now."""
         grams = self._grams.get(sequence)

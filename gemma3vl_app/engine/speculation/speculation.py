@@ -22,6 +22,10 @@ class Guesser(Protocol):
         """Seconds that one more guessed token of every sequence takes, the pass aside."""
         ...
 
+    def begin_pass(self) -> None:
+        """Be told that the questions of another pass come now."""
+        ...
+
     def available(self, sequence: Sequence) -> int:
         """Return how many tokens it could guess of a sequence now."""
         ...
@@ -70,6 +74,7 @@ class Speculation:
         begun = [sequence for sequence in rows if sequence.prompt_end is None]
         if self._costs.stale(len(begun)):  # what a pass without guesses takes has to be known
             return [[] for _ in rows]
+        self._guesser.begin_pass()
         chances = [Chance(self._most(each), self._record(each).share) for each in begun]
         if not any(chance.most for chance in chances):
             return [[] for _ in rows]

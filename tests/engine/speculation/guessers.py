@@ -29,6 +29,9 @@ class Oracle:
         self.passes: list[list[int]] = []  # how many tokens of each answer were guessed
         self.known: set = set()
 
+    def begin_pass(self):
+        pass
+
     def available(self, sequence) -> int:
         self.known.add(sequence)
         salt = len(sequence.request.prompt) + 3 * len(sequence.generated)

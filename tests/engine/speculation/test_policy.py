@@ -141,6 +141,9 @@ def written(row_share: float, right: int, tokens: int = 600) -> tuple[float, int
     class Always:
         token_sec = 0.0
 
+        def begin_pass(self):
+            pass
+
         def available(self, sequence):
             return MOST_GUESSED
 
