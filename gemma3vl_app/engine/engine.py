@@ -260,13 +260,13 @@ class Engine:
         """Free what can be computed again, if `error` says that memory ran out."""
         if _is_out_of_memory(error):
             self._drop_caches()
+            if self.disk is not None:
+                self.disk.drop_waiting()
 
     def _drop_caches(self) -> None:
         """Free what can be computed again."""
         self.prefixes.clear()
         self.features.clear()
-        if self.disk is not None:
-            self.disk.drop_waiting()
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False when the engine is closed."""

@@ -1,4 +1,4 @@
-"""Our one kernel in C, compiled at first use where there is a compiler; torch stands in elsewhere.
+"""Our kernels in C, compiled at first use where there is a compiler; torch stands in elsewhere.
 
 Kept in the cache by its text, compiler and options, which say for which processors it is. Compiled
 by GCC it shares torch's OpenMP threads: a second pool would fight with them for the cores.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from gemma3vl_app.errors import LoadError
 from gemma3vl_app.loading.cache import cache_root, cached_folder
 
 Multiply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (M, K), (N, K) to (M, N)
+# Packed 4-bit weights (N, K / 2), scales and zeros (K / 32, N, 2), rows in a block; to (N, K)
+Widen = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 SOURCE, LIBRARY = "few_rows.c", "few_rows.so"
 FUNCTIONS = {torch.bfloat16: "multiply_16", torch.int8: "multiply_8"}
@@ -34,6 +37,7 @@ COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC")
 FOR_PROCESSOR = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma")}
 COMPILE_SEC = 60.0
+GROUP = 32  # 4-bit weights that share a scale
 CLOSE = 1e-5  # relative error against torch's own product
 
 logger = logging.getLogger(__name__)
@@ -44,26 +48,40 @@ def few_rows(dtype: torch.dtype) -> Multiply | None:
 
     The matrix is bfloat16 or int8 (without its scales).
     """
-    return _kernels().get(dtype)
+    kernels = _kernels()
+    return kernels.multiply[dtype] if kernels else None
+
+
+def widen_4() -> Widen | None:
+    """Return what turns 4-bit weights in the order of `int4` into float32; None: not here."""
+    kernels = _kernels()
+    return kernels.widen_4 if kernels else None
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    multiply: dict[torch.dtype, Multiply]
+    widen_4: Widen
 
 
 @functools.cache
-def _kernels() -> dict[torch.dtype, Multiply]:
+def _kernels() -> _Kernels | None:
     flags = FOR_PROCESSOR.get(torch.backends.cpu.get_cpu_capability())
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if flags is None or compiler is None or sys.platform != "linux":
         logger.info("There is no compiled kernel here; torch stands in, slower.")
-        return {}
+        return None
     try:
         library = _library(compiler, (*FLAGS, *flags))
-        kernels = {dtype: _kernel(library, dtype) for dtype in FUNCTIONS}
+        multiply = {dtype: _multiply(library, dtype) for dtype in FUNCTIONS}
+        kernels = _Kernels(multiply, _widen_4(library))
         _check(kernels)
     except (OSError, LoadError, subprocess.SubprocessError, AttributeError, ValueError) as error:
         logger.warning(
-            "The kernel for few rows cannot be used here (%s); torch stands in, slower.",
+            "The compiled kernels cannot be used here (%s); torch stands in, slower.",
             type(error).__name__,
         )
-        return {}
+        return None
     return kernels
 
 
@@ -95,7 +113,7 @@ def _is_private(path: Path) -> bool:
     return found.st_uid in (os.getuid(), 0) and not found.st_mode & 0o022
 
 
-def _kernel(library: ctypes.CDLL, dtype: torch.dtype) -> Multiply:
+def _multiply(library: ctypes.CDLL, dtype: torch.dtype) -> Multiply:
     run = getattr(library, FUNCTIONS[dtype])
     run.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_long] * 3
     run.restype = None
@@ -117,13 +135,45 @@ def _kernel(library: ctypes.CDLL, dtype: torch.dtype) -> Multiply:
     return multiply
 
 
-def _check(kernels: dict[torch.dtype, Multiply]) -> None:
-    """Raise `ValueError` unless the kernels multiply as torch does, odd sizes included."""
+def _widen_4(library: ctypes.CDLL) -> Widen:
+    run = library.widen_4
+    run.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_long] * 3
+    run.restype = None
+
+    def widen(packed: torch.Tensor, scales_zeros: torch.Tensor, block: int) -> torch.Tensor:
+        rows, inputs = packed.shape[0], 2 * packed.shape[1]
+        fits = rows % block == 0 and block % GROUP == 0 and inputs % GROUP == 0
+        shape = (inputs // GROUP, rows, 2)
+        if not fits or tuple(scales_zeros.shape) != shape or packed.device.type != "cpu":
+            raise TypeError(f"{tuple(packed.shape)} with {tuple(scales_zeros.shape)} by {block}")
+        if packed.dtype != torch.uint8 or scales_zeros.dtype != torch.bfloat16:
+            raise TypeError(f"{packed.dtype} with {scales_zeros.dtype}")
+        packed, scales_zeros = packed.contiguous(), scales_zeros.contiguous()
+        output = torch.empty(rows, inputs, dtype=torch.float32, device="cpu")
+        pointers = (packed.data_ptr(), scales_zeros.data_ptr(), output.data_ptr())
+        run(*pointers, rows, inputs, block)
+        return output
+
+    return widen
+
+
+def _check(kernels: _Kernels) -> None:
+    """Raise `ValueError` unless the kernels compute as torch does, odd sizes included."""
     made = torch.Generator().manual_seed(0)
-    for dtype, multiply in kernels.items():
+    for dtype, multiply in kernels.multiply.items():
         for rows, outputs, inputs in ((1, 19, 77), (7, 32, 64)):
             x = torch.randn(rows, inputs, generator=made)
             weight = (50 * torch.randn(outputs, inputs, generator=made)).clamp(-127, 127).to(dtype)
-            expected = x @ weight.float().T
-            if float((multiply(x, weight) - expected).norm() / expected.norm()) > CLOSE:
-                raise ValueError("the compiled kernel multiplies wrongly")
+            _check_close(multiply(x, weight), x @ weight.float().T)
+    # One block of one group: byte 16 k + n has the codes of rows n and n + 16 for input k.
+    packed = torch.randint(0, 1 << 8, (GROUP, GROUP // 2), generator=made, dtype=torch.uint8)
+    scales_zeros = torch.randn(1, GROUP, 2, generator=made).bfloat16()
+    codes = torch.cat([packed & 15, packed >> 4], dim=1).T.float()
+    scale, zero = scales_zeros.float()[0].unbind(-1)
+    expected = (codes - 8) * scale[:, None] + zero[:, None]
+    _check_close(kernels.widen_4(packed, scales_zeros, GROUP), expected)
+
+
+def _check_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    if float((found - expected).norm() / expected.norm()) > CLOSE:
+        raise ValueError("the compiled kernels compute wrongly")

@@ -2,7 +2,7 @@
 //
 // out[m][n] = sum over k of x[m][k] * weight[n][k], summed in float32; the scales of int8 come later.
 // Each weight is read from memory once and widened in a register: a bfloat16 is the upper half of a
-// float32. Built by compiled.py.
+// float32. And 4-bit weights to float32, for more rows than that. Built by compiled.py.
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -110,3 +110,25 @@ static inline float widen_one_8(int8_t byte) { return byte; }
 
 MULTIPLY(16, uint16_t)
 MULTIPLY(8, int8_t)
+
+// Widen 4-bit weights in the order of int4.py, where `block` rows lie together: for each input half as many
+// bytes, each with the codes of two rows that are 16 apart. Scales and zeros are bfloat16
+// [inputs / 32][rows][2]; `rows` is a multiple of `block`, `inputs` of 32.
+void widen_4(const uint8_t *packed, const uint16_t *scales_zeros, float *out, long rows, long inputs, long block) {
+  long half = block / 2;
+#pragma omp parallel for schedule(static)
+  for (long first = 0; first < rows; first += block) {
+    const uint8_t *codes = packed + first * inputs / 2;
+    for (long group = 0; group < inputs / 32; group++) {
+      const uint8_t *tile = codes + group * 32 * half;
+      for (long lane = 0; lane < block; lane++) {
+        const uint16_t *pair = scales_zeros + 2 * (group * rows + first + lane);
+        float scale = widen_one_16(pair[0]), least = widen_one_16(pair[1]) - 8 * scale;
+        const uint8_t *from = tile + lane % 16 + lane / 32 * 16;
+        int shift = lane / 16 % 2 * 4;
+        float *to = out + (first + lane) * inputs + group * 32;
+        for (int k = 0; k < 32; k++) to[k] = (from[k * half] >> shift & 15) * scale + least;
+      }
+    }
+  }
+}

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-GROUP = 32
+from gemma3vl_app.loading import compiled
+from gemma3vl_app.loading.compiled import GROUP
+
 ZERO_CODE = 8
 LARGEST = 15
 SCALES = ".scales_zeros"  # after the weight's own name: bf16 (G, N, 2)
@@ -139,13 +141,21 @@ def _dense_rows(
     packed: torch.Tensor, scales_zeros: torch.Tensor, dtype: torch.dtype
 ) -> Iterator[torch.Tensor]:
     """Yield the matrix in `dtype`, some rows (n, K) at a time."""
-    block, features = block_rows(), 2 * packed.shape[1]
+    widen = compiled.widen_4() if packed.device.type == "cpu" else None
     for some in _slices(len(packed)):
-        rows = packed.detach()[some]
-        bytes_ = rows.reshape(-1, features, block // (2 * LANES), LANES)  # (N / B, K, B / 32, 16)
-        codes = torch.stack([bytes_ & LARGEST, bytes_ >> 4], dim=3)  # low and high: 16 apart
-        codes = codes.reshape(-1, features, block).transpose(1, 2)  # (N / B, B, K)
-        grouped = codes.reshape(len(rows), -1, GROUP).to(dtype).sub_(ZERO_CODE)  # (n, G, 32)
-        scales, zeros = scales_zeros[:, some].to(dtype).unbind(-1)
-        dense = grouped.mul_(scales.T[..., None]).add_(zeros.T[..., None])
-        yield dense.view(len(rows), features)
+        rows, scales_zeros_of_rows = packed.detach()[some], scales_zeros[:, some]
+        if widen is not None:
+            yield widen(rows, scales_zeros_of_rows, block_rows()).to(dtype)
+        else:
+            yield _widened(rows, scales_zeros_of_rows, dtype)
+
+
+def _widened(packed: torch.Tensor, scales_zeros: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return rows (n, K) of the matrix in `dtype`, by torch's own operations."""
+    block, features = block_rows(), 2 * packed.shape[1]
+    bytes_ = packed.reshape(-1, features, block // (2 * LANES), LANES)  # (n / B, K, B / 32, 16)
+    codes = torch.stack([bytes_ & LARGEST, bytes_ >> 4], dim=3)  # low and high: 16 apart
+    codes = codes.reshape(-1, features, block).transpose(1, 2)  # (n / B, B, K)
+    grouped = codes.reshape(len(packed), -1, GROUP).to(dtype).sub_(ZERO_CODE)  # (n, G, 32)
+    scales, zeros = scales_zeros.to(dtype).unbind(-1)  # each (G, n)
+    return grouped.mul_(scales.T[..., None]).add_(zeros.T[..., None]).view(len(packed), features)

@@ -38,7 +38,7 @@ def test_other_words_and_names_of_files_stay(message):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("ask", "--wat"), "No such option: --wat. Run `gemma3vl ask --help` to see the options."),
+        (("ask", "--zzz"), "No such option: --zzz. Run `gemma3vl ask --help` to see the options."),
         (("ask",), "Missing argument 'MODEL'. Run `gemma3vl ask --help` to see the options."),
         (("batch", "x"), "Missing option '--out'. Run `gemma3vl batch --help` to see the options."),
         (("nonsense",), "No such command 'nonsense'. Run `gemma3vl --help` to see the commands."),

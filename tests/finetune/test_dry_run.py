@@ -47,7 +47,7 @@ def tiny_recipe(tiny, **fields) -> Recipe:
 
 
 def real_model(recipe: Recipe):
-    loaded = load_model(recipe.model, weights=recipe.precision)
+    loaded = load_model(recipe.model, weights=recipe.precision, for_training=True)
     return put_method(loaded.model, recipe).train()
 
 

@@ -103,6 +103,25 @@ def test_not_a_number_stays_one(multiply):
     assert multiply(torch.ones(1, 16), weight).isnan().tolist() == [[False, True, False]]
 
 
+@pytest.mark.parametrize(
+    ("packed", "scales_zeros", "block"),
+    [
+        (torch.zeros(32, 16, dtype=torch.uint8), torch.zeros(1, 32, 2), 32),  # scales in float32
+        (torch.zeros(32, 16), torch.zeros(1, 32, 2).bfloat16(), 32),
+        (torch.zeros(33, 16, dtype=torch.uint8), torch.zeros(1, 33, 2).bfloat16(), 32),
+        (torch.zeros(32, 8, dtype=torch.uint8), torch.zeros(1, 32, 2).bfloat16(), 32),
+        (torch.zeros(32, 16, dtype=torch.uint8), torch.zeros(2, 32, 2).bfloat16(), 32),
+        (torch.zeros(32, 16, dtype=torch.uint8), torch.zeros(1, 32, 2).bfloat16(), 16),
+    ],
+)
+def test_4_bit_weights_of_other_kinds_and_sizes_are_refused(packed, scales_zeros, block):
+    widen = compiled.widen_4()
+    if widen is None:
+        pytest.skip("no compiler here")
+    with pytest.raises(TypeError):
+        widen(packed, scales_zeros, block)
+
+
 def test_it_is_compiled_once(fresh):
     if compiled.few_rows(torch.bfloat16) is None:
         pytest.skip("no compiler here")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gemma3vl_app.errors import LoadError
-from gemma3vl_app.loading import int4, load_model, nf4
+from gemma3vl_app.loading import compiled, int4, load_model, nf4
 
 N, K = 192, 128
 
@@ -44,6 +44,19 @@ def test_constant_groups_are_kept(value):
     found = int4.dequantise(int4.quantise(weight), torch.float32)
     assert torch.isfinite(found).all()
     assert torch.allclose(found, weight, rtol=2**-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_and_without_the_compiled_kernel_the_matrix_is_the_same(dtype, monkeypatch):
+    monkeypatch.setattr(int4, "ROWS_AT_ONCE", 64)  # in pieces of a larger table of scales
+    parts = int4.quantise(torch.randn(N, K))
+    found = int4.dequantise(parts, dtype)
+    monkeypatch.setattr(compiled, "widen_4", lambda: None)
+    expected = int4.dequantise(parts, dtype)
+    assert found.dtype == expected.dtype == dtype
+    assert torch.allclose(
+        found, expected, rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
