@@ -54,9 +54,8 @@ def test_with_and_without_the_compiled_kernel_the_matrix_is_the_same(dtype, monk
     monkeypatch.setattr(compiled, "widen_4", lambda: None)
     expected = int4.dequantise(parts, dtype)
     assert found.dtype == expected.dtype == dtype
-    assert torch.allclose(
-        found, expected, rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=1e-6
-    )
+    # The kernel rounds to bf16 once, torch after each of its steps.
+    assert relative(found, expected) < (0.01 if dtype == torch.bfloat16 else 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
