@@ -112,7 +112,7 @@ class SequenceKV:
     def parts(self) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
         """Return for each layer its first stored position, and keys and values from there on.
 
-        Views (H_kv, length - first, D). Logs are only appended to, so nobody writes there again.
+        Views (H_kv, length - first, D). Of a fork, nobody writes there again: see `KVLog.shared`.
         """
         counts = [(log, self.length - log.first) for log in self.logs()]
         return [(log.first, log.keys[:, :count], log.values[:, :count]) for log, count in counts]
