@@ -1,8 +1,9 @@
 """Computing a prompt, unit by unit: its pictures through the tower, then its tokens in chunks.
 
 Each `yield` ends a unit of at most about `unit_sec` seconds, between which the engine serves
-others. Knows nothing of answers. Shapes: L prompt tokens, n tokens of a chunk, T soft tokens, D
-model width.
+others. On a slow machine that is some layers of a chunk, since many tokens at once cost less each:
+every weight is read, and widened where it is kept in few bits, once a chunk. Knows nothing of
+answers. Shapes: L prompt tokens, n tokens of a chunk, T soft tokens, D model width.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gemma3vl_app.prompting.prompt import ImageInput, PreparedPrompt
 
 _FIRST_CHUNK_TOKENS = 128  # before the speed of this machine is known
 _MIN_CHUNK_TOKENS = 32
+_EFFICIENT_CHUNK_TOKENS = 512  # more at once are hardly faster
 _MAX_CHUNK_TOKENS = 2048  # bounds the memory of activations
 _MAX_MASK_CELLS = 1 << 26  # new tokens x visible tokens: bounds the memory of a chunk's mask
 
@@ -48,7 +50,7 @@ class Prefill:
         self._features = features
         self._format = prompt_format
         self._unit_sec = unit_sec
-        self._tokens_per_sec = _FIRST_CHUNK_TOKENS / unit_sec
+        self._tokens_per_sec = 0.0  # not known yet
         self._encoding: set[PictureKey] = set()  # pictures that some sequence is encoding right now
 
     @property
@@ -72,8 +74,7 @@ class Prefill:
             yield
         tail: list[torch.Tensor] = []
         while True:
-            sequence.stream.put(Chunk(status=Status("prefill", kv.length, len(prompt.ids))))
-            hidden = self._compute_chunk(sequence, kv, features)  # (n, D)
+            hidden = yield from self._compute_chunk(sequence, kv, features)  # (n, D)
             wanted_from = len(prompt.ids) - sequence.request.score_tokens - 1
             if kv.length > wanted_from:
                 tail.append(hidden[wanted_from - kv.length :])  # counted from the chunk's end
@@ -83,35 +84,54 @@ class Prefill:
 
     def _compute_chunk(
         self, sequence: Sequence, kv: SequenceKV, features: dict[int, torch.Tensor]
-    ) -> torch.Tensor:
+    ) -> Generator[None, None, torch.Tensor]:
         """Run the next chunk through the text model; returns its final vectors (n, D)."""
-        began = time.perf_counter()
         prompt = sequence.request.prompt
         start, stop = kv.length, self._chunk_end(prompt, kv.length)
+        unit = _Unit(sequence, self._unit_sec)
+        unit.begin(start, len(prompt.ids))
         ids = torch.tensor(prompt.ids[start:stop])[None]  # (1, n)
         pictures = [(at - start, features.pop(at)) for at in list(features) if at < stop]
-        blocks = picture_numbers(prompt, start, stop) if pictures else None
+        batch = Batch(
+            [kv], stop - start, picture_numbers(prompt, start, stop) if pictures else None
+        )
         vectors = self._text_model.embed(ids, pictures)  # (1, n, D)
-        hidden = self._text_model.forward(vectors, Batch([kv], stop - start, blocks))[0]
+        layers = self._text_model.layers(vectors, batch)
+        for number, layer in enumerate(layers):
+            if not unit.has_time:
+                unit.end()
+                yield
+                unit.begin(start + (stop - start) * number // len(layers), len(prompt.ids))
+            vectors = layer(vectors)
+            unit.step()
+        batch.advance()
+        hidden = self._text_model.norm(vectors)[0]
         finish_work(hidden)
-        elapsed = time.perf_counter() - began
-        sequence.clock.prefill_sec += elapsed
+        unit.end()
         if stop - start >= _MIN_CHUNK_TOKENS:  # fewer tokens would measure the fixed cost
-            self._tokens_per_sec = (self._tokens_per_sec + (stop - start) / elapsed) / 2
+            measured = (stop - start) / unit.total_sec
+            self._tokens_per_sec = (measured + (self._tokens_per_sec or measured)) / 2
         return hidden
 
     def next_chunk_sec(self, sequence: Sequence) -> float:
-        """Return about how long the sequence's next chunk of tokens takes, pictures aside."""
+        """Return about how long the sequence's next chunk takes, pictures and pauses aside."""
         prompt, done = sequence.request.prompt, 0 if sequence.kv is None else sequence.kv.length
-        if done == len(prompt.ids):
+        if done == len(prompt.ids) or not self._tokens_per_sec:
             return 0.0
         return (self._chunk_end(prompt, done) - done) / self._tokens_per_sec
 
     def _chunk_end(self, prompt: PreparedPrompt, start: int) -> int:
-        """Return where the next chunk ends: about one unit of work, never inside a picture."""
+        """Return where the next chunk ends, never inside a picture.
+
+        It is about one unit of work, or more while one layer is no more than that.
+        """
         fits = int(self._tokens_per_sec * self._unit_sec)
+        fit_one_layer = fits * len(self._text_model.windows)
         most = min(_MAX_CHUNK_TOKENS, _MAX_MASK_CELLS // (start + _MAX_CHUNK_TOKENS))
-        count = max(_MIN_CHUNK_TOKENS, min(fits, most))
+        wanted = max(fits, min(fit_one_layer, _EFFICIENT_CHUNK_TOKENS))
+        if not self._tokens_per_sec:
+            wanted = _FIRST_CHUNK_TOKENS
+        count = max(_MIN_CHUNK_TOKENS, min(wanted, most))
         end = outside_pictures(prompt, min(start + count, len(prompt.ids)))
         if end > start:
             return end
@@ -137,6 +157,40 @@ class Prefill:
             return features
         finally:
             self._encoding.discard(key)
+
+
+class _Unit:
+    """The clock of a chunk's units: tells when to let others have their turn."""
+
+    def __init__(self, sequence: Sequence, unit_sec: float) -> None:
+        self._sequence = sequence
+        self._unit_sec = unit_sec
+        self._began = self._step_began = 0.0
+        self._longest_step_sec = 0.0
+        self.total_sec = 0.0  # of all units, not of what others did in between
+
+    def begin(self, done: int, total: int) -> None:
+        """Start a unit, and say how many tokens are done."""
+        self._sequence.stream.put(Chunk(status=Status("prefill", done, total)))
+        self._began = self._step_began = time.perf_counter()
+
+    def step(self) -> None:
+        """Note that one of several equal steps is done."""
+        now = time.perf_counter()
+        self._longest_step_sec = max(self._longest_step_sec, now - self._step_began)
+        self._step_began = now
+
+    @property
+    def has_time(self) -> bool:
+        """Whether another step would end within the unit; the first always may."""
+        spent = self._step_began - self._began
+        return spent == 0 or spent + self._longest_step_sec <= self._unit_sec
+
+    def end(self) -> None:
+        """Count the unit's seconds."""
+        elapsed = time.perf_counter() - self._began
+        self.total_sec += elapsed
+        self._sequence.clock.prefill_sec += elapsed
 
 
 def _timed(

@@ -137,7 +137,7 @@ def _multiply(library: ctypes.CDLL, dtype: torch.dtype) -> Multiply:
 
 def _widen_4(library: ctypes.CDLL) -> Widen:
     run = library.widen_4
-    run.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_long] * 3
+    run.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_long] * 4
     run.restype = None
 
     def widen(packed: torch.Tensor, scales_zeros: torch.Tensor, block: int) -> torch.Tensor:
@@ -148,10 +148,12 @@ def _widen_4(library: ctypes.CDLL) -> Widen:
             raise TypeError(f"{tuple(packed.shape)} with {tuple(scales_zeros.shape)} by {block}")
         if packed.dtype != torch.uint8 or scales_zeros.dtype != torch.bfloat16:
             raise TypeError(f"{packed.dtype} with {scales_zeros.dtype}")
-        packed, scales_zeros = packed.contiguous(), scales_zeros.contiguous()
+        if scales_zeros.stride()[1:] != (2, 1):
+            scales_zeros = scales_zeros.contiguous()  # else a part of a table is read where it lies
+        packed, of_all = packed.contiguous(), scales_zeros.stride(0) // 2
         output = torch.empty(rows, inputs, dtype=torch.float32, device="cpu")
         pointers = (packed.data_ptr(), scales_zeros.data_ptr(), output.data_ptr())
-        run(*pointers, rows, inputs, block)
+        run(*pointers, rows, inputs, block, of_all)
         return output
 
     return widen
@@ -165,13 +167,16 @@ def _check(kernels: _Kernels) -> None:
             x = torch.randn(rows, inputs, generator=made)
             weight = (50 * torch.randn(outputs, inputs, generator=made)).clamp(-127, 127).to(dtype)
             _check_close(multiply(x, weight), x @ weight.float().T)
-    # One block of one group: byte 16 k + n has the codes of rows n and n + 16 for input k.
-    packed = torch.randint(0, 1 << 8, (GROUP, GROUP // 2), generator=made, dtype=torch.uint8)
-    scales_zeros = torch.randn(1, GROUP, 2, generator=made).bfloat16()
-    codes = torch.cat([packed & 15, packed >> 4], dim=1).T.float()
-    scale, zero = scales_zeros.float()[0].unbind(-1)
-    expected = (codes - 8) * scale[:, None] + zero[:, None]
-    _check_close(kernels.widen_4(packed, scales_zeros, GROUP), expected)
+    for block in (GROUP, 2 * GROUP):
+        # Of each block and input, 16 bytes for 32 rows: byte n has the codes of rows n and n + 16.
+        shape = (2, 2 * GROUP, block // GROUP, GROUP // 2)
+        packed = torch.randint(0, 1 << 8, shape, generator=made, dtype=torch.uint8)
+        codes = torch.cat([packed & 15, packed >> 4], dim=-1)  # (blocks, inputs, block / 32, 32)
+        codes = codes.permute(0, 2, 3, 1).reshape(2 * block, 2, GROUP).float()
+        scales_zeros = torch.randn(2, 2 * block, 2, generator=made).bfloat16()
+        scale, zero = scales_zeros.float().transpose(0, 1)[..., None].unbind(2)
+        found = kernels.widen_4(packed.view(2 * block, GROUP), scales_zeros, block)
+        _check_close(found, ((codes - 8) * scale + zero).flatten(1))
 
 
 def _check_close(found: torch.Tensor, expected: torch.Tensor) -> None:

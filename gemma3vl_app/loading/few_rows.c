@@ -111,23 +111,50 @@ static inline float widen_one_8(int8_t byte) { return byte; }
 MULTIPLY(16, uint16_t)
 MULTIPLY(8, int8_t)
 
+// Turn 16 x 16 bytes, a row in each register. One round shuffles the rows of both halves into one
+// another, as two halves of a pack of cards; after four rounds rows are columns.
+static inline void transpose(__m128i rows[16]) {
+  for (int round = 0; round < 4; round++) {
+    __m128i shuffled[16];
+    for (int i = 0; i < 8; i++) {
+      shuffled[2 * i] = _mm_unpacklo_epi8(rows[i], rows[i + 8]);
+      shuffled[2 * i + 1] = _mm_unpackhi_epi8(rows[i], rows[i + 8]);
+    }
+    memcpy(rows, shuffled, sizeof shuffled);
+  }
+}
+
+// The 16 weights of one row that these codes stand for.
+static inline void widen_codes(__m128i codes, const uint16_t *scale_zero, float *to) {
+  float scale = widen_one_16(scale_zero[0]), least = widen_one_16(scale_zero[1]) - 8 * scale;
+  __m256 scales = _mm256_set1_ps(scale), leasts = _mm256_set1_ps(least);
+  __m256 first = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes));
+  __m256 second = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(codes, 8)));
+  _mm256_storeu_ps(to, _mm256_fmadd_ps(first, scales, leasts));
+  _mm256_storeu_ps(to + 8, _mm256_fmadd_ps(second, scales, leasts));
+}
+
 // Widen 4-bit weights in the order of int4.py, where `block` rows lie together: for each input half as many
 // bytes, each with the codes of two rows that are 16 apart. Scales and zeros are bfloat16
-// [inputs / 32][rows][2]; `rows` is a multiple of `block`, `inputs` of 32.
-void widen_4(const uint8_t *packed, const uint16_t *scales_zeros, float *out, long rows, long inputs, long block) {
-  long half = block / 2;
+// [inputs / 32][of all rows][2]; `rows` is a multiple of `block`, this of 32, `inputs` of 32.
+void widen_4(const uint8_t *packed, const uint16_t *scales_zeros, float *out, long rows, long inputs, long block,
+             long of_all) {
+  const __m128i low = _mm_set1_epi8(15);
 #pragma omp parallel for schedule(static)
   for (long first = 0; first < rows; first += block) {
-    const uint8_t *codes = packed + first * inputs / 2;
-    for (long group = 0; group < inputs / 32; group++) {
-      const uint8_t *tile = codes + group * 32 * half;
-      for (long lane = 0; lane < block; lane++) {
-        const uint16_t *pair = scales_zeros + 2 * (group * rows + first + lane);
-        float scale = widen_one_16(pair[0]), least = widen_one_16(pair[1]) - 8 * scale;
-        const uint8_t *from = tile + lane % 16 + lane / 32 * 16;
-        int shift = lane / 16 % 2 * 4;
-        float *to = out + (first + lane) * inputs + group * 32;
-        for (int k = 0; k < 32; k++) to[k] = (from[k * half] >> shift & 15) * scale + least;
+    for (long lane = 0; lane < block; lane += 32) {
+      const uint8_t *codes = packed + first * inputs / 2 + lane / 2;
+      for (long k = 0; k < inputs; k += 16) {
+        __m128i bytes[16];
+        for (int i = 0; i < 16; i++) bytes[i] = _mm_loadu_si128((const __m128i *)(codes + (k + i) * block / 2));
+        transpose(bytes);
+        const uint16_t *pairs = scales_zeros + 2 * (k / 32 * of_all + first + lane);
+        float *to = out + (first + lane) * inputs + k;
+        for (int i = 0; i < 16; i++) {
+          widen_codes(_mm_and_si128(bytes[i], low), pairs + 2 * i, to + i * inputs);
+          __m128i high = _mm_and_si128(_mm_srli_epi16(bytes[i], 4), low);
+          widen_codes(high, pairs + 2 * (i + 16), to + (i + 16) * inputs);
+        }
       }
     }
   }

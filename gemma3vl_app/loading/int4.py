@@ -26,8 +26,10 @@ ZERO_CODE = 8
 LARGEST = 15
 SCALES = ".scales_zeros"  # after the weight's own name: bf16 (G, N, 2)
 LANES = 16
-FEW_ROWS = 64  # up to here the kernel beats turning the matrix into floats
-ROWS_AT_ONCE = 1 << 12  # of a matrix that is turned into floats, or quantised
+# Up to here the kernel beats turning the matrix into floats; measured in float32.
+FEW_ROWS = {torch.float32: 32, torch.bfloat16: 64}
+ROWS_AT_ONCE = 1 << 12  # of a matrix that is quantised, or turned into floats to stay so
+WIDENED = 1 << 20  # weights that are turned into floats to be multiplied: 4 MiB stay in the cache
 SHRUNKEN = 0.93  # of the range: cutting off the outermost weights can serve the others better
 
 Parts = dict[str, torch.Tensor]
@@ -64,16 +66,17 @@ def quantise(weight: torch.Tensor) -> Parts:
     For each group the best of three grids by squared error: its whole range, a part of it, and that
     of llama.cpp's Q4_0, whose weights so keep their codes; scales are rounded to bf16.
     """
-    pieces = [_quantise_rows(weight[some]) for some in _slices(len(weight))]
+    pieces = [_quantise_rows(weight[some]) for some in _slices(len(weight), ROWS_AT_ONCE)]
     codes, scales, zeros = (torch.cat(each) for each in zip(*pieces, strict=True))
     pack: Any = torch.ops.aten._convert_weight_to_int4pack_for_cpu
-    packed = [pack(codes[some].int(), 1) for some in _slices(len(codes))]
+    packed = [pack(codes[some].int(), 1) for some in _slices(len(codes), ROWS_AT_ONCE)]
     return {"": torch.cat(packed), SCALES: torch.stack([scales.T, zeros.T], -1).contiguous()}
 
 
 def dequantise(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     """Return the matrix (N, K) that parts stand for."""
-    return torch.cat([*_dense_rows(parts[""], parts[SCALES], dtype)])
+    rows = _slices(len(parts[""]), ROWS_AT_ONCE)
+    return torch.cat([_dense(parts[""], parts[SCALES], some, dtype) for some in rows])
 
 
 class Int4Linear(torch.nn.Linear):
@@ -91,24 +94,44 @@ class Int4Linear(torch.nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Multiply activations (..., K) with the weights; returns (..., N) in their dtype."""
         rows = input.reshape(-1, self.in_features)  # (M, K)
-        differentiable = torch.is_grad_enabled() and input.requires_grad  # the kernel is not
-        if len(rows) <= FEW_ROWS and not differentiable:
+        if torch.is_grad_enabled() and input.requires_grad:  # which the rest is not made for
+            output = linear(rows, dequantise(self._parts(), input.dtype))
+        elif len(rows) <= FEW_ROWS.get(input.dtype, 0):
             multiply: Any = torch.ops.aten._weight_int4pack_mm_for_cpu
             # In bf16: the kernel's float32 form is ten times slower, and 4 bits err far more.
-            scales = self.scales_zeros
-            product = multiply(rows.to(torch.bfloat16).contiguous(), self.weight, GROUP, scales)
-            output: torch.Tensor = product.to(input.dtype)  # (M, N)
+            product = multiply(
+                rows.to(torch.bfloat16).contiguous(), self.weight, GROUP, self.scales_zeros
+            )
+            output = product.to(input.dtype)
         else:
-            dense = _dense_rows(self.weight, self.scales_zeros, input.dtype)
-            output = torch.cat([linear(rows, part) for part in dense], dim=-1)
+            output = _multiply_many(rows, self.weight.detach(), self.scales_zeros)
         return output.reshape(*input.shape[:-1], self.out_features)
+
+    def _parts(self) -> Parts:
+        return {"": self.weight.detach(), SCALES: self.scales_zeros}
 
 
 # --- inside ---
 
 
-def _slices(rows: int) -> Iterator[slice]:
-    return (slice(first, first + ROWS_AT_ONCE) for first in range(0, rows, ROWS_AT_ONCE))
+def _slices(rows: int, at_once: int) -> Iterator[slice]:
+    return (slice(first, min(first + at_once, rows)) for first in range(0, rows, at_once))
+
+
+def _multiply_many(
+    rows: torch.Tensor, packed: torch.Tensor, scales_zeros: torch.Tensor
+) -> torch.Tensor:
+    """Multiply rows (M, K) with packed weights (N, K / 2), some of them at a time: (M, N).
+
+    Faster than with a whole matrix of floats: what has just been widened is still in the cache.
+    """
+    output = rows.new_empty(len(rows), len(packed))
+    block = block_rows()
+    at_once = max(1, WIDENED // (rows.shape[1] * block)) * block
+    for some in _slices(len(packed), at_once):
+        dense = _dense(packed, scales_zeros, some, rows.dtype)
+        torch.mm(rows, dense.T, out=output[:, some])
+    return output
 
 
 def _quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -137,17 +160,13 @@ def _quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
     return best[0].reshape(weight.shape), best[1].bfloat16(), best[2].bfloat16()
 
 
-def _dense_rows(
-    packed: torch.Tensor, scales_zeros: torch.Tensor, dtype: torch.dtype
-) -> Iterator[torch.Tensor]:
-    """Yield the matrix in `dtype`, some rows (n, K) at a time."""
-    widen = compiled.widen_4() if packed.device.type == "cpu" else None
-    for some in _slices(len(packed)):
-        rows, scales_zeros_of_rows = packed.detach()[some], scales_zeros[:, some]
-        if widen is not None:
-            yield widen(rows, scales_zeros_of_rows, block_rows()).to(dtype)
-        else:
-            yield _widened(rows, scales_zeros_of_rows, dtype)
+def _dense(
+    packed: torch.Tensor, scales_zeros: torch.Tensor, some: slice, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return some rows (n, K) of the matrix in `dtype`."""
+    if packed.device.type == "cpu" and (widen := compiled.widen_4()):
+        return widen(packed[some], scales_zeros[:, some], block_rows()).to(dtype)
+    return _widened(packed[some], scales_zeros[:, some], dtype)
 
 
 def _widened(packed: torch.Tensor, scales_zeros: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from gemma3vl_app.loading import compiled
+from gemma3vl_app.loading.w16 import widened_product
 
 SCALE = ".scale"  # after the weight's own name
 LARGEST = 127
@@ -80,11 +81,13 @@ class Int8Linear(torch.nn.Linear):
         if input.device.type == "cpu" and len(rows) <= FEW_ROWS and not differentiable:
             output = _multiply_few(rows, self.weight, self.scale)  # (M, N)
             return output.reshape(*input.shape[:-1], self.out_features)
-        parts = [
-            linear(input, self.weight[some].to(input.dtype)) for some in _slices(len(self.weight))
-        ]
-        output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return output * self.scale.to(input.dtype)
+        if input.device.type == "cpu":
+            output = widened_product(rows, self.weight)
+        else:
+            some = [self.weight[each] for each in _slices(len(self.weight))]
+            output = torch.cat([linear(rows, each.to(rows.dtype)) for each in some], -1)
+        output = output * self.scale.to(input.dtype)
+        return output.reshape(*input.shape[:-1], self.out_features)
 
 
 class Int8Embedding(Gemma3TextScaledWordEmbedding):

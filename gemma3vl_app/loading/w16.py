@@ -48,10 +48,13 @@ class Embedding16(Gemma3TextScaledWordEmbedding):
 
 
 def widened_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Multiply rows (M, K) with a matrix (N, K), some of its features at a time; returns (M, N)."""
+    """Multiply rows (M, K) with a matrix (N, K), some of its features at a time; returns (M, N).
+
+    Faster than with a whole matrix of floats: what has just been widened is still in the cache.
+    """
     at_once = max(1, WIDENED // weight.shape[1])
     parts = [
-        linear(rows, weight[first : first + at_once].float())
+        linear(rows, weight[first : first + at_once].to(rows.dtype))
         for first in range(0, len(weight), at_once)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -1,6 +1,8 @@
 """Whatever was cached, batched, cut or branched, answers equal a full recompute."""
 
 import dataclasses
+import threading
+from concurrent.futures import Future
 
 import pytest
 
@@ -74,6 +76,36 @@ def test_a_prompt_computed_in_many_small_chunks_equals_one_computed_whole(
     backend = make_backend(unit_sec=1e-9)  # chunks of the least size
     conversation = Conversation().user(LONG, picture(1), LONG, picture(2), picture(3), "Which?")
     Reference(reference_model, backend).check(conversation, greedy(backend, conversation))
+
+
+def test_a_prompt_stopped_in_the_middle_of_a_chunk_leaves_nothing_wrong_behind(
+    make_backend, reference_model
+):
+    backend = make_backend(unit_sec=1e-9)  # a unit is one layer of a chunk
+    reference = Reference(reference_model, backend)
+    conversation = Conversation().user(LONG, picture(1), LONG, picture(2), "Which?")
+    layers = backend._loaded.model.model.language_model.layers
+    passed: list[int] = []
+    streams, count = [], 0
+
+    def enter(layer: int) -> None:
+        passed.append(layer)
+        if len(passed) == count:
+            streams[-1].cancel()
+
+    for layer, module in enumerate(layers):
+        module.register_forward_pre_hook(lambda *_, layer=layer: enter(layer))
+    for stop_at in (2, 9, 16):  # in the first chunk, the second, the third
+        count = stop_at
+        passed.clear()
+        held = threading.Event()
+        backend.engine._jobs.append((held.wait, Future()))  # nothing begins before it is known
+        streams.append(backend.stream(conversation, **OPTIONS))
+        held.set()
+        assert streams[-1].answer.finish_reason == "cancelled"
+        assert 0 < passed[-1] < len(layers) - 1
+    count = 0
+    reference.check(conversation, greedy(backend, conversation))
 
 
 def test_the_turn_after_a_stopped_answer_equals_a_full_recompute(backend, reference):
