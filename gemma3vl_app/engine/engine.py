@@ -58,6 +58,8 @@ Result = TypeVar("Result")
 class EngineLimits:
     """Bounds of one engine; `unit_sec` is about how long prefill keeps running answers waiting.
 
+    `chunk_tokens` of a prompt go through the model together at least, some layers a unit where that
+    takes longer: with 4 bits, 64 at once cost nearly twice as much each, 512 hardly less.
     `context_tokens` shortens the model's own context, to what memory was planned for.
     `disk_budget_bytes` bounds what a backend lets spill to the disk; 0 means nothing.
     """
@@ -68,6 +70,7 @@ class EngineLimits:
     feature_budget_bytes: int = 512 << 20
     disk_budget_bytes: int = 0
     unit_sec: float = 0.5
+    chunk_tokens: int = 320
     context_tokens: int | None = None
 
 
@@ -104,12 +107,17 @@ class Engine:
         self.features = FeatureCache(self.limits.feature_budget_bytes, self.disk)
         longest = self._text_model.context_tokens
         self._context_tokens = min(longest, self.limits.context_tokens or longest)
-        unit_sec = self.limits.unit_sec
+        unit_sec, chunk_tokens = self.limits.unit_sec, self.limits.chunk_tokens
         vision = None
         if isinstance(model, Gemma3ForConditionalGeneration):
             vision = VisionEncoder(model.model, unit_sec=unit_sec)
         self._prefill = Prefill(
-            self._text_model, vision, self.features, prompt_format, unit_sec=unit_sec
+            self._text_model,
+            vision,
+            self.features,
+            prompt_format,
+            unit_sec=unit_sec,
+            chunk_tokens=chunk_tokens,
         )
         self._decoder = Decoder(
             self._text_model,

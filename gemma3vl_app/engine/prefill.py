@@ -26,9 +26,6 @@ from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.pixels import pixels
 from gemma3vl_app.prompting.prompt import ImageInput, PreparedPrompt
 
-_FIRST_CHUNK_TOKENS = 128  # before the speed of this machine is known
-_MIN_CHUNK_TOKENS = 32
-_EFFICIENT_CHUNK_TOKENS = 512  # more at once are hardly faster
 _MAX_CHUNK_TOKENS = 2048  # bounds the memory of activations
 _MAX_MASK_CELLS = 1 << 26  # new tokens x visible tokens: bounds the memory of a chunk's mask
 
@@ -44,12 +41,14 @@ class Prefill:
         prompt_format: PromptFormat,
         *,
         unit_sec: float,
+        chunk_tokens: int,
     ) -> None:
         self._text_model = text_model
         self._vision = vision
         self._features = features
         self._format = prompt_format
         self._unit_sec = unit_sec
+        self._least_tokens = chunk_tokens
         self._tokens_per_sec = 0.0  # not known yet
         self._encoding: set[PictureKey] = set()  # pictures that some sequence is encoding right now
 
@@ -108,7 +107,7 @@ class Prefill:
         hidden = self._text_model.norm(vectors)[0]
         finish_work(hidden)
         unit.end()
-        if stop - start >= _MIN_CHUNK_TOKENS:  # fewer tokens would measure the fixed cost
+        if stop - start >= self._least_tokens:  # fewer tokens would measure the fixed cost
             measured = (stop - start) / unit.total_sec
             self._tokens_per_sec = (measured + (self._tokens_per_sec or measured)) / 2
         return hidden
@@ -123,15 +122,11 @@ class Prefill:
     def _chunk_end(self, prompt: PreparedPrompt, start: int) -> int:
         """Return where the next chunk ends, never inside a picture.
 
-        It is about one unit of work, or more while one layer is no more than that.
+        It is one unit of work on a fast machine, several where even the least tokens take longer.
         """
         fits = int(self._tokens_per_sec * self._unit_sec)
-        fit_one_layer = fits * len(self._text_model.windows)
         most = min(_MAX_CHUNK_TOKENS, _MAX_MASK_CELLS // (start + _MAX_CHUNK_TOKENS))
-        wanted = max(fits, min(fit_one_layer, _EFFICIENT_CHUNK_TOKENS))
-        if not self._tokens_per_sec:
-            wanted = _FIRST_CHUNK_TOKENS
-        count = max(_MIN_CHUNK_TOKENS, min(wanted, most))
+        count = max(self._least_tokens, min(fits, most))
         end = outside_pictures(prompt, min(start + count, len(prompt.ids)))
         if end > start:
             return end

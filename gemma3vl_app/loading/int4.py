@@ -29,7 +29,7 @@ LANES = 16
 # Up to here the kernel beats turning the matrix into floats; measured in float32.
 FEW_ROWS = {torch.float32: 32, torch.bfloat16: 64}
 ROWS_AT_ONCE = 1 << 12  # of a matrix that is quantised, or turned into floats to stay so
-WIDENED = 1 << 20  # weights that are turned into floats to be multiplied: 4 MiB stay in the cache
+WIDENED = 1 << 21  # weights that are turned into floats to be multiplied: 8 MiB stay in the cache
 SHRUNKEN = 0.93  # of the range: cutting off the outermost weights can serve the others better
 
 Parts = dict[str, torch.Tensor]

@@ -73,7 +73,7 @@ def test_conversations_answered_together_equal_those_answered_alone(backend, ref
 def test_a_prompt_computed_in_many_small_chunks_equals_one_computed_whole(
     make_backend, reference_model
 ):
-    backend = make_backend(unit_sec=1e-9)  # chunks of the least size
+    backend = make_backend(unit_sec=1e-9, chunk_tokens=32)  # chunks of the least size
     conversation = Conversation().user(LONG, picture(1), LONG, picture(2), picture(3), "Which?")
     Reference(reference_model, backend).check(conversation, greedy(backend, conversation))
 
@@ -81,7 +81,7 @@ def test_a_prompt_computed_in_many_small_chunks_equals_one_computed_whole(
 def test_a_prompt_stopped_in_the_middle_of_a_chunk_leaves_nothing_wrong_behind(
     make_backend, reference_model
 ):
-    backend = make_backend(unit_sec=1e-9)  # a unit is one layer of a chunk
+    backend = make_backend(unit_sec=1e-9, chunk_tokens=32)  # a unit is one layer of a chunk
     reference = Reference(reference_model, backend)
     conversation = Conversation().user(LONG, picture(1), LONG, picture(2), "Which?")
     layers = backend._loaded.model.model.language_model.layers

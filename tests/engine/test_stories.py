@@ -52,7 +52,7 @@ def test_pictures_are_not_read_causally_as_when_token_types_are_dropped(backend,
 
 def test_a_chunk_boundary_never_cuts_a_picture(make_backend, reference_model):
     # transformers' prefill_chunk_size cuts image blocks silently; mlx-engine #340 fixed the same.
-    backend = make_backend(unit_sec=1e-9)  # chunks of 32 tokens: they would end inside pictures
+    backend = make_backend(unit_sec=1e-9, chunk_tokens=32)  # they would end inside pictures
     spans, chunks = [], []
     first_layer = backend._loaded.model.model.language_model.layers[0]
     first_layer.register_forward_pre_hook(lambda _, args: chunks.append(args[0].shape[1]))
@@ -66,14 +66,10 @@ def test_a_chunk_boundary_never_cuts_a_picture(make_backend, reference_model):
         Reference(reference_model, backend).check(conversation, answer)
 
 
-def test_a_picture_longer_than_the_least_chunk_is_still_one_chunk(make_backend, monkeypatch):
-    from gemma3vl_app.engine import prefill
-
-    monkeypatch.setattr(prefill, "_MIN_CHUNK_TOKENS", 8)  # less than the 16 tokens of a picture
-    backend = make_backend(unit_sec=1e-9)
+def test_a_picture_longer_than_the_least_chunk_is_still_one_chunk(make_backend):
+    backend = make_backend(unit_sec=1e-9, chunk_tokens=8)  # less than the 16 tokens of a picture
     conversation = Conversation().user(picture(1), picture(2), "Which?")
     with_small_chunks = greedy(backend, conversation)
-    monkeypatch.undo()
     assert logprobs(with_small_chunks) == pytest.approx(
         logprobs(greedy(make_backend(), conversation)), abs=1e-4
     )
