@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+import torch
 
 from gemma3vl_app.backends import local
 from gemma3vl_app.backends.local import LocalBackend, load
@@ -226,9 +227,13 @@ def test_adapters_are_told_apart_by_their_weights(tiny, cache, tmp_path):
         backend.remove_adapter("red")
 
 
-@pytest.mark.parametrize(
-    "changed", ["revision", "fingerprint", "weights", "dtype", "preprocessor", "package"]
+CHANGES = (
+    *("revision", "fingerprint", "weights", "dtype", "tower_in_pieces", "device_map"),
+    *("preprocessor", "processor", "package"),
 )
+
+
+@pytest.mark.parametrize("changed", CHANGES)
 def test_what_computes_otherwise_finds_nothing(start, loaded, monkeypatch, changed):
     told, ids = asked_once(start)
     changes = {}
@@ -236,6 +241,12 @@ def test_what_computes_otherwise_finds_nothing(start, loaded, monkeypatch, chang
         changes = {changed: "another"}
     elif changed in ("weights", "dtype"):
         changes = {"plan": replace(loaded.plan, **{changed: "another"})}
+    elif changed == "tower_in_pieces":
+        changes = {"plan": replace(loaded.plan, tower_in_pieces=True)}
+    elif changed == "device_map":
+        changes = {"plan": replace(loaded.plan, device_map={"": "mps"})}
+    elif changed == "processor":
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
     elif changed == "preprocessor":
         changes = {"preprocessor": {**loaded.preprocessor, "resample": 3}}
     else:
