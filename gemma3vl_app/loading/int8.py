@@ -19,7 +19,8 @@ SCALE = ".scale"  # after the weight's own name
 LARGEST = 127
 ALIGNED_BYTES = 64  # one AVX-512 vector
 ROWS_AT_ONCE = 1 << 14  # of a matrix that is turned into floats, or quantised
-FEW_ROWS = 32  # up to here the CPU kernel that reads int8 beats turning the matrix into floats
+# Up to here what reads int8 beats turning the matrix into floats: torch's kernel, and ours.
+FEW_ROWS, FEW_ROWS_COMPILED = 32, 128
 
 Parts = dict[str, torch.Tensor]
 
@@ -78,15 +79,14 @@ class Int8Linear(torch.nn.Linear):
         rows = input.reshape(-1, self.in_features)  # (M, K)
         # The kernel has no gradient.
         differentiable = torch.is_grad_enabled() and input.requires_grad
-        if input.device.type == "cpu" and len(rows) <= FEW_ROWS and not differentiable:
+        if input.device.type == "cpu" and not differentiable and _are_few(rows):
             output = _multiply_few(rows, self.weight, self.scale)  # (M, N)
-            return output.reshape(*input.shape[:-1], self.out_features)
-        if input.device.type == "cpu":
-            output = widened_product(rows, self.weight)
+        elif input.device.type == "cpu":
+            output = widened_product(rows, self.weight) * self.scale.to(input.dtype)
         else:
             some = [self.weight[each] for each in _slices(len(self.weight))]
             output = torch.cat([linear(rows, each.to(rows.dtype)) for each in some], -1)
-        output = output * self.scale.to(input.dtype)
+            output = output * self.scale.to(input.dtype)
         return output.reshape(*input.shape[:-1], self.out_features)
 
 
@@ -104,6 +104,12 @@ class Int8Embedding(Gemma3TextScaledWordEmbedding):
         """Look up ids (...); returns (..., K)."""
         rows = self.weight.detach()[input_ids].float() * self.scale[input_ids].float()[..., None]
         return (rows * self.embed_scale.float()).to(self.scale.dtype)
+
+
+def _are_few(rows: torch.Tensor) -> bool:
+    """Whether rows (M, K) are few enough for `_multiply_few`."""
+    is_ours = rows.dtype == torch.float32 and compiled.few_rows(torch.int8) is not None
+    return len(rows) <= (FEW_ROWS_COMPILED if is_ours else FEW_ROWS)
 
 
 def _multiply_few(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

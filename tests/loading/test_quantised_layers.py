@@ -156,7 +156,7 @@ def test_the_names_that_old_lists_skip_no_longer_match_in_transformers_5():
     assert not should_convert_module(tower, ["model.vision_tower", "model.multi_modal_projector"])
 
 
-@pytest.mark.parametrize("rows", [1, int8.FEW_ROWS, int8.FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, int8.FEW_ROWS_COMPILED, int8.FEW_ROWS_COMPILED + 1])
 def test_large_matrices_are_quantised_and_widened_in_pieces(weight, rows, monkeypatch):
     whole = int8.quantise(weight)
     monkeypatch.setattr(int8, "ROWS_AT_ONCE", 10)
