@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: from its fields to streams of the backend, and back to its objects."""
+"""`POST /v1/chat/completions`: from its fields to streams of a backend, and back to its objects."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def start_streams(
     """Start `count` answers to one conversation."""
 
     def start(index: int) -> Stream:
-        return backend.stream(asked, **{**options, "sampling": sampling.nth(chosen, index)})
+        own: StreamOptions = {**options, "sampling": sampling.nth(chosen, index)}
+        return backend.stream(asked, **own)
 
     choices.start(start, count)
 
@@ -242,5 +243,3 @@ def fingerprint(capabilities: Capabilities) -> str:
     """Return what changes when answers may: another model, revision, precision or arithmetic."""
     identity = repr(capabilities.identity).encode("utf-8", "replace")
     return f"fp_{hashlib.sha256(identity).hexdigest()[:12]}"
-
-

@@ -61,7 +61,7 @@ class Fields(BaseModel):
 
     @classmethod
     def read(cls, body: bytes) -> Self:
-        """Return the fields of a JSON body; raises `RequestError` that names the first wrong one."""
+        """Return the fields of a JSON body; raises `RequestError` naming the first wrong one."""
         try:
             data = pydantic_core.from_json(body, allow_inf_nan=False)
         except ValueError as error:  # which also says where, but in the words of a library

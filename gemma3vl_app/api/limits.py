@@ -54,9 +54,7 @@ class Visit:
 class Gate:
     """Admits requests within the limits, and none any more once it is closing."""
 
-    def __init__(
-        self, limits: ApiLimits, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, limits: ApiLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self._clock = clock
         self._visits: set[Visit] = set()
@@ -118,7 +116,7 @@ class Gate:
             times.popleft()
         if len(times) >= most:
             raise RequestError(
-                f"{most} requests in a minute are the limit, and you have sent them. Wait a moment.",
+                f"{most} requests a minute are the limit, and you have sent them. Wait a moment.",
                 code="rate_limit_exceeded",
                 status=429,
                 retry_sec=max(1, math.ceil(times[0] + _RATE_SEC - now)),

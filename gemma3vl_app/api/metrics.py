@@ -35,7 +35,10 @@ class Metrics:
         registry = CollectorRegistry()
         self._registry = registry
         self._requests = Counter(
-            "gemma3vl_requests", "Requests by path and status", ["path", "status"], registry=registry
+            "gemma3vl_requests",
+            "Requests by path and status",
+            ["path", "status"],
+            registry=registry,
         )
         self._request_sec = Histogram(
             "gemma3vl_request_seconds",

@@ -34,7 +34,9 @@ def open_url(url: str, detail: str, number: int, param: str) -> Picture:
     kind, options = found[1].strip().lower(), found[2].lower()
     if ";base64" not in options or not (kind.startswith("image/") or not kind):
         raise RequestError(
-            f"This data URL holds no picture in base64. {_HOW}", param=param, code="invalid_image_url"
+            f"This data URL holds no picture in base64. {_HOW}",
+            param=param,
+            code="invalid_image_url",
         )
     try:
         data = base64.b64decode(url[found.end() :].translate(_BLANKS), validate=True)

@@ -82,9 +82,7 @@ class AssistantMessage(Fields):
     content: TextContent
 
 
-ChatMessage = Annotated[
-    SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")
-]
+ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
 
 
 # --- the form of the answer ---
@@ -132,8 +130,7 @@ class StreamOptions(Fields):
 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[
-    Annotated[Stop, Tag("text")]
-    | Annotated[list[Stop], Tag("list"), Field(max_length=MAX_STOPS)],
+    Annotated[Stop, Tag("text")] | Annotated[list[Stop], Tag("list"), Field(max_length=MAX_STOPS)],
     Discriminator(_text_or_list),
 ]
 

@@ -201,5 +201,3 @@ async def _events(call: Call, response: dict[str, Any]) -> Events:
         failure = failures.describe(error)
         told = {"code": failure.code, "message": failure.message, "param": failure.param}
         yield event("error", **told, **failure.body)
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -33,20 +34,23 @@ def is_api_path(path: str) -> bool:
 
 def add_routes(app: FastAPI, api: Api) -> None:
     """Add the API's routes to `app`; whatever else begins with /v1 is answered by it, too."""
-    endpoints = _Endpoints(api)
-    post = {
-        CHAT: PostEndpoint(api, chat_completions.create),
-        RESPONSES: PostEndpoint(api, responses.create),
+    asked = _Endpoints(api)
+    post = {CHAT: chat_completions.create, RESPONSES: responses.create}
+    get = {
+        MODELS: asked.models,
+        MODELS + "/{name:path}": asked.model,
+        READY: asked.ready,
+        METRICS: asked.metrics,
     }
+    nothing = _guarded(api, asked.nothing)
     app.router.routes.extend(
         [
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
-            Route(MODELS, endpoints.models, methods=["GET"]),
-            Route(MODELS + "/{name:path}", endpoints.model, methods=["GET"]),
-            Route(READY, endpoints.ready, methods=["GET"]),
-            Route(METRICS, endpoints.metrics, methods=["GET"]),
-            *(Route(path, endpoints.nothing, methods=_METHODS) for path in (READY, METRICS, "/v1")),
-            Route("/v1/{rest:path}", endpoints.nothing, methods=_METHODS),
+            *(
+                Route(path, PostEndpoint(api, each), methods=["POST"])
+                for path, each in post.items()
+            ),
+            *(Route(path, _guarded(api, each), methods=["GET"]) for path, each in get.items()),
+            *(Route(p, nothing, methods=_METHODS) for p in (READY, METRICS, "/v1", "/v1/{p:path}")),
         ]
     )
 
@@ -55,55 +59,34 @@ _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 class _Endpoints:
-    """What is asked for with GET, each within its own error border."""
+    """What is asked for with GET; `_guarded` says who may ask, and maps errors."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
 
     async def models(self, request: Request) -> Response:
         """List the model and its adapters."""
-        try:
-            self._api.caller(request.scope)
-            return _json({"object": "list", "data": self._models()})
-        except Exception as error:  # the one border: everything becomes an OpenAI error
-            return failures.response(error)
+        return _json({"object": "list", "data": self._models()})
 
     async def model(self, request: Request) -> Response:
         """Tell of one model."""
-        try:
-            self._api.caller(request.scope)
-            name = request.path_params["name"]
-            sampling.adapter_of(name, self._api.backend())
-            return _json(next(each for each in self._models() if each["id"] == name))
-        except Exception as error:
-            return failures.response(error)
+        name = request.path_params["name"]
+        sampling.adapter_of(name, self._api.backend())
+        return _json(next(each for each in self._models() if each["id"] == name))
 
     async def ready(self, request: Request) -> Response:
         """Say whether a request sent now would be answered."""
-        try:
-            self._api.caller(request.scope)
-            status, body = health.readiness(self._api)
-            return _json(body, status)
-        except Exception as error:
-            return failures.response(error)
+        status, body = health.readiness(self._api)
+        return _json(body, status)
 
     async def metrics(self, request: Request) -> Response:
         """Tell Prometheus."""
-        try:
-            self._api.caller(request.scope)
-            text = await asyncio.to_thread(self._api.metrics.text)
-            return Response(text, headers={"content-type": CONTENT_TYPE})
-        except Exception as error:
-            return failures.response(error)
+        text = await asyncio.to_thread(self._api.metrics.text)
+        return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def nothing(self, request: Request) -> Response:
         """Say that there is nothing at this path, or not for this method."""
-        try:
-            self._api.caller(request.scope)
-        except RequestError as error:
-            return failures.response(error)
-        path = request.url.path
-        if methods := PATHS.get(path):
+        if methods := PATHS.get(request.url.path):
             wrong = RequestError(
                 f"This path takes {' and '.join(methods)} only.",
                 code="method_not_allowed",
@@ -113,8 +96,8 @@ class _Endpoints:
             response.headers["allow"] = ", ".join(methods)
             return response
         there = ", ".join([*PATHS, f"{MODELS}/NAME", "/healthz"])
-        return failures.response(
-            RequestError(f"There is nothing here. There is: {there}.", code="not_found", status=404)
+        raise RequestError(
+            f"There is nothing here. There is: {there}.", code="not_found", status=404
         )
 
     def _models(self) -> list[dict[str, Any]]:
@@ -131,6 +114,22 @@ class _Endpoints:
             }
             for name in sampling.names(backend)
         ]
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def _guarded(api: Api, endpoint: Endpoint) -> Endpoint:
+    """Return an endpoint for those alone who may ask, whose errors become OpenAI's."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            api.caller(request.scope)
+            return await endpoint(request)
+        except Exception as error:  # the one border: what is unexpected is logged there
+            return failures.response(error)
+
+    return guarded
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -257,5 +257,3 @@ def encode(value: Any) -> str:
 
 def _length(body: bytes) -> tuple[bytes, bytes]:
     return b"content-length", str(len(body)).encode("ascii")
-
-
