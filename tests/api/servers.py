@@ -1,4 +1,4 @@
-"""Real servers for tests: uvicorn in a thread, and a backend whose answers the test itself writes."""
+"""Real servers for tests: uvicorn in a thread; and a backend whose answers a test writes."""
 
 import base64
 import io
