@@ -1,4 +1,4 @@
-"""The web server: the chat page and a health check in one FastAPI app, private to this machine.
+"""The web server: page, API and health check in one FastAPI app, private to this machine.
 
 Everything a hosted page would have to switch off is off here: no share link, no telemetry, no
 history in the browser, no monitoring page, no MCP, no request to any other host. Knows nothing of
@@ -9,26 +9,34 @@ from __future__ import annotations
 
 import gc
 import logging
-import re
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio.to_thread
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
-from starlette.datastructures import Headers
+from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import HTTPConnection
+from starlette.routing import Mount
 
+from gemma3vl_app.api import routes
+from gemma3vl_app.api.keys import Keys, RequireKey
+from gemma3vl_app.api.limits import ApiLimits
+from gemma3vl_app.api.metrics import CountRequests
+from gemma3vl_app.api.serving import Api
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.errors import Gemma3VLError, StoreError
 from gemma3vl_app.manager import ModelManager
+from gemma3vl_app.shield import Shield
 from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.models import Models
@@ -37,42 +45,26 @@ from gemma3vl_app.webui.quiet_gradio import keep_gradio_quiet
 from gemma3vl_app.webui.visitors import RememberVisitors, owner_of
 
 DEFAULT_PORT = 7860
+HEALTH = "/healthz"
 PORTS_TRIED = 20
 UPLOAD_LIMIT = "25mb"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 Login = tuple[str, str]  # name and password
 
-# The page may load from itself only. Gradio's page is made of inline scripts and styles, and makes
-# functions of the scripts of its own components, so these stay allowed; text of people and models
-# never becomes markup, and nothing can be fetched from elsewhere.
-CONTENT_POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data: blob:",
-        "media-src 'self' data: blob:",
-        "font-src 'self' data:",
-        "worker-src 'self' blob:",
-        "frame-ancestors 'self'",
-        "form-action 'self'",
-        "base-uri 'self'",
-        "object-src 'none'",
-    )
-)
-SAFETY_HEADERS = (
-    (b"content-security-policy", CONTENT_POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
-
-# Gradio's routes for files (there are two) stream what an address of another host gives.
-_FOREIGN_FILE = re.compile(r"/file[=/]\s*[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 # Each open page that waits for an answer holds a thread; the usual 40 would be gone on a busy day,
 # and with them "stop" and uploads.
 THREADS = 200
+_LOOK_SEC = 0.2  # how often a server that ends looks whether it is to end at once
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiOptions:
+    """That the API is served, too: who may use it, and how much."""
+
+    keys: Keys = field(default_factory=Keys)
+    limits: ApiLimits = field(default_factory=ApiLimits)
 
 
 def create_app(
@@ -83,6 +75,8 @@ def create_app(
     logins: Sequence[Login] = (),
     manager: ModelManager | None = None,
     offered: Sequence[str] = (),
+    page: bool = True,
+    api: ApiOptions | None = None,
 ) -> FastAPI:
     """Return the app for `backend`: the page at `/`, `{"status": "ok"}` at `/healthz`.
 
@@ -92,14 +86,15 @@ def create_app(
     catalog's without any. Only requests that name one of `hosts` are answered, so that no other
     site can reach a server on this machine through the browser; `"*"` answers all. What the page
     shows is in `app.state.library`: a chat that is shared there goes on at `/?c=ID`.
+
+    With `api`, programs talk to the model at `/v1`; the API is then `app.state.api`. Once it has
+    keys, nothing but `/healthz` is open without one; logins open the page. Logins without keys
+    close the API.
     """
-    uploads = keep_gradio_quiet()
-    desk = Desk.set_up(
-        (lambda: manager.current or backend) if manager else (lambda: backend),
-        uploads,
-        store,
-        _models(manager, hosts, logins, offered) if manager else None,
-    )
+
+    def current() -> Backend:
+        return (manager.current if manager else None) or backend
+
     app = FastAPI(
         title="gemma3vl_app",
         docs_url=None,
@@ -107,23 +102,63 @@ def create_app(
         openapi_url=None,
         lifespan=_with_threads,
     )
-    app.state.library = desk.library
 
-    @app.api_route("/healthz", methods=["GET", "HEAD"])
+    @app.api_route(HEALTH, methods=["GET", "HEAD"])
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    gr.mount_gradio_app(
-        app,
-        build_page(desk),
-        path="/",
-        auth=list(logins) or None,
-        **_page_options(),
-    )
-    app.add_middleware(RememberVisitors)
-    app.add_middleware(_Shield)
+    served: Api | None = None
+    if api is not None:
+        served = Api(current, keys=api.keys, limits=api.limits, is_closed_without_keys=bool(logins))
+        routes.add_routes(app, served)
+    app.state.api = served
+    if page:
+        models = _models(manager, hosts, logins, offered) if manager else None
+        desk = Desk.set_up(current, keep_gradio_quiet(), store, models)
+        app.state.library = desk.library
+        gr.mount_gradio_app(
+            app, build_page(desk), path="/", auth=list(logins) or None, **_page_options()
+        )
+        app.add_middleware(RememberVisitors, but_not=routes.is_api_path)
+    if served is not None:
+        if served.keys:
+            is_guest = _login_check(app) if page and logins else _nobody
+            app.add_middleware(
+                RequireKey, keys=served.keys, open_paths=(HEALTH,), is_guest=is_guest
+            )
+        app.add_middleware(CountRequests, metrics=served.metrics, paths=routes.PATHS)
+    app.add_middleware(Shield)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
+
+
+# What a browser needs in order to show the login.
+_LOGIN_PATHS = ("/", "/login", "/login/", "/theme.css", "/favicon.ico", "/manifest.json")
+_LOGIN_FOLDERS = ("/assets/", "/static/", "/svelte/")
+
+
+def _login_check(app: FastAPI) -> Callable[[HTTPConnection], bool]:
+    """Return what tells whether somebody logged in asks for a part of the page, or may log in.
+
+    Gradio leaves several of its routes open to those who have not, such as the one that cancels.
+    """
+    pages = (route.app for route in app.routes if isinstance(route, Mount))
+    page = next(each for each in pages if isinstance(each, GradioApp))
+
+    def may_pass(connection: HTTPConnection) -> bool:
+        path = connection.scope["path"]
+        if routes.is_api_path(path):
+            return False
+        if path in _LOGIN_PATHS or path.startswith(_LOGIN_FOLDERS):
+            return True
+        names = (f"access-token-{page.cookie_id}", f"access-token-unsecure-{page.cookie_id}")
+        return any(connection.cookies.get(name) in page.tokens for name in names)
+
+    return may_pass
+
+
+def _nobody(connection: HTTPConnection) -> bool:
+    return False
 
 
 def launch(backend: Backend, *, host: str, port: int) -> None:
@@ -139,7 +174,7 @@ def launch(backend: Backend, *, host: str, port: int) -> None:
         quiet=True,
         share=False,
         app_kwargs={
-            "middleware": [Middleware(_Shield), Middleware(RememberVisitors)],
+            "middleware": [Middleware(Shield), Middleware(RememberVisitors)],
             "docs_url": None,
             "redoc_url": None,
         },
@@ -193,28 +228,71 @@ def serve(
     conversations: str | Path | None = None,
     manager: ModelManager | None = None,
     offered: Sequence[str] = (),
+    page: bool = True,
+    api: ApiOptions | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the page until interrupted; `on_ready` is told the address.
 
     When `port` is taken, raises `Gemma3VLError`, or with `find_port` takes the next free one. A
-    `host` other than this machine's own needs `logins`, or `no_auth` that says that everybody may
-    come in. Conversations are kept in the folder `conversations`; without one, as long as the
-    process runs. With a `manager` and what is `offered`, see `create_app`.
+    `host` other than this machine's own needs `logins`, keys of the `api`, or `no_auth` that says
+    that everybody may come in. Conversations are kept in the folder `conversations`; without one,
+    as long as the process runs. With a `manager` and what is `offered`, see `create_app`. With an
+    `api`, its running answers have `ApiLimits.finish_sec` to end once the server is to.
     """
-    check_access(host, logins, no_auth=no_auth)
+    check_access(host, logins, no_auth=no_auth, keys=api.keys if api else None)
     listener = listen(host, port, PORTS_TRIED if find_port else 1)
     with listener, ExitStack() as closing:
         store = _open_store(conversations, closing)
         hosts = LOOPBACK if is_own(host) else ("*",)
         app = create_app(
-            backend, hosts=hosts, store=store, logins=logins, manager=manager, offered=offered
+            backend,
+            hosts=hosts,
+            store=store,
+            logins=logins,
+            manager=manager,
+            offered=offered,
+            page=page,
+            api=api,
         )
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
         if on_ready is not None:
             on_ready(f"http://{host}:{listener.getsockname()[1]}")
         _set_aside_what_stays()
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config, app.state.api).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """A uvicorn that lets the API's answers end before it does.
+
+    From the signal on, readiness and new requests get 503, on connections that are still taken, so
+    that whoever asks knows why. A second Ctrl-C ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, api: Api | None) -> None:
+        super().__init__(config)
+        self._api = api
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note a signal: no request is admitted from now on."""
+        if self._api is not None:
+            self._api.gate.close()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the API's answers, end those that take too long, then close everything."""
+        if self._api is not None:
+            await self._finish_answers(self._api)
+        await super().shutdown(sockets)
+
+    async def _finish_answers(self, api: Api) -> None:
+        api.gate.close()  # also where no signal ended the server
+        until = time.monotonic() + api.limits.finish_sec
+        while not (self.force_exit or time.monotonic() > until):
+            if await api.gate.wait_until_empty(_LOOK_SEC):
+                return
+        api.gate.end_answers()
+        await api.gate.wait_until_empty(_LOOK_SEC)
 
 
 def is_own(host: str) -> bool:
@@ -222,16 +300,27 @@ def is_own(host: str) -> bool:
     return host in ("127.0.0.1", "localhost", "::1")
 
 
-def check_access(host: str, logins: Sequence[Login], *, no_auth: bool) -> None:
-    """Raise `Gemma3VLError` where strangers could come in and nobody has said that they may."""
-    if is_own(host) or logins:
+def check_access(
+    host: str, logins: Sequence[Login], *, no_auth: bool, keys: Keys | None = None
+) -> None:
+    """Raise `Gemma3VLError` where strangers could come in and nobody has said that they may.
+
+    `keys` are those of the API, None where it is not served.
+    """
+    if is_own(host) or logins or keys:
         return
-    if not no_auth:
+    if not no_auth and keys is None:
         raise Gemma3VLError(
             f"On {host} everybody who can reach this machine could use the page. Give a login with "
             "--auth NAME:PASSWORD, or say --no-auth if that is what you want."
         )
-    _log.warning("The page is open to everybody who can reach %s: it has no login.", host)
+    if not no_auth:
+        raise Gemma3VLError(
+            f"On {host} everybody who can reach this machine could use the model. Set API keys "
+            "with GEMMA3VL_API_KEYS or --keys-file, or say --no-auth if that is what you want."
+        )
+    what = "page is" if keys is None else "page and the API are"
+    _log.warning("The %s open to everybody who can reach %s, without a login.", what, host)
 
 
 def _open_store(folder: str | Path | None, closing: ExitStack) -> ConversationStore | None:
@@ -283,40 +372,5 @@ def _set_aside_what_stays() -> None:
 async def _with_threads(app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     yield
-
-
-class _Shield:
-    """Add the safety headers; refuse what other sites ask for through a visitor's browser.
-
-    And gradio's route that fetches addresses of other hosts.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *SAFETY_HEADERS]
-            await send(message)
-
-        refused = 404 if _FOREIGN_FILE.search(scope["path"]) else 0
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and _is_foreign(scope):
-            refused = 403
-        if refused:
-            start = {"type": "http.response.start", "status": refused, "headers": []}
-            await send_with_headers(start)
-            await send({"type": "http.response.body", "body": b""})
-            return
-        await self.app(scope, receive, send_with_headers)
-
-
-def _is_foreign(scope: Scope) -> bool:
-    """Return whether a browser says that another site's page asks; programs say nothing."""
-    headers = Headers(scope=scope)
-    origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    if app.state.api is not None:
+        app.state.api.close()

@@ -27,6 +27,7 @@ ROWS = [
     {"manager", "store"},
     {"chat", "tasks", "explain", "folders", "replay", "export"},
     {"webui", "api", "notebook", "finetune", "convert", "evaluate", "benchmark"},
+    {"shield"},
     {"server", "launching"},
     {"space"},
     {"cli"},

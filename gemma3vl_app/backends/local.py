@@ -22,7 +22,7 @@ from gemma3vl_app.backends.drafting import (
     load_draft,
     with_draft,
 )
-from gemma3vl_app.backends.protocol import Capabilities, Schema
+from gemma3vl_app.backends.protocol import Activity, Capabilities, Schema
 from gemma3vl_app.engine.disk_cache import DiskSettings
 from gemma3vl_app.engine.engine import Engine, EngineLimits
 from gemma3vl_app.engine.grammar import Grammars, Matcher
@@ -198,6 +198,12 @@ class LocalBackend:
     def plan(self) -> LoadPlan:
         """How and why the model was placed as it is."""
         return self._plan
+
+    @property
+    def activity(self) -> Activity:
+        """What the engine is doing now."""
+        running, waiting = self.engine.queued
+        return Activity(running, waiting, self.engine.still_sec, self.engine.takes_requests)
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -191,6 +191,30 @@ class SeesPictures(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Activity:
+    """What a model is doing: requests it works on, requests that wait for it, and for how long.
+
+    `still_sec` is the time since its last step while there is work, 0 while there is none; `alive`
+    is false once it takes no requests any more.
+    """
+
+    running: int
+    waiting: int
+    still_sec: float = 0.0
+    alive: bool = True
+
+
+@runtime_checkable
+class ReportsActivity(Protocol):
+    """A backend that can tell whether it makes progress."""
+
+    @property
+    def activity(self) -> Activity:
+        """What it is doing now; never waits."""
+        ...
+
+
 @runtime_checkable
 class Explains(Protocol):
     """A backend that can tell how an answer came about, because the model is in this process."""

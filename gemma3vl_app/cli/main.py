@@ -34,6 +34,7 @@ from gemma3vl_app.cli import (
     models,
     page,
     replay,
+    serve,
     tasks,
 )
 from gemma3vl_app.cli.load import stderr
@@ -54,7 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    TALK: {"chat": chat.chat, "ask": ask.ask, "app": page.open_app},
+    TALK: {"chat": chat.chat, "ask": ask.ask, "app": page.open_app, "serve": serve.serve},
     PICTURES: {
         "caption": tasks.caption,
         "ocr": tasks.ocr,

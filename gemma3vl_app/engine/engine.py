@@ -135,6 +135,7 @@ class Engine:
         self._waiting: deque[Sequence] = deque()
         self._prefilling: deque[Sequence] = deque()
         self._decoding: list[Sequence] = []
+        self._stepped_at = time.monotonic()
         self._idle = False  # the thread has delivered everything and waits
         self._draining = False
         self._closed = False
@@ -147,6 +148,21 @@ class Engine:
     def context_tokens(self) -> int:
         """The longest sequence, prompt and answer together, in tokens."""
         return self._context_tokens
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """How many requests the model works on, and how many wait."""
+        return len(self._prefilling) + len(self._decoding), len(self._waiting)
+
+    @property
+    def still_sec(self) -> float:
+        """Seconds since the thread began its last step, 0 while it has nothing to do."""
+        return time.monotonic() - self._stepped_at if self._has_work() else 0.0
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether `submit` would queue a request: neither draining nor closed."""
+        return not (self._closed or self._draining)
 
     def submit(self, request: Request) -> Stream:
         """Queue a request and return its stream.
@@ -176,8 +192,8 @@ class Engine:
                     f"{len(self._waiting)} requests are waiting already; try again in a moment."
                 )
             sequence.stream.put(Chunk(status=Status("queued", len(self._waiting))))
+            self._wake_up()
             self._waiting.append(sequence)
-            self._changed.notify_all()
         return sequence.stream
 
     def covered_tokens(self, scope: Scope, prompt: PreparedPrompt) -> int:
@@ -199,8 +215,8 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise EngineError(self._closed_message())
+            self._wake_up()
             self._jobs.append((function, future))
-            self._changed.notify_all()
         return future.result()
 
     def drain(self, timeout_sec: float) -> bool:
@@ -224,6 +240,12 @@ class Engine:
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _wake_up(self) -> None:
+        """Let the thread look for work; whoever was idle has not stood still. Needs the lock."""
+        if not self._has_work():
+            self._stepped_at = time.monotonic()
+        self._changed.notify_all()
 
     def _notify(self) -> None:
         with self._changed:
@@ -284,6 +306,7 @@ class Engine:
                 self._changed.notify_all()  # whoever drains waits for this
                 self._changed.wait()
             self._idle = False
+            self._stepped_at = time.monotonic()
             return not self._closed
 
     def _has_work(self) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gemma3vl_app.backends.protocol import Capabilities, Schema
+from gemma3vl_app.backends.protocol import Activity, Capabilities, Schema
 from gemma3vl_app.errors import ConversationError, EngineError, LoadError
 from gemma3vl_app.generation import (
     Alternative,
@@ -126,6 +126,11 @@ class ScriptedBackend:
     def running(self) -> int:
         """How many answers are being given right now."""
         return len(self._running)
+
+    @property
+    def activity(self) -> Activity:
+        """What it is doing: nobody ever waits."""
+        return Activity(running=len(self._running), waiting=0, alive=not self._closed)
 
     def stream(
         self,

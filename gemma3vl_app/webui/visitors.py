@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Callable
 from http.cookies import SimpleCookie
 
 from starlette.requests import cookie_parser
@@ -40,15 +41,20 @@ def owner_of(username: str | None, cookies: dict[str, str]) -> str:
 class RememberVisitors:
     """Give each browser its secret, with the first page that it gets.
 
-    The request itself already carries it, so that the page that is answered sees whose it is.
+    The request itself already carries it, so that the page that is answered sees whose it is. Paths
+    that `but_not` names are no part of the page.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self, app: ASGIApp, *, but_not: Callable[[str], bool] = lambda path: False
+    ) -> None:
         self.app = app
+        self._but_not = but_not
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, with a cookie."""
-        if scope["type"] != "http" or visitor_of(_cookies(scope)) is not None:
+        is_page = scope["type"] == "http" and not self._but_not(scope["path"])
+        if not is_page or visitor_of(_cookies(scope)) is not None:
             await self.app(scope, receive, send)
             return
         secret = secrets.token_urlsafe(32)

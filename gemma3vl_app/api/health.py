@@ -1,0 +1,26 @@
+"""Is the server alive, and would it answer: two questions with two answers.
+
+Alive means that it replies at all. Ready means that a request sent now would be answered: it is not
+shutting down, there is a model, and the model's engine makes progress.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gemma3vl_app.api.serving import Api
+from gemma3vl_app.backends.protocol import ReportsActivity
+
+
+def readiness(api: Api) -> tuple[int, dict[str, Any]]:
+    """Return a status (200 or 503) and what to say."""
+    if api.gate.closing:
+        return 503, {"status": "shutting down"}
+    backend = api.backend()
+    if isinstance(backend, ReportsActivity):
+        activity = backend.activity
+        if not activity.alive:
+            return 503, {"status": "the model is closed"}
+        if activity.still_sec > api.limits.stalled_sec:
+            return 503, {"status": "the model makes no progress"}
+    return 200, {"status": "ready"}

@@ -1,0 +1,47 @@
+"""Pictures of a request: data URLs become `Picture`s; nothing is fetched, no path is opened.
+
+`open_url` is where a guarded fetcher for addresses of other hosts would be plugged in.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+
+from gemma3vl_app.api.failures import RequestError
+from gemma3vl_app.pictures import Crops, Picture
+
+_DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
+_HOW = (
+    "Send the picture itself as a data URL: data:image/png;base64,... with the file's bytes in "
+    "base64."
+)
+_BLANKS = str.maketrans("", "", " \t\r\n")  # some clients break base64 into lines
+CROPS: dict[str, Crops] = {"low": "off", "high": "on", "auto": "auto"}
+
+
+def open_url(url: str, detail: str, number: int, param: str) -> Picture:
+    """Return picture `number` of a request; `detail` low, high or auto decides about crops.
+
+    Raises `RequestError` for anything but a base64 data URL, `PictureError` for what is in it.
+    """
+    found = _DATA_URL.match(url)
+    if found is None:
+        is_remote = re.match(r"\s*(https?|ftp)://", url, re.IGNORECASE)
+        why = "Addresses of pictures are not fetched." if is_remote else "This is no data URL."
+        raise RequestError(f"{why} {_HOW}", param=param, code="invalid_image_url")
+    kind, options = found[1].strip().lower(), found[2].lower()
+    if ";base64" not in options or not (kind.startswith("image/") or not kind):
+        raise RequestError(
+            f"This data URL holds no picture in base64. {_HOW}",
+            param=param,
+            code="invalid_image_url",
+        )
+    try:
+        data = base64.b64decode(url[found.end() :].translate(_BLANKS), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(
+            f"The data URL's base64 is damaged. {_HOW}", param=param, code="invalid_image_url"
+        ) from error
+    return Picture.open(data, name=f"picture {number}", crops=CROPS[detail])

@@ -1,0 +1,168 @@
+"""Once there are keys, everything is closed: a new route, too, unless this file lists it."""
+
+import logging
+import re
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from starlette.routing import Mount
+
+from gemma3vl_app.api.keys import Keys, read_keys
+from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.server import ApiOptions, create_app
+from gemma3vl_app.testing.scripted import ScriptedBackend
+from tests.api.servers import KEY, OTHER_KEY, chat_body, served
+
+OPEN_TO_ALL = {"/healthz"}
+LOGIN_PAGE = {"/", "/login", "/login/", "/theme.css", "/favicon.ico", "/manifest.json"}
+LOGIN_FILES = ("/assets/", "/static/", "/svelte/")
+LOGINS = [("anna", "secret")]
+
+
+def app_with(*, keys=(KEY,), **options):
+    return create_app(ScriptedBackend(), api=ApiOptions(keys=Keys(keys)), **options)
+
+
+def routes_of(app, prefix=""):
+    """Every path of an app and what is mounted or included in it, with the methods it takes."""
+    routes = app.effective_candidates() if hasattr(app, "effective_candidates") else app.routes
+    for route in routes:
+        if hasattr(route, "effective_candidates"):  # a router that FastAPI keeps as a branch
+            yield from routes_of(route, prefix)
+            continue
+        path = prefix + re.sub(r"\{(\w+)(:\w+)?\}", r"\1", route.path)
+        if isinstance(route, Mount):
+            yield from routes_of(route.app, path.rstrip("/"))
+        else:
+            for method in sorted(getattr(route, "methods", None) or {"GET"}):
+                yield method, path
+
+
+def bearer(key):
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.fixture(scope="module")
+def closed_app():
+    return app_with()
+
+
+@pytest.mark.parametrize("headers", [{}, bearer("wrong-key-0123456789"), {"authorization": KEY}])
+def test_every_route_of_the_app_and_the_page_needs_a_key(closed_app, headers):
+    client = TestClient(closed_app, base_url="http://127.0.0.1")
+    walked = list(routes_of(closed_app))
+    assert len(walked) > 80  # gradio's are among them
+    assert {"/v1/chat/completions", "/metrics", "/gradio_api/queue/join"} <= {p for _, p in walked}
+    found = {
+        path
+        for method, path in walked
+        if client.request(method, path, headers=headers).status_code != 401
+    }
+    assert found == OPEN_TO_ALL
+
+
+def test_a_refusal_is_an_openai_error(closed_app):
+    refused = TestClient(closed_app, base_url="http://127.0.0.1").get("/v1/models")
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert refused.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_a_key_opens_everything_that_is_not_of_the_page(closed_app):
+    client = TestClient(closed_app, base_url="http://127.0.0.1", headers=bearer(KEY))
+    for path in ("/v1/models", "/readyz", "/metrics"):
+        assert client.get(path).status_code == 200
+    assert client.post("/v1/chat/completions", json=chat_body()).status_code == 200
+
+
+def test_a_login_opens_the_page_and_not_the_api():
+    app = app_with(logins=LOGINS)
+    client = TestClient(app, base_url="http://127.0.0.1")
+    found = {
+        path for method, path in routes_of(app) if client.request(method, path).status_code != 401
+    }
+    assert {p for p in found if not p.startswith(LOGIN_FILES)} <= OPEN_TO_ALL | LOGIN_PAGE
+    assert client.post("/gradio_api/cancel", json={}).status_code == 401
+    assert client.post("/login", data={"username": "anna", "password": "no"}).status_code == 400
+    entered = client.post("/login", data={"username": "anna", "password": "secret"})
+    assert entered.status_code == 200
+    assert client.get("/config").status_code == 200
+    assert client.get("/v1/models").status_code == 401
+    assert client.get("/metrics").status_code == 401
+
+
+def test_logins_without_keys_close_the_api():
+    client = TestClient(app_with(keys=(), logins=LOGINS), base_url="http://127.0.0.1")
+    client.post("/login", data={"username": "anna", "password": "secret"})
+    assert client.get("/v1/models").status_code == 401
+    assert client.get("/metrics").status_code == 401
+    assert client.get("/config").status_code == 200
+
+
+def test_without_keys_and_logins_all_is_open():
+    client = TestClient(app_with(keys=()), base_url="http://127.0.0.1")
+    assert client.get("/v1/models").status_code == 200
+    assert client.get("/config").status_code == 200
+
+
+def test_the_api_sets_no_cookies_and_the_page_does():
+    client = TestClient(app_with(keys=()), base_url="http://127.0.0.1")
+    assert "set-cookie" not in client.get("/v1/models").headers
+    assert "set-cookie" in client.get("/").headers
+
+
+def test_each_key_has_caches_of_its_own_that_no_client_can_name():
+    backend = ScriptedBackend()
+    with (
+        served(backend, keys=[KEY, OTHER_KEY]) as server,
+        httpx.Client(base_url=server.address) as client,
+    ):
+        for key in (KEY, OTHER_KEY, KEY):
+            body = chat_body(user="anna", prompt_cache_key="shared", metadata={"salt": "x"})
+            assert client.post("/v1/chat/completions", json=body, headers=bearer(key)).is_success
+        refused = client.post(
+            "/v1/chat/completions", json=chat_body(cache_salt="x"), headers=bearer(KEY)
+        )
+    sessions = [request.session for request in backend.requests]
+    assert sessions[0] == sessions[2] != sessions[1]
+    assert KEY not in sessions[0] and "anna" not in sessions[0]
+    assert refused.json()["error"]["param"] == "cache_salt"
+
+
+def test_keys_come_from_a_file_and_the_environment(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text(f"# of the team\n{KEY}  # Anna\n\n")
+    file.chmod(0o600)
+    keys = read_keys(file, f"{OTHER_KEY}, third-key-0123456789")
+    for key in (KEY, OTHER_KEY, "third-key-0123456789"):
+        assert keys.caller(
+            {"type": "http", "headers": [(b"authorization", b"bearer " + key.encode())]}
+        )
+    assert not read_keys(None, None)
+
+
+def test_a_keys_file_that_others_can_read_is_warned_of(tmp_path, caplog):
+    file = tmp_path / "keys"
+    file.write_text(KEY)
+    file.chmod(0o644)
+    with caplog.at_level(logging.WARNING):
+        read_keys(file, None)
+    assert "chmod 600" in caplog.text and KEY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("", "holds no key"), ("short\n", "16 to 200"), ("schlüssel-0123456789", "ASCII")],
+)
+def test_keys_that_would_protect_nothing_are_refused(tmp_path, content, told):
+    file = tmp_path / "keys"
+    file.write_text(content)
+    with pytest.raises(Gemma3VLError, match=told):
+        read_keys(file, None)
+    with pytest.raises(Gemma3VLError, match="cannot be read"):
+        read_keys(tmp_path / "none", None)
+
+
+def test_a_header_of_strange_bytes_is_no_key():
+    headers = [(b"authorization", b"Bearer " + bytes(range(128, 256)))]
+    assert Keys([KEY]).caller({"type": "http", "headers": headers}) is None
