@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,6 +46,8 @@ from gemma3vl_app.generation import (
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.planning import LoadPlan
 from gemma3vl_app.stream import Stream
+
+Outcome = asyncio.Task[Answer | Exception]
 
 
 def load_remote(
@@ -148,9 +151,10 @@ class RemoteBackend:
                     "already. Try again later."
                 )
             self._running.add(stream)
+            stream.put(Chunk(status=Status("queued")))
             writing = Writing(request, stream)
             task = self._loop.start(
-                self._write(request, writing, stream), lambda: self._end(writing, stream)
+                self._outcome(request, writing), partial(self._end, writing, stream)
             )
             started.append(task.cancel)
         return stream
@@ -264,23 +268,18 @@ class RemoteBackend:
             for connection in connections:
                 await connection.close()
 
-    async def _write(self, request: Request, writing: Writing, stream: Stream) -> None:
-        """Ask, again where nothing has come back, and write the answer into the stream."""
-        stream.put(Chunk(status=Status("queued")))
+    async def _outcome(self, request: Request, writing: Writing) -> Answer | Exception:
+        """Ask, again where nothing has come back; returns the answer or what went wrong."""
         try:
             async with asyncio.timeout(self._limits.total_sec):
-                stream.finish(await self._answer(request, writing))
+                return await self._answer(request, writing)
         except TimeoutError:
-            stream.fail(
-                EngineError(
-                    f"The answer was not complete after {self._limits.total_sec:.0f} s. "
-                    "Ask for fewer tokens."
-                )
+            return EngineError(
+                f"The answer was not complete after {self._limits.total_sec:.0f} s. "
+                "Ask for fewer tokens."
             )
-        except asyncio.CancelledError:
-            raise  # `_end` makes an answer of what has come
         except Exception as error:
-            stream.fail(error)
+            return error
 
     async def _answer(self, request: Request, writing: Writing) -> Answer:
         loop = asyncio.get_running_loop()
@@ -319,13 +318,17 @@ class RemoteBackend:
         # Spread, so that many who were refused together do not come back together.
         return max(failed.after_sec or 0.0, pause_sec) * random.uniform(1.0, 1.25)
 
-    def _end(self, writing: Writing, stream: Stream) -> None:
+    def _end(self, writing: Writing, stream: Stream, task: Outcome) -> None:
         """Whatever has happened, the stream has an end; what was said before a stop is kept."""
-        if not stream.done:
-            stream.finish(writing.answer(complete=False, cancelled=True))
         with self._ended:
             self._running.discard(stream)
             self._ended.notify_all()
+        if task.cancelled():
+            stream.finish(writing.answer(complete=False, cancelled=True))
+        elif isinstance(outcome := task.result(), Answer):
+            stream.finish(outcome)
+        else:
+            stream.fail(outcome)
 
     # --- inside ---
 

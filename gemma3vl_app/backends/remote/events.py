@@ -45,7 +45,7 @@ async def data_of_events(pieces: AsyncIterable[bytes]) -> AsyncIterator[str]:
 
 def _data_of(line: bytes) -> list[bytes]:
     name, _, value = line.partition(b":")
-    return [value.removeprefix(b" ")] if name == b"data" else []
+    return [value.removeprefix(b" ")] if name == b"data" and value else []
 
 
 def _text(lines: list[bytes]) -> str:

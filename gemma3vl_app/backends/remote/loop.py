@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -27,9 +27,11 @@ class LoopThread:
             future.cancel()
             raise
 
-    def start(self, work: Coroutine[Any, Any, None], at_end: Callable[[], None]) -> Task:
+    def start(
+        self, work: Coroutine[Any, Any, T], at_end: Callable[[asyncio.Task[T]], None]
+    ) -> Task[T]:
         """Run beside others; `at_end` is called on the loop when it is over, however it ended."""
-        task = Task(self._loop)
+        task = Task[T](self._loop)
         self._loop.call_soon_threadsafe(task.begin, work, at_end)
         return task
 
@@ -52,17 +54,19 @@ class LoopThread:
         loop.close()
 
 
-class Task:
+class Task(Generic[T]):
     """Work that was started on a loop; `cancel` is safe from any thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[T] | None = None
 
-    def begin(self, work: Coroutine[Any, Any, None], at_end: Callable[[], None]) -> None:
+    def begin(
+        self, work: Coroutine[Any, Any, T], at_end: Callable[[asyncio.Task[T]], None]
+    ) -> None:
         """Start; on the loop."""
         self._task = self._loop.create_task(work)
-        self._task.add_done_callback(lambda _: at_end())
+        self._task.add_done_callback(at_end)
 
     def cancel(self) -> None:
         """End the work, now if it has begun, else as soon as it does."""

@@ -62,7 +62,7 @@ def _joined(messages: list[Message]) -> list[str | Picture]:
     """Return the parts of one turn, runs of text as one string each."""
     parts: list[str | Picture] = []
     for number, message in enumerate(messages):
-        if number and parts and isinstance(parts[-1], str) and not message.pictures[:1]:
+        if number and parts and isinstance(parts[-1], str) and isinstance(message.parts[0], Text):
             parts[-1] += BLANK_LINE
         for part in message.parts:
             if isinstance(part, Text) and parts and isinstance(parts[-1], str):
