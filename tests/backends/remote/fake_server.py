@@ -221,10 +221,11 @@ class FakeServer(AbstractContextManager["FakeServer"]):
         pieces: list[bytes],
         *,
         until: threading.Event | None = None,
+        then: tuple[bytes, ...] = (),
         breaks: bool = False,
         content_type: str = "text/event-stream",
     ) -> Response:
-        """Send these bytes, cut so; then wait for `until`, and break the connection if asked."""
+        """Send these bytes, cut so; wait for `until`, send `then`, break the connection if asked."""
 
         async def send() -> AsyncIterator[bytes]:
             complete = False
@@ -233,6 +234,8 @@ class FakeServer(AbstractContextManager["FakeServer"]):
                     yield piece
                 while until is not None and not until.is_set():
                     await anyio.sleep(0.005)
+                for piece in then:
+                    yield piece
                 complete = True
             finally:
                 if not complete:

@@ -297,7 +297,7 @@ def test_closing_lets_answers_end_for_a_while_then_says_why_they_do_not(serve, c
     server = serve()
     backend = connect(server)
     go_on, never = threading.Event(), threading.Event()
-    server.script.append(lambda _: server.raw([delta("a"), ended(), DONE], until=go_on))
+    server.script.append(lambda _: server.raw([delta("a")], until=go_on, then=(ended(), DONE)))
     server.script.append(lambda _: server.raw([delta("b")], until=never))
     first = backend.stream(HELLO)
     server.wait_for_requests(1)

@@ -9,6 +9,8 @@ from gemma3vl_app.errors import EngineError, LoadError
 from gemma3vl_app.messages import Conversation
 from tests.backends.remote.fake_server import DONE, FakeServer, delta, ended, fails
 
+END = (ended(), DONE)
+
 
 def ask(number: int) -> Conversation:
     return Conversation().user(f"Question {number}")
@@ -27,7 +29,7 @@ def test_requests_go_to_the_least_busy_server(serve, connect):
     backend = connect(one, two)
     go_on = threading.Event()
     for server in (one, two):
-        server.script += [lambda _, s=server: s.raw([ended(), DONE], until=go_on)] * 3
+        server.script += [lambda _, s=server: s.raw([], until=go_on, then=END)] * 3
     streams = []
     for number in range(6):
         streams.append(backend.stream(ask(number)))
@@ -44,7 +46,7 @@ def test_a_conversation_stays_with_its_server(serve, connect):
     backend = connect(one, two)
     talk = ask(1)
     go_on = threading.Event()
-    one.script.append(lambda _: one.raw([ended(), DONE], until=go_on))
+    one.script.append(lambda _: one.raw([], until=go_on, then=END))
     busy = backend.stream(ask(2))  # goes to the first
     one.wait_for_requests(1)
     answer = backend.stream(talk, session="me").answer  # so this goes to the second
