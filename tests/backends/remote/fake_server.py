@@ -225,7 +225,7 @@ class FakeServer(AbstractContextManager["FakeServer"]):
         breaks: bool = False,
         content_type: str = "text/event-stream",
     ) -> Response:
-        """Send these bytes, cut so; wait for `until`, send `then`, break the connection if asked."""
+        """Send these bytes, cut so; wait for `until`, send `then`, break off if asked."""
 
         async def send() -> AsyncIterator[bytes]:
             complete = False
