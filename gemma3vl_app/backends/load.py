@@ -71,11 +71,11 @@ def load(
     if isinstance(source, Path) or (isinstance(source, str) and not is_address(source)):
         if api_key is not None:
             raise LoadError("api_key is for a server's model; this one is loaded here.")
-        from gemma3vl_app.backends import local
+        from gemma3vl_app.backends.local import load as load_here
 
         more = {"context_tokens": context_tokens, "progress": progress}
         wishes |= {name: value for name, value in more.items() if value is not None}
-        return local.load(source, **wishes)
+        return load_here(source, **wishes)
     text = source if isinstance(source, str) else ",".join(source)
     hosts = parse_servers(text).hosts
     if wishes:
