@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps both in step
     from gemma3vl_app import explain as explain
     from gemma3vl_app import notebook as notebook
-    from gemma3vl_app.backends.local import load as load
+    from gemma3vl_app.backends.load import load as load
     from gemma3vl_app.backends.protocol import Backend as Backend
     from gemma3vl_app.backends.protocol import Capabilities as Capabilities
     from gemma3vl_app.chat import Chat as Chat
@@ -70,7 +70,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
 _CONTENTS = {
     # Models: plan how one would be placed, load it, and see how it was placed
     "plan": "planning.sources",
-    "load": "backends.local",
+    "load": "backends.load",
     "Backend": "backends.protocol",
     "Capabilities": "backends.protocol",
     "LoadPlan": "planning",

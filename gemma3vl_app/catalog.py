@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from gemma3vl_app.addresses import is_address, parse_servers
 from gemma3vl_app.errors import LoadError
 
 DEFAULT_ANSWER_TOKENS = 1024
@@ -141,11 +142,20 @@ def find(name: str) -> Entry | None:
     return next((entry for entry in MODELS.values() if entry.repo and entry.repo == name), None)
 
 
-def check_source(source: str | Path) -> None:
+def check_source(source: str | Path, *, servers: bool = False) -> None:
     """Raise `LoadError` unless `source` may be a model; looks at names and whether files exist.
 
-    A model is a name known here, a folder, a GGUF file, or a hub id ("owner/name").
+    A model is a name known here, a folder, a GGUF file, or a hub id ("owner/name"); with `servers`
+    also the address of a server that has one.
     """
+    if is_address(source):
+        hosts = parse_servers(str(source)).hosts
+        if not servers:
+            raise LoadError(
+                f"The model at {hosts} is placed and computed by its server; this is for models "
+                "that are loaded here. Give a name, such as 4b-it."
+            )
+        return
     text, path = str(source), Path(source)
     try:
         here = path.expanduser()

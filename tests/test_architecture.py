@@ -18,6 +18,7 @@ ROWS = [
     {
         *("errors", "pictures", "picture_decoding", "messages", "generation", "stream"),
         *("transcript", "turn_tree", "traces", "schemas", "atomic_file", "wording", "plain"),
+        "addresses",
     },
     {"catalog", "hardware", "conversation_file"},
     {"planning"},

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-import gemma3vl_app.backends.local
+import gemma3vl_app.backends.load
 import gemma3vl_app.server
 from gemma3vl_app import cli
 from gemma3vl_app.benchmark.ceilings import Ceilings
@@ -106,7 +106,7 @@ def run_on_scripted_backend(command: list[str], monkeypatch, folder: Path) -> No
     monkeypatch.chdir(folder)
     monkeypatch.setenv("GEMMA3VL_CACHE", str(folder / "cache"))  # a page shows how to clean it
     monkeypatch.setattr(
-        gemma3vl_app.backends.local, "load", lambda *_, **__: ScriptedBackend(capabilities=DEMO)
+        gemma3vl_app.backends.load, "load", lambda *_, **__: ScriptedBackend(capabilities=DEMO)
     )
     monkeypatch.setattr(gemma3vl_app.server, "serve", lambda *_, **__: None)
     nothing = Speed(ceilings=Ceilings(1.0, 1.0), figures=(), sec_per_token={})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +21,7 @@ from gemma3vl_app.backends.drafting import (
     load_draft,
     with_draft,
 )
+from gemma3vl_app.backends.options import checked_logprobs, checked_stop, whole_number
 from gemma3vl_app.backends.protocol import Activity, Capabilities, Schema
 from gemma3vl_app.engine.disk_cache import DiskSettings
 from gemma3vl_app.engine.engine import Engine, EngineLimits
@@ -48,10 +48,6 @@ from gemma3vl_app.schemas import as_json_schema
 from gemma3vl_app.stream import Stream
 from gemma3vl_app.traces import Place, Result, Trace, TracedToken
 from gemma3vl_app.wording import describe
-
-MAX_ALTERNATIVES = 20  # as in OpenAI's protocol
-_MAX_STOP_STRINGS = 16
-_MAX_STOP_CHARS = 128
 
 
 def load(
@@ -228,11 +224,9 @@ class LocalBackend:
         request = Request(
             prompt=prompt,
             sampling=sampling or self._sampling,
-            max_new_tokens=_checked("max_new_tokens", max_new_tokens, 1, None),
-            stop=_checked_stop(stop),
-            logprobs=None
-            if logprobs is None
-            else _checked("logprobs", logprobs, 0, MAX_ALTERNATIVES),
+            max_new_tokens=whole_number("max_new_tokens", max_new_tokens, 1, None),
+            stop=checked_stop(stop),
+            logprobs=checked_logprobs(logprobs),
             matcher=self._matcher(schema, prompt),
             adapter=key,
             scope=(key, session),
@@ -467,33 +461,3 @@ def _open_answer(conversation: Conversation) -> str:
             break
         texts.append(message.text)
     return BLANK_LINE.join(reversed(texts))
-
-
-def _checked(name: str, value: Any, low: int, high: int | None) -> int:
-    """Return a whole number after checking its range, or say what it must be."""
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise ConversationError(f"{name} is {value!r}; it must be a whole number.") from error
-    if isinstance(value, bool) or number < low or (high is not None and number > high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ConversationError(f"{name} is {value!r}; it must be {bounds}.")
-    return number
-
-
-def _checked_logprobs(logprobs: int | None) -> int | None:
-    return None if logprobs is None else _checked("logprobs", logprobs, 0, MAX_ALTERNATIVES)
-
-
-def _checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(strings) > _MAX_STOP_STRINGS:
-        raise ConversationError(
-            f"{len(strings)} stop strings were given; at most {_MAX_STOP_STRINGS} are allowed."
-        )
-    for string in strings:
-        if not isinstance(string, str) or not 0 < len(string) <= _MAX_STOP_CHARS:
-            raise ConversationError(
-                f"Each stop string must have between 1 and {_MAX_STOP_CHARS} characters."
-            )
-    return strings

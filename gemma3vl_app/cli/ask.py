@@ -66,7 +66,7 @@ def ask(
     )
     model, question = _model_and_question(model, question)
     _check_question(question, image or ())
-    catalog.check_source(model)
+    catalog.check_source(model, servers=True)
     with load.spinner("Reading the question"):
         conversation = _conversation(system, question, image or (), crops)
     with load.load_backend(model, wishes) as backend:

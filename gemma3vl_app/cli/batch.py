@@ -86,7 +86,7 @@ def batch(
     wishes = load.read_wishes(
         weights, device_map, max_memory, context_tokens, revision, adapter, draft
     )
-    catalog.check_source(model)
+    catalog.check_source(model, servers=True)
     json_schema = None if schema is None else read_schema(schema)
     with load.spinner("Looking for pictures"):
         from gemma3vl_app.folders.batch import batch as ask_about_each

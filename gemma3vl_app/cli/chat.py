@@ -70,7 +70,7 @@ def chat(
     one_shot.check_sampling(drawing, greedy=greedy)
     if open_file is not None and not open_file.is_file():
         raise ConversationError(f"There is no file {open_file.name!r} to open. Check its path.")
-    catalog.check_source(model)
+    catalog.check_source(model, servers=True)
     with load.spinner("Starting"):
         from gemma3vl_app.chat import Chat
         from gemma3vl_app.cli.chat_commands import go_on_with

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gemma3vl_app.manager import ModelManager
 
 MIB, GIB = 1 << 20, 1 << 30
-MODEL = "A name that `gemma3vl models` shows, a hub id, a folder or a GGUF file."
+MODEL = "A name of `gemma3vl models`, a hub id, a folder, a GGUF file or a server's address."
 
 ModelArgument = Annotated[
     str, typer.Argument(help=MODEL, autocompletion=complete_model, metavar="MODEL")
@@ -161,11 +161,11 @@ def _parse_adapters(texts: Sequence[str]) -> dict[str, str]:
 
 def load_backend(model: str, wishes: Wishes, manager: ModelManager | None = None) -> Backend:
     """Load `model`, with its progress on stderr from the first moment; into `manager` if given."""
-    for source in (model, wishes.draft):
-        if source is not None:
-            catalog.check_source(source)  # at once: what follows takes seconds to import
+    catalog.check_source(model, servers=True)  # at once: what follows takes seconds to import
+    if wishes.draft is not None:
+        catalog.check_source(wishes.draft)
     with spinner(f"Loading {model}") as status:
-        from gemma3vl_app.backends.local import load
+        from gemma3vl_app.backends.load import load
 
         said = {  # a manager takes the same model with other options for another one
             field.name: getattr(wishes, field.name)

@@ -103,7 +103,7 @@ class Shot:
 
     def __post_init__(self) -> None:
         check_logprobs(self.logprobs, as_json=self.as_json)
-        catalog.check_source(self.model)
+        catalog.check_source(self.model, servers=True)
 
     def load(self) -> Backend:
         """Load the model."""

@@ -76,7 +76,7 @@ def open_app(
         weights, device_map, max_memory, context_tokens, revision, adapter, draft
     )
     for source in (model, *(offer or ())):
-        catalog.check_source(source)
+        catalog.check_source(source, servers=True)
     with load.spinner("Starting"):  # importing the page's library takes seconds
         from gemma3vl_app.manager import ModelManager
         from gemma3vl_app.server import check_access, check_port, serve

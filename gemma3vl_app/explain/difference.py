@@ -126,7 +126,7 @@ def _loaded(side: Side) -> Iterator[Backend]:
     if not str(side.source):
         raise ConversationError("A side to compare needs a backend, or a source to load.")
     # Here, not above: only this loads a model, and with it torch.
-    from gemma3vl_app.backends.local import load
+    from gemma3vl_app.backends.load import load
 
     with load(side.source, weights=side.weights) as backend:
         yield backend

@@ -64,7 +64,7 @@ class ModelManager:
         *,
         machine: Callable[[], Machine] = hardware.detect_without_torch,
     ) -> None:
-        """Use `load(source, progress=..., **options)` for loading: `backends.local.load` if None.
+        """Use `load(source, progress=..., **options)` for loading: `backends.load.load` if None.
 
         `machine` describes the machine as it is at that moment.
         """
@@ -417,6 +417,6 @@ class ModelManager:
 
 
 def _load_here(source: str | Path, **options: Any) -> Backend:
-    from gemma3vl_app.backends.local import load
+    from gemma3vl_app.backends.load import load
 
     return load(source, **options)

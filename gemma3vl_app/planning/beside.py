@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma3vl_app import hardware
+from gemma3vl_app.addresses import is_address
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.hardware import Machine
 from gemma3vl_app.planning.load_plan import LoadPlan
@@ -28,6 +29,8 @@ def fits_beside(
     slower for as long as it is loaded because it was loaded a moment too early. False, too, where
     that is not known before the source has been opened.
     """
+    if is_address(source):
+        return True  # it takes no memory here
     wishes = {name: options[name] for name in _WISHES if options.get(name) is not None}
     try:
         now = plan(source, machine=machine, **wishes)

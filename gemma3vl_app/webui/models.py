@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma3vl_app import catalog, hardware
+from gemma3vl_app.addresses import is_address
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.errors import ConversationError, Gemma3VLError, LoadError
 from gemma3vl_app.manager import ModelEvent, ModelManager, Resident
@@ -20,6 +21,7 @@ from gemma3vl_app.planning import LoadPlan, plan
 from gemma3vl_app.webui.words import Words
 
 WEIGHTS = ("auto", "bf16", "w16", "int8", "int4", "nf4", "fp32")
+SERVED_ELSEWHERE = "A server elsewhere has placed this model; it takes no memory here."
 _PARTS = ("weights", "kv_global", "kv_sliding", "vision", "logits", "reserve")
 
 
@@ -70,11 +72,20 @@ class Models:
         """Return what the models are drawn from; `wishes` are precisions that were chosen."""
         machine = self._machine()
         resident = {each.name: each for each in self.manager.resident}
-        names = [*self._names, *(name for name in resident if name not in self._names)]
+        may_change = self._may_change(owner)
+        names = [
+            *self._names,
+            *(
+                name
+                for name in resident
+                # Where servers are is for those who may change models.
+                if name not in self._names and (may_change or not is_address(name))
+            ),
+        ]
         wishes = wishes or {}
         return {
             "words": words,
-            "may_change": self._may_change(owner),
+            "may_change": may_change,
             "any_source": self._any_source,
             "weights": WEIGHTS,
             "line": line,
@@ -212,6 +223,8 @@ def _model(
         "memory": sum(resident.memory.values()) if resident else 0,
         "adapters": list(resident.adapters) if resident else [],
     }
+    if is_address(name):
+        return {**values, "fits": True, "reasons": [SERVED_ELSEWHERE], "bars": []}
     try:
         found = (
             resident.plan

@@ -83,7 +83,85 @@ def _decision(found: LoadPlan) -> str:
     return f"{found.weights} on " + ", ".join(f"{device} ({gib(b.total)})" for device, b in held)
 
 
+# --- docs/scaling.md: an engine that shards a model over GPUs ---
+
+SERVED = {"12b": "12b-it", "27b": "27b-it"}
+CONTEXTS = (2048, 8192, 32768)
+USED = 0.9  # of each GPU's memory: what vLLM takes unless it is told otherwise
+SETUPS = (  # GPUs, memory of each in GB as it is sold
+    ("1 x 80 GB (H100, A100)", 1, 80),
+    ("2 x 24 GB (RTX 4090)", 2, 24),
+    ("4 x 24 GB", 4, 24),
+    ("2 x 80 GB", 2, 80),
+    ("8 x 80 GB (8 x H100)", 8, 80),
+    ("two machines of 8 x 80 GB", 16, 80),
+)
+
+
+def weights_bytes(size: str) -> int:
+    """Return the bytes of a size's weights in bf16."""
+    model = architecture(catalog.published_config(size))
+    return sum(weight_bytes(part, "bf16", "bfloat16") for part in (*model.home, *model.layers))
+
+
+def user_bytes(size: str, context: int, *, windows: bool) -> int:
+    """Return keys and values of one conversation: sliding layers hold a window, or everything."""
+    model = architecture(catalog.published_config(size))
+    held = [
+        context if window is None or not windows else min(context, window)
+        for window in model.windows
+    ]
+    return 2 * sum(held) * model.kv_heads * model.head_dim * 2
+
+
+def per_user_table() -> str:
+    """Return what weights and one conversation take."""
+    lines = [
+        "| size | weights | each token, global layers | sliding layers, once | a user with 2,048 "
+        "tokens | 8,192 | 32,768 | without windows, 8,192 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for size in SERVED:
+        model = architecture(catalog.published_config(size))
+        layer = 2 * model.kv_heads * model.head_dim * 2
+        sliding = sum(layer * window for window in model.windows if window)
+        cells = (
+            size.upper(),
+            gib(weights_bytes(size)),
+            f"{layer * model.windows.count(None) >> 10} KiB",
+            f"{sliding >> 20} MiB",
+            *(f"{user_bytes(size, each, windows=True) >> 20:,} MiB" for each in CONTEXTS),
+            f"{user_bytes(size, 8192, windows=False) >> 20:,} MiB",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def users_table() -> str:
+    """Return how many conversations fit at once, by hardware, size and length."""
+    heads = " | ".join(f"{size.upper()}, {each:,}" for size in SERVED for each in CONTEXTS)
+    lines = [f"| GPUs | {heads} |", f"|---|{'---|' * len(SERVED) * len(CONTEXTS)}"]
+    for name, count, sold_gb in SETUPS:
+        cells = [_users(size, each, count, sold_gb) for size in SERVED for each in CONTEXTS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _users(size: str, context: int, count: int, sold_gb: int) -> str:
+    machine = gpus("h100")  # for what the runtime and one chunk of reading take
+    reserve = plan(SERVED[size], machine=machine).bytes_by_device["cuda:0"].reserve
+    model = architecture(catalog.published_config(size))
+    tower = 2 * model.vision_parameters
+    each = int(USED * sold_gb * 10**9) - reserve - tower  # the tower may stand on every GPU
+    free = count * each - (weights_bytes(size) - tower)
+    if free <= 0:
+        return "does not fit"
+    found = [free // user_bytes(size, context, windows=windows) for windows in (True, False)]
+    return f"{found[0]:,} ({found[1]:,})"
+
+
 TABLES = {
+    "scaling.md": {"per user": per_user_table, "users": users_table},
     "models.md": {"sizes": sizes_table, "names": names_table},
     "memory.md": {"machines": machines_table},
 }
