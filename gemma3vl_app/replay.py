@@ -201,9 +201,11 @@ def _recall(
 
 def _options(recorded: Generated, backend: Backend, session: str) -> StreamOptions:
     stopped_by_hand = recorded.finish_reason == "cancelled"
+    # A remote server tells no ids: how long its stopped answer was is not known.
+    stops_after = len(recorded.ids) if stopped_by_hand else 0
     return {
         "sampling": recorded.sampling,
-        "max_new_tokens": len(recorded.ids) if stopped_by_hand else recorded.max_new_tokens,
+        "max_new_tokens": stops_after or recorded.max_new_tokens,
         "stop": recorded.stop,
         "schema": recorded.schema,
         "adapter": recorded.adapter,

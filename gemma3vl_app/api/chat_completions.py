@@ -59,6 +59,13 @@ def _start(call: Call) -> ChatCompletionRequest:
     request = ChatCompletionRequest.read(call.body)
     backend, limits = call.backend, call.limits
     adapter = sampling.adapter_of(request.model, backend)
+    goes_on = bool(request.continue_final_message)
+    if request.add_generation_prompt == goes_on:
+        raise RequestError(
+            "'add_generation_prompt' must be the opposite of 'continue_final_message'. "
+            "Leave it out.",
+            param="add_generation_prompt",
+        )
     count = request.n or 1
     if count > limits.choices:
         raise RequestError(f"'n' is {count}; the limit is {limits.choices}.", param="n")
@@ -74,7 +81,7 @@ def _start(call: Call) -> ChatCompletionRequest:
     asked = conversation(
         [_turn(number, message) for number, message in enumerate(request.messages)],
         limits,
-        goes_on=bool(request.continue_final_message),
+        goes_on=goes_on,
     )
     start_streams(call.choices, backend, asked, chosen, options, count)
     return request

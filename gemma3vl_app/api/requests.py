@@ -159,7 +159,6 @@ class ChatCompletionRequest(Fields):
         "verbosity": ("medium",),
         "web_search_options": (),
         # what clients of vLLM and llama.cpp send
-        "add_generation_prompt": (True,),
         "add_special_tokens": (False,),
         "best_of": (1,),
         "cache_salt": (),
@@ -213,3 +212,4 @@ class ChatCompletionRequest(Fields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None  # the opposite of the line above, as vLLM has it

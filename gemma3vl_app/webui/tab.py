@@ -285,9 +285,10 @@ class Tab:
             for message, version in zip(moment.messages, moment.versions, strict=True)
         ]
         if moment.answer is not None and messages and messages[-1].role == "assistant":
-            said = "".join(token.text for token in moment.answer.tokens)
-            if said == messages[-1].text and moment.answer.tokens[0].logprob is not None:
-                messages[-1] = replace(messages[-1], tokens=moment.answer.tokens)
+            tokens = moment.answer.tokens
+            said = "".join(token.text for token in tokens)
+            if tokens and said == messages[-1].text and tokens[0].logprob is not None:
+                messages[-1] = replace(messages[-1], tokens=tokens)
         if moment.continues and messages:
             messages[-1] = replace(messages[-1], text=messages[-1].text + moment.said)
         elif moment.said:

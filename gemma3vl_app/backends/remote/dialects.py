@@ -32,7 +32,14 @@ class Dialect:
 USAGE = {"stream_options": {"include_usage": True}}
 
 DIALECTS: Mapping[Kind, Dialect] = {
-    "gemma3vl": Dialect(title="gemma3vl", top_k=True, always=USAGE),
+    "gemma3vl": Dialect(
+        title="gemma3vl serve",
+        top_k=True,
+        continues="flags",
+        crops=True,
+        cleans=True,
+        always=USAGE,
+    ),
     "vllm": Dialect(
         title="vLLM",
         top_k=True,
