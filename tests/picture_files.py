@@ -26,6 +26,12 @@ def photo(width: int = 24, height: int = 16) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
+def pdf(*colours: str, size: tuple[int, int] = (144, 72)) -> bytes:
+    """A PDF of one page for each colour."""
+    pages = [Image.new("RGB", size, colour) for colour in colours]
+    return encoded(pages[0], "PDF", save_all=True, append_images=pages[1:], resolution=72)
+
+
 def solid(mode: str, colour: Any, **info: Any) -> Image.Image:
     image = Image.new(mode, (8, 8), colour)
     image.info.update(info)

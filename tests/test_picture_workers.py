@@ -25,7 +25,7 @@ from gemma3vl_app.pictures import DEFAULT_LIMITS, Picture, PictureLimits
 from gemma3vl_app.testing import ScriptedBackend
 from gemma3vl_app.webui.desk import Desk
 from tests import dangerous_decoding
-from tests.picture_files import encoded, every_sort, photo
+from tests.picture_files import encoded, every_sort, pdf, photo
 
 FILES = every_sort()
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="limits of processes as Linux has")
@@ -83,21 +83,19 @@ def test_pictures_that_take_several_pieces_come_whole(
 
 
 def test_pages_of_a_pdf_are_the_same(workers: PictureWorkers) -> None:
-    frames = [Image.new("RGB", (144, 72), colour) for colour in ("red", "lime")]
-    pdf = encoded(frames[0], "PDF", save_all=True, append_images=frames[1:], resolution=72)
-    here = [page.tobytes() for page in render_pages(pdf, "a", DEFAULT_LIMITS)]
-    there = [page.tobytes() for page in workers.render_pages(pdf, "a", DEFAULT_LIMITS)]
+    file = pdf("red", "lime")
+    here = [page.tobytes() for page in render_pages(file, "a", DEFAULT_LIMITS)]
+    there = [page.tobytes() for page in workers.render_pages(file, "a", DEFAULT_LIMITS)]
     assert there == here and len(here) == 2
     with pytest.raises(PictureError, match="2 pages; the limit is 1"):
-        list(workers.render_pages(pdf, "a", PictureLimits(max_pdf_pages=1)))
+        list(workers.render_pages(file, "a", PictureLimits(max_pdf_pages=1)))
     with pytest.raises(PictureError, match="PDF 'a' is damaged"):
         list(workers.render_pages(b"%PDF-1.7 nothing", "a", DEFAULT_LIMITS))
 
 
 def test_pages_nobody_wants_any_more_leave_a_worker_that_works(workers: PictureWorkers) -> None:
-    frames = [Image.new("RGB", (144, 72), colour) for colour in ("red", "lime", "blue")]
-    pdf = encoded(frames[0], "PDF", save_all=True, append_images=frames[1:])
-    pages = workers.render_pages(pdf, "a", DEFAULT_LIMITS)
+    file = pdf("red", "lime", "blue")
+    pages = workers.render_pages(file, "a", DEFAULT_LIMITS)
     assert next(iter(pages)).mode == "RGB"
     pages.close()  # type: ignore[attr-defined]
     assert outcome(workers.decode, encoded(photo()))[0] == "RGB"
