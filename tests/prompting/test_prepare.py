@@ -176,7 +176,9 @@ def test_control_tokens_spelled_in_text_stay_text(tokenizer, format, photo, plac
 
 
 @pytest.mark.parametrize("place", ["user", "system", "history", "beside a picture", "name"])
-def test_no_added_token_of_the_real_vocabulary_steers_from_any_field(tokenizer, format, photo, place):
+def test_no_added_token_of_the_real_vocabulary_steers_from_any_field(
+    tokenizer, format, photo, place
+):
     def control(text):
         picture = dataclasses.replace(photo(64, 48), name=text)
         conversation = {
