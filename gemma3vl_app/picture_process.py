@@ -78,7 +78,7 @@ def write_image(pipe: FileIO, image: Image.Image) -> None:
 
 def write_error(pipe: FileIO, words: str) -> None:
     """Send why there is no picture."""
-    encoded = words.encode(errors="replace")
+    encoded = words[:_MOST_WORDS].encode(errors="replace")
     _write(pipe, _ANSWER.pack(b"E", len(encoded), 0) + encoded)
 
 

@@ -16,8 +16,8 @@ from typing import Literal
 from tests.sabotage.controls import CONTROLS, Control
 
 ROOT = Path(__file__).parents[2]
-# A test that hangs without its control has noticed, too.
-LONGEST_SEC = 120
+LONGEST_SEC = 180
+HANGS_SEC = 40  # all tests that may hang take a few seconds
 LONGEST_WHOLE_SEC = 1800
 Verdict = Literal["noticed", "NOT NOTICED", "BROKEN"]
 _FAILED, _PASSED = 1, 0  # how pytest ends
@@ -92,10 +92,11 @@ def take_out(control: Control, copy: Path) -> Result:
     whole = file.read_text(encoding="utf-8")
     try:
         file.write_text(without(control, whole), encoding="utf-8")
-        ended, said = run_tests(copy, [node(control)], LONGEST_SEC)
+        longest_sec = HANGS_SEC if control.hangs else LONGEST_SEC
+        ended, said = run_tests(copy, [node(control)], longest_sec)
     finally:
         file.write_text(whole, encoding="utf-8")
-    if ended in (_FAILED, None):
+    if ended == _FAILED or (ended is None and control.hangs):
         return Result(control, "noticed")
     return Result(control, "NOT NOTICED" if ended == _PASSED else "BROKEN", said)
 
