@@ -1,6 +1,7 @@
 """What several test folders share; every fixture is made when a test first asks for it."""
 
 import os
+import sys
 
 import pytest
 
@@ -25,6 +26,14 @@ def tiny(tmp_path_factory):
     from gemma3vl_app.testing import tiny_checkpoint
 
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def pictures_are_decoded_in_this_process_again():
+    """A page that a test sets up has them decoded in other processes, for the whole program."""
+    yield
+    if workers := sys.modules.get("gemma3vl_app.picture_workers"):
+        workers.decode_in_process()
 
 
 @pytest.fixture

@@ -26,6 +26,12 @@ def photo(width: int = 24, height: int = 16) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
+def pdf(*colours: str, size: tuple[int, int] = (144, 72)) -> bytes:
+    """A PDF of one page for each colour."""
+    pages = [Image.new("RGB", size, colour) for colour in colours]
+    return encoded(pages[0], "PDF", save_all=True, append_images=pages[1:], resolution=72)
+
+
 def solid(mode: str, colour: Any, **info: Any) -> Image.Image:
     image = Image.new(mode, (8, 8), colour)
     image.info.update(info)
@@ -108,3 +114,79 @@ def matrix_profile(primaries: tuple[tuple[float, float, float], ...]) -> bytes:
     for letter, primary in zip((b"r", b"g", b"b"), primaries, strict=True):
         tags |= {letter + b"XYZ": xyz_tag(*primary), letter + b"TRC": gamma_tag(GAMMA)}
     return icc_profile(b"RGB ", tags)
+
+
+# --- a file of every sort ---
+
+
+def every_sort() -> dict[str, bytes]:
+    """One file of each sort that decoding treats in a way of its own, refused ones too, by name."""
+    return _by_mode() | _turned() | _coloured() | _raw() | _animated() | _refused()
+
+
+def _by_mode() -> dict[str, bytes]:
+    found = {f"RGB {kind}": encoded(photo(37, 21), kind) for kind in KINDS}
+    for mode in ("1", "L", "LA", "P", "RGBA"):
+        image = photo(37, 21).convert(mode)
+        if mode in ("LA", "RGBA"):
+            image.putalpha(photo(37, 21).getchannel("G"))
+        found[f"{mode} PNG"] = encoded(image)
+    alpha = photo(37, 21).convert("RGBA")
+    alpha.putalpha(photo(37, 21).getchannel("B"))
+    found["RGBA WEBP"] = encoded(alpha, "WEBP", lossless=True)
+    found["CMYK JPEG"] = encoded(photo().convert("CMYK"), "JPEG")
+    found["L JPEG"] = encoded(photo().convert("L"), "JPEG")
+    found["progressive JPEG"] = encoded(photo(200, 100), "JPEG", progressive=True)
+    levels = np.linspace(0, 65535, 12 * 8).astype("<u2").reshape(8, 12)
+    found["I;16 PNG"] = encoded(Image.fromarray(levels))
+    return found
+
+
+def _turned() -> dict[str, bytes]:
+    found = {}
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for kind in ("PNG", "JPEG", "WEBP"):
+            found[f"turned {orientation} {kind}"] = encoded(photo(), kind, exif=exif)
+    return found
+
+
+def _coloured() -> dict[str, bytes]:
+    profiles = {
+        "adobe": matrix_profile(ADOBE_RGB),
+        "p3": matrix_profile(DISPLAY_P3),
+        "damaged": b"not a profile",
+    }
+    return {
+        f"{name} {kind}": encoded(photo(), kind, icc_profile=profile)
+        for name, profile in profiles.items()
+        for kind in ("PNG", "JPEG", "WEBP")
+    }
+
+
+def _raw() -> dict[str, bytes]:
+    clear = b"\x12\x34\x56\x78\x9a\xbc"
+    palette = ((b"PLTE", b"\xff\0\0\0\xff\0"), (b"tRNS", bytes([255, 128])))
+    return {
+        "RGB 16 bits, clear": raw_png((1, 1, 16, 2), b"\0" + clear, (b"tRNS", clear)),
+        "gray 4 bits, clear": raw_png((1, 1, 4, 0), b"\0\x50", (b"tRNS", b"\0\5")),
+        "palette, half clear": raw_png((1, 1, 8, 3), b"\0\1", *palette),
+    }
+
+
+def _animated() -> dict[str, bytes]:
+    frames = [solid("RGB", colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    found = {
+        f"animated {kind}": encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        for kind in ("GIF", "PNG", "WEBP", "MPO")
+    }
+    part = bytearray(found["animated GIF"])
+    part[6:10] = struct.pack("<HH", 12, 8)
+    return found | {"GIF frame in a larger canvas": bytes(part)}
+
+
+def _refused() -> dict[str, bytes]:
+    found = {f"bomb {kind}": bomb(kind) for kind in KINDS}
+    found |= {f"cut {kind}": encoded(photo(200, 150), kind)[:300] for kind in KINDS}
+    return found | {"empty": b"", "no picture": b"hello", "a PDF": b"%PDF-1.7\n"}

@@ -16,7 +16,8 @@ PACKAGE = Path(importlib.util.find_spec("gemma3vl_app").origin).parent
 # The backend protocol stands below the backends that keep it and the surfaces that use it.
 ROWS = [
     {
-        *("errors", "pictures", "picture_decoding", "messages", "generation", "stream"),
+        *("errors", "pictures", "picture_decoding", "picture_process", "picture_workers"),
+        *("pdf_pages", "remote_pictures", "messages", "generation", "stream"),
         *("transcript", "turn_tree", "traces", "schemas", "atomic_file", "wording", "plain"),
         "addresses",
     },

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gemma3vl_app import picture_decoding
 from gemma3vl_app.errors import PictureError
 from gemma3vl_app.pictures import Picture, PictureLimits
 from tests.picture_files import KINDS, bomb, encoded, photo, raw_png, solid
@@ -43,6 +44,16 @@ print(refused, (peak() - before) // 1024, time.perf_counter() - start)
     assert refused == len(KINDS)
     assert megabytes < 20
     assert seconds < 1
+
+
+def test_a_webp_s_canvas_is_checked_before_its_plugin_could_allocate_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setitem(picture_decoding._OPENERS, "WEBP", opened.append)
+    with pytest.raises(PictureError, match="million pixels"):
+        Picture.open(bomb("WEBP"))
+    assert not opened
 
 
 @pytest.mark.filterwarnings("error")

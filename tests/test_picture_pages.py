@@ -8,16 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from gemma3vl_app.errors import PictureError
 from gemma3vl_app.pictures import Picture, PictureLimits
-from tests.picture_files import encoded, photo
-
-
-def pdf(*colours: str, size: tuple[int, int] = (144, 72)) -> bytes:
-    pages = [Image.new("RGB", size, colour) for colour in colours]
-    return encoded(pages[0], "PDF", save_all=True, append_images=pages[1:], resolution=72)
+from tests.picture_files import encoded, pdf, photo
 
 
 def test_the_pages_of_a_pdf_become_named_pictures(tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ def test_the_browser_may_load_from_this_server_only(client):
     assert "http:" not in policy and "https:" not in policy and "*" not in policy
 
 
+def test_every_answer_forbids_guessing_its_type_and_telling_where_it_was(client):
+    for answer in (client.get("/"), client.get("/healthz"), client.get("/gradio_api/file=/x")):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["content-security-policy"]
+
+
 def test_no_font_or_style_comes_from_elsewhere(client):
     theme = client.get("/theme.css").text
     assert "fonts.googleapis" not in theme

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.picture_workers import decode_in_workers
 from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.webui import examples
 from gemma3vl_app.webui.library import Library
@@ -45,7 +46,11 @@ class Desk:
         store: ConversationStore | None = None,
         models: Models | None = None,
     ) -> Desk:
-        """Make a desk with its files in `uploads`, a private folder that the page may load from."""
+        """Make a desk with its files in `uploads`, a private folder that the page may load from.
+
+        What browsers send is decoded in processes of its own from then on.
+        """
+        decode_in_workers()
         folder = uploads / "examples"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         drafts = tuple(

@@ -175,6 +175,29 @@ def test_control_tokens_spelled_in_text_stay_text(tokenizer, format, photo, plac
     assert ATTACK in tokenizer.decode(attacked.ids)  # nothing of the user's text is lost
 
 
+@pytest.mark.parametrize("place", ["user", "system", "history", "beside a picture", "name"])
+def test_no_added_token_of_the_real_vocabulary_steers_from_any_field(
+    tokenizer, format, photo, place
+):
+    def control(text):
+        picture = dataclasses.replace(photo(64, 48), name=text)
+        conversation = {
+            "user": Conversation().user(text),
+            "system": Conversation(system=text).user("q"),
+            "history": Conversation().user(text).assistant(text).user("r"),
+            "beside a picture": Conversation().user(text, photo(64, 48), text),
+            "name": Conversation().user(picture, "q"),
+        }[place]
+        ids = prepare(conversation, tokenizer, format).ids
+        return [id for id in ids.tolist() if id in tokenizer.control_ids]
+
+    spelled = [token.content for token in tokenizer.raw.get_added_tokens_decoder().values()]
+    assert len(spelled) > 6_000 and set(CONTROL_TOKENS) <= set(spelled)
+    expected = control("hi")
+    for joint in (" ", "", "\n", "\u200b", "\0"):
+        assert control(joint.join(spelled)) == expected
+
+
 hostile = st.lists(
     st.sampled_from([*CONTROL_TOKENS, "\n", "model\n", "user\n", " "]) | st.text(max_size=5),
     min_size=1,
