@@ -36,6 +36,8 @@ from gemma3vl_app.api.serving import Api
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.errors import Gemma3VLError, StoreError
 from gemma3vl_app.manager import ModelManager
+from gemma3vl_app.picture_workers import decode_in_workers
+from gemma3vl_app.remote_pictures import RemotePictures
 from gemma3vl_app.shield import Shield
 from gemma3vl_app.store import ConversationStore
 from gemma3vl_app.webui.desk import Desk
@@ -61,10 +63,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ApiOptions:
-    """That the API is served, too: who may use it, and how much."""
+    """That the API is served, too: who may use it, how much, and what is fetched for them."""
 
     keys: Keys = field(default_factory=Keys)
     limits: ApiLimits = field(default_factory=ApiLimits)
+    remote_pictures: RemotePictures | None = None
 
 
 def create_app(
@@ -109,7 +112,14 @@ def create_app(
 
     served: Api | None = None
     if api is not None:
-        served = Api(current, keys=api.keys, limits=api.limits, is_closed_without_keys=bool(logins))
+        decode_in_workers()  # as the page does: strangers send pictures
+        served = Api(
+            current,
+            keys=api.keys,
+            limits=api.limits,
+            remote_pictures=api.remote_pictures,
+            is_closed_without_keys=bool(logins),
+        )
         routes.add_routes(app, served)
     app.state.api = served
     if page:

@@ -81,6 +81,7 @@ def _start(call: Call) -> ChatCompletionRequest:
     asked = conversation(
         [_turn(number, message) for number, message in enumerate(request.messages)],
         limits,
+        remote=call.remote_pictures,
         goes_on=goes_on,
     )
     start_streams(call.choices, backend, asked, chosen, options, count)

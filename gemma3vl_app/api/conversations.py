@@ -13,6 +13,7 @@ from gemma3vl_app.api import pictures
 from gemma3vl_app.api.failures import RequestError
 from gemma3vl_app.api.limits import ApiLimits
 from gemma3vl_app.messages import Conversation, Message, Part, Role, Text
+from gemma3vl_app.remote_pictures import RemotePictures
 
 _BLANK_LINE = "\n\n"
 
@@ -36,12 +37,18 @@ class Turn:
 
 
 def conversation(
-    turns: Sequence[Turn], limits: ApiLimits, *, system: str | None = None, goes_on: bool = False
+    turns: Sequence[Turn],
+    limits: ApiLimits,
+    *,
+    remote: RemotePictures | None = None,
+    system: str | None = None,
+    goes_on: bool = False,
 ) -> Conversation:
     """Return the conversation of `turns`, of which system turns have to be the first.
 
-    `system` comes before theirs. With `goes_on` the last turn is an answer to be continued, else a
-    question. Raises `RequestError`, and `PictureError` for a picture that cannot be used.
+    `remote` fetches pictures. `system` comes before theirs. With `goes_on` the last turn is an
+    answer to be continued, else a question. Raises `RequestError`, and `PictureError` for a picture
+    that cannot be used.
     """
     if len(turns) > limits.messages:
         raise RequestError(
@@ -61,7 +68,7 @@ def conversation(
         for part in turn.parts:
             if isinstance(part, SentPicture):
                 number += 1
-                parts.append(pictures.open_url(part.url, part.detail, number, part.param))
+                parts.append(pictures.open_url(part.url, part.detail, number, part.param, remote))
             else:
                 parts.append(Text(part))
         messages.append(Message(_role(turn), tuple(parts)))

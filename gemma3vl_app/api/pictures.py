@@ -1,6 +1,6 @@
-"""Pictures of a request: data URLs become `Picture`s; nothing is fetched, no path is opened.
+"""Pictures of a request: data URLs become `Picture`s; no path is opened.
 
-`open_url` is where a guarded fetcher for addresses of other hosts would be plugged in.
+Addresses of other hosts are fetched only where the operator has named some (`remote_pictures`).
 """
 
 from __future__ import annotations
@@ -10,25 +10,37 @@ import binascii
 import re
 
 from gemma3vl_app.api.failures import RequestError
+from gemma3vl_app.errors import PictureError
 from gemma3vl_app.pictures import Crops, Picture
+from gemma3vl_app.remote_pictures import RemotePictures
 
 _DATA_URL = re.compile(r"data:([^;,]*)((?:;[^;,]*)*),", re.IGNORECASE)
 _HOW = (
     "Send the picture itself as a data URL: data:image/png;base64,... with the file's bytes in "
     "base64."
 )
+_REMOTE = re.compile(r"\s*(https?|ftp)://", re.IGNORECASE)
 _BLANKS = str.maketrans("", "", " \t\r\n")  # some clients break base64 into lines
 CROPS: dict[str, Crops] = {"low": "off", "high": "on", "auto": "auto"}
 
 
-def open_url(url: str, detail: str, number: int, param: str) -> Picture:
+def open_url(
+    url: str, detail: str, number: int, param: str, remote: RemotePictures | None = None
+) -> Picture:
     """Return picture `number` of a request; `detail` low, high or auto decides about crops.
 
-    Raises `RequestError` for anything but a base64 data URL, `PictureError` for what is in it.
+    `remote` fetches what is an address; None fetches none. Raises `RequestError` for anything but
+    a base64 data URL or an address that may be fetched, `PictureError` for what is in it.
     """
+    is_remote = _REMOTE.match(url)
+    if remote is not None and is_remote:
+        try:
+            fetched = remote.fetch(url.strip())
+        except PictureError as error:
+            raise RequestError(str(error), param=param, code="invalid_image_url") from error
+        return Picture.open(fetched, name=f"picture {number}", crops=CROPS[detail])
     found = _DATA_URL.match(url)
     if found is None:
-        is_remote = re.match(r"\s*(https?|ftp)://", url, re.IGNORECASE)
         why = "Addresses of pictures are not fetched." if is_remote else "This is no data URL."
         raise RequestError(f"{why} {_HOW}", param=param, code="invalid_image_url")
     kind, options = found[1].strip().lower(), found[2].lower()

@@ -52,7 +52,12 @@ def _start(call: Call) -> ResponseRequest:
     chosen = sampling.sampling(
         capabilities.sampling, temperature=request.temperature, top_p=request.top_p
     )
-    asked = conversation(_turns(request), call.limits, system=request.instructions)
+    asked = conversation(
+        _turns(request),
+        call.limits,
+        remote=call.remote_pictures,
+        system=request.instructions,
+    )
     start_streams(call.choices, backend, asked, chosen, options, 1)
     return request
 

@@ -26,6 +26,7 @@ from gemma3vl_app.api.keys import Keys, missing_key
 from gemma3vl_app.api.limits import ApiLimits, Gate, Visit
 from gemma3vl_app.api.metrics import Metrics
 from gemma3vl_app.backends.protocol import Backend
+from gemma3vl_app.remote_pictures import RemotePictures
 
 KEEP_ALIVE_SEC = 15.0  # proxies close what is silent for longer, often after a minute
 _WORKERS = 4  # decoding pictures of so many requests at once
@@ -63,6 +64,7 @@ class Call:
     caller: str
     choices: Choices
     metrics: Metrics
+    remote_pictures: RemotePictures | None
     in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
     began: float = field(default_factory=time.monotonic)
 
@@ -79,12 +81,17 @@ class Api:
         *,
         keys: Keys,
         limits: ApiLimits,
+        remote_pictures: RemotePictures | None = None,
         is_closed_without_keys: bool = False,
     ) -> None:
-        """`is_closed_without_keys` says that no keys means nobody, not everybody."""
+        """`is_closed_without_keys` says that no keys means nobody, not everybody.
+
+        `remote_pictures` fetches pictures by their addresses; without it none are fetched.
+        """
         self.backend = backend
         self.keys = keys
         self.limits = limits
+        self.remote_pictures = remote_pictures
         self.gate = Gate(limits)
         self.metrics = Metrics(backend, self.gate)
         self._is_closed = is_closed_without_keys and not keys
@@ -133,6 +140,7 @@ class PostEndpoint:
             visit.end_answer = choices.end
             call = Call(
                 *(body, api.backend(), api.limits, visit.caller, choices, api.metrics),
+                remote_pictures=api.remote_pictures,
                 in_thread=api.in_thread,
             )
             result = await self._handler(call)

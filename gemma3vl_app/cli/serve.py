@@ -15,6 +15,7 @@ from gemma3vl_app.cli import exit_codes, load, page
 from gemma3vl_app.planning.wishes import parse_bytes
 
 if TYPE_CHECKING:
+    from gemma3vl_app.remote_pictures import RemotePictures
     from gemma3vl_app.server import ApiOptions
 
 KeysFile = Annotated[
@@ -45,6 +46,13 @@ AtOncePerKey = Annotated[
 PerMinute = Annotated[
     int, typer.Option(min=1, help="Requests a minute for one key or address.", metavar="NUMBER")
 ]
+MediaDomains = Annotated[
+    str | None,
+    typer.Option(
+        help="Hosts from which pictures are fetched, by exact names with commas. Default: none.",
+        metavar="HOSTS",
+    ),
+]
 FinishSec = Annotated[
     float,
     typer.Option(
@@ -73,6 +81,7 @@ def serve(
     at_once_per_key: AtOncePerKey = 32,
     per_minute: PerMinute = 600,
     finish_sec: FinishSec = 30,
+    allowed_media_domains: MediaDomains = None,
     weights: load.Weights = "auto",
     device_map: load.DeviceMap = "auto",
     max_memory: load.MaxMemory = None,
@@ -101,8 +110,10 @@ def serve(
         from gemma3vl_app.api.limits import ApiLimits
         from gemma3vl_app.manager import ModelManager
         from gemma3vl_app.store import default_folder
+    remote = _remote_pictures(allowed_media_domains)
     with load.mistakes():
         options = server.ApiOptions(
+            remote_pictures=remote,
             keys=read_keys(keys_file, os.environ.get(ENVIRONMENT)),
             limits=ApiLimits(
                 body_bytes=largest_bytes,
@@ -141,6 +152,18 @@ def serve(
             api=options,
             on_ready=on_ready,
         )
+
+
+def _remote_pictures(domains: str | None) -> RemotePictures | None:
+    """Return what fetches pictures from the hosts named, None where none is."""
+    from gemma3vl_app.remote_pictures import RemotePictures
+
+    if domains is None:
+        return None
+    try:
+        return RemotePictures(domains.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--allowed-media-domains") from error
 
 
 def _check_doors(options: ApiOptions, logins: list[tuple[str, str]], *, no_page: bool) -> None:
