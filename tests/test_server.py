@@ -112,6 +112,12 @@ def test_a_public_address_needs_a_login_or_a_clear_word():
     check_access("127.0.0.1", [], no_auth=False)
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])
+def test_nobody_may_come_in_from_outside_unless_somebody_says_so(host):
+    with pytest.raises(Gemma3VLError, match="--no-auth"):
+        check_access(host, [], no_auth=False)
+
+
 def test_an_open_page_on_a_public_address_is_warned_of(caplog):
     check_access("0.0.0.0", [], no_auth=True)
     assert "open to everybody" in caplog.text

@@ -339,7 +339,7 @@ CONTROLS = (
     Control(
         *("at rest", "gradio tells nobody anything", "webui/quiet_gradio.py"),
         *('"GRADIO_ANALYTICS_ENABLED": "False"', '"GRADIO_ANALYTICS_ENABLED": "True"'),
-        _SERVER + "what_gradio_would_do_by_itself_is_off",
+        "webui/test_quiet_gradio.py::test_the_libraries_below_are_told_to_tell_nobody_anything",
     ),
     Control(
         *("at rest", "browsers keep no history of runs", SERVER),
@@ -399,7 +399,7 @@ CONTROLS = (
     Control(
         *("who may come in", "a public address needs a login or a clear word", SERVER),
         *("    if not no_auth:\n", "    if False:\n"),
-        _SERVER + "a_public_address_needs_a_login_or_a_clear_word",
+        _SERVER + "nobody_may_come_in_from_outside_unless_somebody_says_so",
     ),
     Control(
         *("who may come in", "only the operator changes models", SERVER),

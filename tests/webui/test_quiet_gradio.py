@@ -1,5 +1,6 @@
 """What gradio would do by itself and does not here; that the page is the same without it."""
 
+import os
 import sys
 
 import pytest
@@ -14,6 +15,12 @@ from gemma3vl_app.webui.quiet_gradio import keep_gradio_quiet
 @pytest.fixture(scope="module")
 def page():
     return build_page(Desk.set_up(ScriptedBackend, keep_gradio_quiet()))
+
+
+def test_the_libraries_below_are_told_to_tell_nobody_anything(page):
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] in ("1", "True")
+    assert page.analytics_enabled is False
 
 
 def test_nobody_adds_up_who_asked_what(page):

@@ -1,5 +1,6 @@
 """Pictures on their way to the page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -28,6 +29,9 @@ def test_names_from_outside_stay_in_the_folder(tmp_path):
     path = Path(ShownPictures(tmp_path).path("c1", picture))
     assert path.parent == tmp_path / "c1"
     assert path.suffix == ".png"
+    picture = replace(picture, name="../../etc/passwd")  # as nobody has cleaned it
+    path = Path(ShownPictures(tmp_path / "b").path("c1", picture))
+    assert path.parent == tmp_path / "b" / "c1" and path.exists()
 
 
 def test_they_go_with_their_conversation_and_come_back_when_wanted(tmp_path):
