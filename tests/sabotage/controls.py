@@ -242,7 +242,7 @@ CONTROLS = (
         _REMOTE + "what_comes_is_looked_at_whatever_it_is_called",
     ),
     Control(
-        *("addresses", "gradio's own route fetches nothing", SERVER),
+        *("addresses", "gradio's own route fetches nothing", "shield.py"),
         *('refused = 404 if _FOREIGN_FILE.search(scope["path"]) else 0', "refused = 0"),
         _SERVER + "an_address_in_place_of_a_file_is_not_fetched",
     ),
@@ -264,12 +264,12 @@ CONTROLS = (
     ),
     # --- markup ---
     Control(
-        *("markup", "the page loads from its own server only", SERVER),
+        *("markup", "the page loads from its own server only", "shield.py"),
         *("\"img-src 'self' data: blob:\"", '"img-src * data: blob:"'),
         _SERVER + "the_browser_may_load_from_this_server_only",
     ),
     Control(
-        *("markup", "answers come with headers that forbid guessing", SERVER),
+        *("markup", "answers come with headers that forbid guessing", "shield.py"),
         *('    (b"x-content-type-options", b"nosniff"),\n', ""),
         _SERVER + "every_answer_forbids_guessing_its_type_and_telling_where_it_was",
     ),
@@ -290,7 +290,7 @@ CONTROLS = (
         _SERVER + "a_request_for_another_host_name_is_refused",
     ),
     Control(
-        *("other sites", "another site's page changes nothing", SERVER),
+        *("other sites", "another site's page changes nothing", "shield.py"),
         *(
             'return origin is not None and urlsplit(origin).netloc != headers.get("host")',
             "return False",
@@ -408,5 +408,98 @@ CONTROLS = (
             "may_change=lambda owner: True,",
         ),
         _SERVER + "who_sits_here_or_comes_first_changes_models",
+    ),
+    # --- the API ---
+    Control(
+        *("the API", "with keys, every route needs one", "api/keys.py"),
+        *("        return self._is_guest(HTTPConnection(scope))", "        return True"),
+        "api/test_keys.py::test_every_route_of_the_app_and_the_page_needs_a_key",
+        hangs=True,
+    ),
+    Control(
+        *("the API", "a wrong key opens nothing", "api/keys.py"),
+        *("if any(fits) else None", "if True else None"),
+        "api/test_keys.py::test_every_route_of_the_app_and_the_page_needs_a_key",
+        hangs=True,
+    ),
+    Control(
+        *("the API", "with logins and no keys it is closed", SERVER),
+        *("is_closed_without_keys=bool(logins),", "is_closed_without_keys=False,"),
+        "api/test_keys.py::test_logins_without_keys_close_the_api",
+    ),
+    Control(
+        *("the API", "keys that can be guessed are refused", "api/keys.py"),
+        *("MIN_KEY_CHARS = 16", "MIN_KEY_CHARS = 1"),
+        "api/test_keys.py::test_keys_that_would_protect_nothing_are_refused",
+    ),
+    Control(
+        *("the API", "each key has caches of its own", "api/keys.py"),
+        *('return f"key {digest.hex()[:32]}" if', 'return "key" if'),
+        "api/test_keys.py::test_each_key_has_caches_of_its_own_that_no_client_can_name",
+    ),
+    Control(
+        *("the API", "a caller's requests a minute are bounded", "api/limits.py"),
+        *("        if len(times) >= most:", "        if False:"),
+        "api/test_limits.py::test_one_caller_may_send_so_many_a_minute_and_others_still_can",
+    ),
+    Control(
+        *("the API", "one caller cannot take every place", "api/limits.py"),
+        *("if self._at_once[caller] >= limits.requests_at_once_per_caller:", "if False:"),
+        "api/test_limits.py::test_one_caller_cannot_take_every_place",
+    ),
+    Control(
+        *("the API", "requests at once are bounded", "api/limits.py"),
+        *("if len(self._visits) >= limits.requests_at_once:", "if False:"),
+        "api/test_limits.py::test_one_caller_cannot_take_every_place",
+    ),
+    Control(
+        *("the API", "a body is counted while it comes in", "api/serving.py"),
+        *("                if len(body) > limits.body_bytes:", "                if False:"),
+        "api/test_limits.py::test_a_body_is_counted_while_it_comes_in",
+    ),
+    Control(
+        *("the API", "pictures of a request are counted", "api/conversations.py"),
+        *("    if len(sent) > limits.pictures:", "    if False:"),
+        "api/test_limits.py::test_too_much_in_one_request_is_told_with_its_limit",
+    ),
+    Control(
+        *("the API", "only JSON is read, which no form of another site sends", "api/serving.py"),
+        *('    if kind != "application/json":', "    if False:"),
+        "api/test_limits.py::test_only_plain_json_is_accepted",
+    ),
+    Control(
+        *("the API", "unexpected errors are told in our words", "api/failures.py"),
+        *(
+            'message = "Something went wrong inside the server; its log has the details."',
+            "message = str(error)",
+        ),
+        "api/test_openai_client.py::test_an_error_of_the_model_is_told_in_its_words_or_ours",
+    ),
+    Control(
+        *("the API", "unknown fields are refused", "api/fields.py"),
+        *(
+            '        raise PydanticCustomError("unknown_parameter"',
+            '        return\n        raise PydanticCustomError("unknown_parameter"',
+        ),
+        "api/test_requests.py::test_a_wrong_field_is_named",
+    ),
+    Control(
+        *("the API", "a lost client's answer ends", "api/choices.py"),
+        *("        self.end()", "        pass"),
+        "api/test_lost_clients.py::test_a_closed_socket_ends_the_answer",
+        hangs=True,
+    ),
+    Control(
+        *(
+            "the API",
+            "pictures are fetched only where the operator has named a host",
+            "api/pictures.py",
+        ),
+        *(
+            "    if remote is not None and is_remote:",
+            '    if is_remote and (remote := RemotePictures(["pictures.example.com"])):',
+        ),
+        "api/test_remote_pictures.py::"
+        "test_a_picture_is_fetched_from_a_host_that_is_named_and_from_no_other",
     ),
 )
