@@ -12,7 +12,7 @@ FITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON = $(shell for p in $(PYTHONS); do if $$p -c "$(FITS)" >/dev/null 2>&1; then echo $$p; break; fi; done)
 NEEDED = gemma3vl_app needs Python 3.11, 3.12 or 3.13, and none is on PATH: install one and run make again
 
-.PHONY: help app test test-web test-notebooks notebooks screenshots lint format bench bench-small demo-model demo-eval demo-maps clean
+.PHONY: help app test test-web test-notebooks stress notebooks screenshots lint format bench bench-small demo-model demo-eval demo-maps clean
 help:
 	@echo "make app        open the chat page with the demo model (MODEL=folder for a checkpoint of yours)"
 	@echo "make test       run the tests, without a browser"
@@ -20,6 +20,7 @@ help:
 	@echo "make notebooks  open the notebooks in JupyterLab"
 	@echo "make test-notebooks  execute the notebooks on the demo, and use JupyterLab in chromium"
 	@echo "make screenshots  renew the pictures of README.md and docs/explain.md"
+	@echo "make stress     send thousands of bad pictures, kill, overload (half an hour; downloads Pillow's sources once)"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      measure speed and write docs/bench.json (about ten minutes)"
 	@echo "make demo-model train the demo model from nothing (hours; goes on where it was ended)"
@@ -31,13 +32,16 @@ app: $(VENV)/ready-app
 	$(BIN)/gemma3vl app --model $(MODEL)
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -m "not web and not notebook" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not web and not notebook and not stress" -n 2 --dist loadfile
 
 test-web: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m web
 
 test-notebooks: $(VENV)/ready-notebook
 	$(BIN)/python -m pytest -m notebook --durations 12
+
+stress: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -m stress -rA
 
 notebooks: $(VENV)/ready-notebook
 	$(BIN)/jupyter lab notebooks
