@@ -334,9 +334,8 @@ class Engine:
     def _admit(self) -> None:
         """Start as many waiting requests as there is room for, and tell the others their place."""
         with self._changed:
-            room = self.limits.max_running - len(self._prefilling) - len(self._decoding)
-            tracing = sum(each.request.tracing is not None for each in self._prefilling)
-            admitted = self._waiting.take(room, tracing=tracing)
+            at_work = [*self._prefilling, *self._decoding]
+            admitted = self._waiting.take(self.limits.max_running - len(at_work), at_work)
             for sequence in admitted:
                 with self._failing_alone(sequence):
                     self._start(sequence)

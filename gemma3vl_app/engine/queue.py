@@ -1,13 +1,13 @@
-"""Requests that wait for the model: callers take turns, and each one's own come in their order.
+"""Requests that wait for the model: who has the fewest at work is next, in turn where several have.
 
-Whoever sends thirty at once holds up nobody else for longer than somebody who sends one. Needs the
-engine's lock, but for counting.
+Each caller's own come in their order. Whoever sends thirty at once holds up nobody else for longer
+than somebody who sends one. Needs the engine's lock, but for counting.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 
 from gemma3vl_app.engine.sequence import Sequence
@@ -19,7 +19,9 @@ class WaitingQueue:
     """Iterate over what waits in the order in which it will start, as far as is known now."""
 
     def __init__(self) -> None:
-        self._by_caller: OrderedDict[str, deque[Sequence]] = OrderedDict()  # who is next comes first
+        self._by_caller: OrderedDict[str, deque[Sequence]] = (
+            OrderedDict()
+        )  # who is next comes first
         self._length = 0
 
     def __len__(self) -> int:
@@ -43,16 +45,27 @@ class WaitingQueue:
         if not own:
             del self._by_caller[sequence.request.caller]
 
-    def take(self, room: int, *, tracing: int) -> list[Sequence]:
-        """Take up to `room` requests; traces stay while `tracing` others are as many as may run."""
+    def take(self, room: int, at_work: Iterable[Sequence]) -> list[Sequence]:
+        """Take up to `room` requests to join those `at_work`; a trace waits for other traces."""
+        begun = list(at_work)
         taken: list[Sequence] = []
-        for sequence in list(self):
-            is_trace = sequence.request.tracing is not None
-            if len(taken) >= room or (is_trace and tracing >= TRACES_AT_ONCE):
-                continue
-            tracing += is_trace
+        while len(taken) < room and (sequence := self._next([*begun, *taken])) is not None:
             self.remove(sequence)
             taken.append(sequence)
             if (caller := sequence.request.caller) in self._by_caller:
                 self._by_caller.move_to_end(caller)
         return taken
+
+    def _next(self, begun: list[Sequence]) -> Sequence | None:
+        """Return the request of whoever has the fewest `begun`, the longest since their turn."""
+        shares: Mapping[str, int] = Counter(each.request.caller for each in begun)
+        may_trace = sum(each.request.tracing is not None for each in begun) < TRACES_AT_ONCE
+        able = (
+            next((each for each in own if may_trace or each.request.tracing is None), None)
+            for own in self._by_caller.values()
+        )
+        return min(
+            (each for each in able if each is not None),
+            key=lambda each: shares[each.request.caller],
+            default=None,
+        )

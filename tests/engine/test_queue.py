@@ -24,8 +24,8 @@ def names(sequences):
     return [each.name for each in sequences]
 
 
-def take(queue, room, tracing=0):
-    return names(queue.take(room, tracing=tracing))
+def take(queue, room, at_work=()):
+    return names(queue.take(room, at_work))
 
 
 def test_callers_take_turns_and_each_ones_own_come_in_order():
@@ -39,6 +39,11 @@ def test_callers_take_turns_and_each_ones_own_come_in_order():
 
 def test_several_places_at_once_are_shared():
     assert take(waiting("a1", "a2", "a3", "b1"), 3) == ["a1", "b1", "a2"]
+
+
+def test_who_has_the_fewest_at_work_is_next():
+    at_work = waiting("a8", "a9", "c9")
+    assert take(waiting("a1", "c1", "b1", "b2"), 4, at_work) == ["b1", "c1", "b2", "a1"]
 
 
 def test_who_has_just_had_a_turn_is_behind_those_who_have_not():
@@ -60,8 +65,8 @@ def test_one_that_leaves_takes_nobodys_turn():
 
 def test_traces_wait_for_one_another_and_hold_up_no_answer():
     queue = waiting("a1", "a2", "b1", "b2", tracing=("a1", "b1"))
-    assert take(queue, 4) == ["a1", "a2", "b2"]
-    assert take(queue, 4, tracing=1) == []
+    assert take(queue, 4) == ["a1", "b2", "a2"]
+    assert take(queue, 4, at_work=waiting("d1", tracing=("d1",))) == []
     assert take(queue, 4) == ["b1"]
 
 

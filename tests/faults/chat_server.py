@@ -113,9 +113,7 @@ def _serve(folder: Path, listener) -> None:
                 return JSONResponse({"texts": []})
             *_, moment = opened.live.watch()
             texts = [message.text for message in moment.messages]
-            return JSONResponse(
-                {"texts": texts, "line": moment.line, "is_error": moment.is_error}
-            )
+            return JSONResponse({"texts": texts, "line": moment.line, "is_error": moment.is_error})
 
         async def limit(request: Request) -> JSONResponse:
             """Let no file grow beyond so many bytes, as on a disk that is full; -1 ends that."""

@@ -110,6 +110,7 @@ def main(folder: str, kills: str, seed: str) -> None:
         "conversations": len(chats),
         "next_answer_sec_median": round(waits[len(waits) // 2], 2),
         "next_answer_sec_longest": round(waits[-1], 2),
+        "next_answers_too_late": sum(wait > NEXT_WITHIN_SEC for wait in waits),
     }
     print(json.dumps(figures))
 

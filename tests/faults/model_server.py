@@ -1,4 +1,4 @@
-"""`served_model`: the API over a real engine with a tiny model, and ways to stop it at each stage."""
+"""The API over a real engine with a tiny model, and ways to stop it at each stage."""
 
 from __future__ import annotations
 
@@ -86,6 +86,8 @@ def said(response) -> str:
 @contextmanager
 def served_model(tiny, *, engine: EngineLimits | None = None, **limits):
     """Serve the API over the tiny checkpoint for as long as the block runs."""
-    with load(tiny, weights="fp32", limits=engine, speculation="off") as backend:
-        with served(backend, requests_per_minute=100_000, **limits) as server:
-            yield Model(server, backend)
+    with (
+        load(tiny, weights="fp32", limits=engine, speculation="off") as backend,
+        served(backend, requests_per_minute=100_000, **limits) as server,
+    ):
+        yield Model(server, backend)

@@ -1,4 +1,4 @@
-"""A client that leaves at any stage of a real model's work frees its place; nothing goes on for it."""
+"""A client that leaves at any stage of a real model's work frees its place, and nothing goes on."""
 
 import httpx
 import pytest
