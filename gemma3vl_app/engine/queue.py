@@ -19,9 +19,8 @@ class WaitingQueue:
     """Iterate over what waits in the order in which it will start, as far as is known now."""
 
     def __init__(self) -> None:
-        self._by_caller: OrderedDict[str, deque[Sequence]] = (
-            OrderedDict()
-        )  # who is next comes first
+        # In the order of turns: whoever has had one goes to the end.
+        self._by_caller: OrderedDict[str, deque[Sequence]] = OrderedDict()
         self._length = 0
 
     def __len__(self) -> int:
