@@ -48,7 +48,7 @@ PerMinute = Annotated[
 FinishSec = Annotated[
     float,
     typer.Option(
-        min=0, help="How long answers may go on once the server is to end.", metavar="SECONDS"
+        min=0, help="Seconds that answers may go on once the server is to end.", metavar="NUMBER"
     ),
 ]
 

@@ -44,7 +44,8 @@ def served(backend, *, keys=(), page=False, logins=(), **limits) -> Iterator[Ser
         try:
             yield Served(server, listener.getsockname()[1], app)
         finally:
-            server.should_exit = server.force_exit = True
+            server.force_exit = app.state.api.gate.open_requests > 0  # nobody waits for answers
+            server.should_exit = True
             thread.join(STARTS_WITHIN_SEC)
 
 
