@@ -20,7 +20,7 @@ help:
 	@echo "make notebooks  open the notebooks in JupyterLab"
 	@echo "make test-notebooks  execute the notebooks on the demo, and use JupyterLab in chromium"
 	@echo "make screenshots  renew the pictures of README.md and docs/explain.md"
-	@echo "make stress     send thousands of bad pictures (minutes; downloads Pillow's sources once)"
+	@echo "make stress     thousands of bad inputs, kills and too many clients (an hour; downloads Pillow's sources once)"
 	@echo "make sabotage   take out each control and see its test fail; renews docs/security.md"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      measure speed and write docs/bench.json (about ten minutes)"

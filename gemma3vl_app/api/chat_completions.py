@@ -20,7 +20,7 @@ from gemma3vl_app.api.requests import (
     JsonObjectFormat,
     JsonSchemaFormat,
 )
-from gemma3vl_app.api.serving import KEEP_ALIVE_SEC, Call, Event, Events
+from gemma3vl_app.api.serving import Call, Event, Events
 from gemma3vl_app.backends.protocol import Backend, Capabilities, StreamOptions
 from gemma3vl_app.generation import Answer, Sampling, Token
 from gemma3vl_app.messages import Conversation
@@ -40,7 +40,7 @@ async def create(call: Call) -> dict[str, Any] | Events:
     }
     if request.stream:
         return _events(call, request, head)
-    answers = await call.choices.answers()
+    answers = await call.choices.answers(idle_sec=call.idle_sec)
     for answer in answers:
         call.metrics.count_answer(answer)
     return {
@@ -187,7 +187,7 @@ async def _events(call: Call, request: ChatCompletionRequest, head: dict[str, An
     try:
         for index in range(request.n or 1):
             yield chunk(index, {"role": "assistant", "content": ""})
-        async for each in call.choices.chunks(idle_sec=KEEP_ALIVE_SEC):
+        async for each in call.choices.chunks(idle_sec=call.idle_sec):
             if each is None:
                 yield None
                 continue

@@ -22,7 +22,9 @@ from gemma3vl_app.stream import Stream
 class Choices:
     """Up to n answers to one request; leaving the `with` block stops those that still run."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        """Ask `check`, which raises where no answer can come any more, while none comes."""
+        self._check = check
         self._lock = threading.Lock()
         self._streams: list[Stream] = []
         self._ended = False
@@ -69,7 +71,7 @@ class Choices:
         """Yield each chunk with its choice's index, an `Answer` where one ends.
 
         Yields None whenever nothing came for `idle_sec`. Raises what a stream failed with, and
-        `RequestError` where answers were ended from outside.
+        `RequestError` where answers were ended from outside, or can come no more.
         """
         reading = {asyncio.ensure_future(_next(s)): i for i, s in enumerate(self._streams)}
         try:
@@ -78,10 +80,15 @@ class Choices:
                     reading, timeout=idle_sec, return_when=asyncio.FIRST_COMPLETED
                 )
                 if not done:
+                    self._check()
                     yield None
                 for task in sorted(done, key=lambda each: reading[each]):
                     index = reading.pop(task)
-                    chunk = task.result()
+                    try:
+                        chunk = task.result()
+                    except EngineError:
+                        self._check()  # which knows better where the whole engine has ended
+                        raise
                     if isinstance(chunk, Chunk):
                         following = asyncio.ensure_future(_next(self._streams[index]))
                         reading[following] = index
@@ -93,10 +100,10 @@ class Choices:
                 task.cancel()
             await asyncio.gather(*reading, return_exceptions=True)
 
-    async def answers(self) -> list[Answer]:
-        """Wait for all answers, in the order of their choices."""
+    async def answers(self, *, idle_sec: float) -> list[Answer]:
+        """Wait for all answers, in the order of their choices; see `chunks`."""
         found: dict[int, Answer] = {}
-        async for each in self.chunks(idle_sec=60.0):
+        async for each in self.chunks(idle_sec=idle_sec):
             if each is not None and isinstance(each[1], Answer):
                 found[each[0]] = each[1]
         return [found[index] for index in sorted(found)]

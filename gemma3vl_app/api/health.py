@@ -8,19 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from gemma3vl_app.api import progress
 from gemma3vl_app.api.serving import Api
-from gemma3vl_app.backends.protocol import ReportsActivity
 
 
 def readiness(api: Api) -> tuple[int, dict[str, Any]]:
     """Return a status (200 or 503) and what to say."""
     if api.gate.closing:
         return 503, {"status": "shutting down"}
-    backend = api.backend()
-    if isinstance(backend, ReportsActivity):
-        activity = backend.activity
-        if not activity.alive:
-            return 503, {"status": "the model is closed"}
-        if activity.still_sec > api.limits.stalled_sec:
-            return 503, {"status": "the model makes no progress"}
+    if why := progress.trouble(api.backend(), api.limits.stalled_sec):
+        return 503, {"status": why}
     return 200, {"status": "ready"}

@@ -17,7 +17,7 @@ from gemma3vl_app.api.response_requests import (
     ResponseRequest,
     SchemaFormat,
 )
-from gemma3vl_app.api.serving import KEEP_ALIVE_SEC, Call, Event, Events
+from gemma3vl_app.api.serving import Call, Event, Events
 from gemma3vl_app.backends.protocol import Capabilities, StreamOptions
 from gemma3vl_app.generation import Answer
 
@@ -28,7 +28,7 @@ async def create(call: Call) -> dict[str, Any] | Events:
     response = _head(request)
     if request.stream:
         return _events(call, response)
-    (answer,) = await call.choices.answers()
+    (answer,) = await call.choices.answers(idle_sec=call.idle_sec)
     call.metrics.count_answer(answer)
     return _finished(response, _message(answer.text), answer)
 
@@ -187,7 +187,7 @@ async def _events(call: Call, response: dict[str, Any]) -> Events:
         begun = {**message, "status": "in_progress", "content": []}
         yield event("response.output_item.added", output_index=0, item=begun)
         yield event("response.content_part.added", **place, part=_part(""))
-        async for each in call.choices.chunks(idle_sec=KEEP_ALIVE_SEC):
+        async for each in call.choices.chunks(idle_sec=call.idle_sec):
             if each is None:
                 yield None
             elif isinstance(each[1], Answer):

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from gemma3vl_app.api import failures
+from gemma3vl_app.api import failures, progress
 from gemma3vl_app.api.choices import Choices
 from gemma3vl_app.api.failures import ClientGoneError, RequestError
 from gemma3vl_app.api.keys import Keys, missing_key
@@ -67,6 +67,11 @@ class Call:
     remote_pictures: RemotePictures | None
     in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def idle_sec(self) -> float:
+        """How long nothing may come before the client, and the model, are looked after."""
+        return min(KEEP_ALIVE_SEC, self.limits.stalled_sec)
 
 
 Handler = Callable[[Call], Awaitable[dict[str, Any] | Events]]
@@ -135,11 +140,16 @@ class PostEndpoint:
             await failures.response(error)(scope, receive, send)
 
     async def _answer(self, body: bytes, visit: Visit, sending: _Sending) -> None:
-        api = self._api
-        with Choices() as choices:
+        api, backend = self._api, self._api.backend()
+
+        def check() -> None:
+            progress.check(backend, api.limits.stalled_sec)
+
+        check()
+        with Choices(check) as choices:
             visit.end_answer = choices.end
             call = Call(
-                *(body, api.backend(), api.limits, visit.caller, choices, api.metrics),
+                *(body, backend, api.limits, visit.caller, choices, api.metrics),
                 remote_pictures=api.remote_pictures,
                 in_thread=api.in_thread,
             )

@@ -230,6 +230,7 @@ class LocalBackend:
             matcher=self._matcher(schema, prompt),
             adapter=key,
             scope=(key, session),
+            caller=session,
             open_answer=_open_answer(conversation),
         )
         return self.engine.submit(request)
@@ -274,6 +275,7 @@ class LocalBackend:
             logprobs=0,
             adapter=key,
             scope=(key, session),
+            caller=session,
             score_tokens=len(ids),
         )
         return self.engine.submit(request).answer.tokens
@@ -317,6 +319,7 @@ class LocalBackend:
             sampling=Greedy(),
             adapter=key,
             scope=scope,
+            caller=session,
             tracing=tracing,
         )
         with self.engine.submit(request) as stream:

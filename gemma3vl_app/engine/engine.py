@@ -28,6 +28,7 @@ from gemma3vl_app.engine.kv import SequenceKV
 from gemma3vl_app.engine.model import TextModel
 from gemma3vl_app.engine.prefill import Prefill
 from gemma3vl_app.engine.prefix import AnswerMemory, PrefixCache, Scope, Snapshot
+from gemma3vl_app.engine.queue import WaitingQueue
 from gemma3vl_app.engine.sequence import Request, Sequence
 from gemma3vl_app.engine.speculation.speculation import Speculation
 from gemma3vl_app.engine.traces import Tracing
@@ -48,7 +49,6 @@ from gemma3vl_app.stream import Stream
 
 logger = logging.getLogger(__name__)
 
-_TRACES_AT_ONCE = 1  # each may hold much memory, and takes turns with the answers that begin
 _SCORED_ROWS = 64  # rows of logits at once when scoring: one fp32 row takes about 1 MB
 
 Result = TypeVar("Result")
@@ -132,7 +132,7 @@ class Engine:
         )
         self._changed = threading.Condition()  # guards what follows
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingQueue()
         self._prefilling: deque[Sequence] = deque()
         self._decoding: list[Sequence] = []
         self._stepped_at = time.monotonic()
@@ -191,9 +191,9 @@ class Engine:
                 raise BusyError(
                     f"{len(self._waiting)} requests are waiting already; try again in a moment."
                 )
-            sequence.stream.put(Chunk(status=Status("queued", len(self._waiting))))
             self._wake_up()
-            self._waiting.append(sequence)
+            ahead = self._waiting.append(sequence)
+            sequence.stream.put(Chunk(status=Status("queued", ahead)))
         return sequence.stream
 
     def covered_tokens(self, scope: Scope, prompt: PreparedPrompt) -> int:
@@ -342,27 +342,14 @@ class Engine:
     def _admit(self) -> None:
         """Start as many waiting requests as there is room for, and tell the others their place."""
         with self._changed:
-            room = self.limits.max_running - len(self._prefilling) - len(self._decoding)
-            admitted = self._next_waiting(room)
+            at_work = [*self._prefilling, *self._decoding]
+            admitted = self._waiting.take(self.limits.max_running - len(at_work), at_work)
             for sequence in admitted:
                 with self._failing_alone(sequence):
                     self._start(sequence)
             if admitted:
                 for ahead, sequence in enumerate(self._waiting):
                     sequence.stream.put(Chunk(status=Status("queued", ahead)))
-
-    def _next_waiting(self, room: int) -> list[Sequence]:
-        """Take up to `room` requests out of the queue; traces wait for one another."""
-        tracing = sum(each.request.tracing is not None for each in self._prefilling)
-        taken: list[Sequence] = []
-        for sequence in list(self._waiting):
-            is_trace = sequence.request.tracing is not None
-            if len(taken) >= room or (is_trace and tracing >= _TRACES_AT_ONCE):
-                continue
-            tracing += is_trace
-            self._waiting.remove(sequence)
-            taken.append(sequence)
-        return taken
 
     def _start(self, sequence: Sequence) -> None:
         """Give a sequence its keys and values, those of a known prefix if there is one."""

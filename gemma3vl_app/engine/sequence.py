@@ -41,6 +41,7 @@ class Request:
     `open_answer` is the text of the answer that the prompt ends in and that is to be continued.
     `tracing` asks for no answer either: `prompt` is then what is to be known before the trace.
     `adapter` is a key of `Adapters.key`, None for the model itself; `scope` has to contain it.
+    `caller` is whose turn it takes while several wait.
     """
 
     prompt: PreparedPrompt
@@ -51,6 +52,7 @@ class Request:
     matcher: Matcher | None = None
     adapter: str | None = None
     scope: Scope = ()
+    caller: str = ""
     score_tokens: int = 0
     open_answer: str = ""
     tracing: Tracing | None = None

@@ -150,6 +150,7 @@ class LiveChat:
             self._writing = writing
             self._look()
             self._tell("Sent")
+        self._keep()  # the question, before whoever sent it is told; its answer may still fail
         threading.Thread(target=self._read, args=(writing,), daemon=True).start()
         return writing
 
@@ -222,7 +223,6 @@ class LiveChat:
 
     def _read(self, writing: Writing) -> None:
         """Follow a stream to its end; runs on a thread of its own."""
-        self._keep()  # the question; its answer may still fail
         try:
             for chunk in writing.stream:
                 with self._changed:
@@ -243,11 +243,11 @@ class LiveChat:
             line = "Stopped before the first word." if stopped else "The model had nothing to say."
             self._take_back(writing, line, is_error=False)
             return
+        trouble = self._save_now(lambda: self._chat.transcript)  # `Chat` has put the answer there
         with self._changed:
             self._writing, self._answer, self._answered_by = None, answer, writing.about
-            self._look()  # `Chat` has put the answer into its tree
-            self._tell(sentence(summary(answer)))
-        self._keep()
+            self._look()
+            self._tell(trouble or sentence(summary(answer)), is_error=trouble is not None)
 
     def _take_back(self, writing: Writing, line: str, *, is_error: bool = True) -> None:
         """Go back to before the answer was asked for: nothing came of it."""
@@ -260,12 +260,21 @@ class LiveChat:
 
     def _keep(self) -> None:
         """Save all there is; where that fails, the conversation goes on and a line says so."""
+        if trouble := self._save_now(lambda: self.transcript):
+            with self._changed:
+                self._tell(trouble, is_error=True)
+
+    def _save_now(self, transcript: Callable[[], Transcript]) -> str | None:
+        """Save a transcript; returns what went wrong."""
         with self._saving:  # whoever comes last saves what is newest
             try:
-                self._save(self.transcript)
+                self._save(transcript())
             except Gemma3VLError as error:
-                with self._changed:
-                    self._tell(str(error), is_error=True)
+                return str(error)
+            except Exception:  # a defect: the conversation goes on all the same
+                _log.exception("saving a conversation failed")
+                return OUR_FAULT
+        return None
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -180,6 +180,29 @@ def test_the_question_is_saved_before_its_answer_and_each_change_after():
     assert saved[-1].head == -1
 
 
+def test_whoever_is_told_that_something_was_sent_or_answered_finds_it_saved():
+    saved, shown = [], []
+    live = live_chat(ScriptedBackend(["Yes."]), save=lambda t: saved.append(len(t.turns)))
+    live.begin(ask("One"))
+    assert saved  # before it returns
+    for moment in live.watch():
+        shown.append((moment.answering, saved[-1]))
+    assert shown[-1] == (False, 2)
+
+
+@pytest.mark.parametrize("error", [StoreError("The disk is full."), ZeroDivisionError()])
+def test_a_conversation_that_cannot_be_saved_goes_on(error):
+    def fail(transcript):
+        raise error
+
+    live = live_chat(ScriptedBackend(["Yes."]), save=fail)
+    for question in ("One", "Two"):
+        live.begin(ask(question))
+        *_, last = live.watch()
+        assert last.is_error and not last.answering
+    assert texts(live.moment) == ["One", "Yes.", "Two", "Yes."]
+
+
 def test_a_full_disk_is_told_and_the_conversation_goes_on():
     def full(transcript):
         raise StoreError("The conversation cannot be saved: the disk is full.")
