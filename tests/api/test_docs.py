@@ -16,12 +16,13 @@ from tests.api.servers import served
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:7860"
 RUN_SEC = 120
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
+def blocks(language, page=PAGE):
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
 
 
 class KeepsToSchemas(ScriptedBackend):
@@ -44,9 +45,16 @@ def run(*command):
     return done.stdout
 
 
-@pytest.mark.parametrize("program", blocks("py"))
+@pytest.mark.parametrize("program", blocks("py") + blocks("py", README))
 def test_the_programs_people_are_shown_run(program, address):
     assert run(sys.executable, "-c", program.replace(ADDRESS, address)).strip()
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_the_curl_line_of_the_front_page_works(address):
+    (lines,) = blocks("shell", README)
+    said = run("bash", "-euo", "pipefail", "-c", lines.replace(ADDRESS, address))
+    assert '"content":"Hello!"' in said
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
