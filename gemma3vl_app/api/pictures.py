@@ -21,6 +21,7 @@ _HOW = (
 )
 _REMOTE = re.compile(r"\s*(https?|ftp)://", re.IGNORECASE)
 _BLANKS = str.maketrans("", "", " \t\r\n")  # some clients break base64 into lines
+_PIECE_CHARS = 1 << 20
 CROPS: dict[str, Crops] = {"low": "off", "high": "on", "auto": "auto"}
 
 
@@ -51,9 +52,30 @@ def open_url(
             code="invalid_image_url",
         )
     try:
-        data = base64.b64decode(url[found.end() :].translate(_BLANKS), validate=True)
+        data = _decoded(url[found.end() :])
     except (binascii.Error, ValueError) as error:
         raise RequestError(
             f"The data URL's base64 is damaged. {_HOW}", param=param, code="invalid_image_url"
         ) from error
     return Picture.open(data, name=f"picture {number}", crops=CROPS[detail])
+
+
+def _decoded(text: str) -> bytes:
+    """Return the bytes of base64 text, decoded in pieces: other threads have turns in between.
+
+    Python decodes one piece without letting go, and a whole picture would hold up every answer.
+    Raises `binascii.Error` or `ValueError` for what is no base64.
+    """
+    parts: list[bytes] = []
+    rest, is_padded = "", False
+    for start in range(0, len(text), _PIECE_CHARS):
+        piece = rest + text[start : start + _PIECE_CHARS].translate(_BLANKS)
+        if is_padded and piece:
+            raise binascii.Error("more comes after the padding")
+        whole = len(piece) - len(piece) % 4
+        rest = piece[whole:]
+        parts.append(base64.b64decode(piece[:whole], validate=True))
+        is_padded = piece[:whole].endswith("=")
+    if rest:
+        raise binascii.Error("the last group is not whole")
+    return b"".join(parts)

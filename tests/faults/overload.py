@@ -53,6 +53,20 @@ with load(folder, weights="fp32", speculation="off", limits=engine) as backend:
         on_ready=lambda address: print(address, flush=True),
     )
 """
+PROBE = """
+import http.client, json, sys, threading, time
+
+ended, waits = threading.Event(), []
+threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+connection = http.client.HTTPConnection(sys.argv[1], timeout=60)
+while not ended.wait(0.05):
+    began = time.monotonic()
+    connection.request("GET", "/healthz")
+    response = connection.getresponse()
+    assert response.status == 200 and response.read()
+    waits.append(round(time.monotonic() - began, 4))
+print(json.dumps(waits))
+"""
 
 
 @dataclass
@@ -124,21 +138,33 @@ async def caller(
 
 
 async def watch(client: httpx.AsyncClient, key: str, pid: int, until: float, seen: Seen) -> None:
-    """Ask for health all the time, and look at memory and the queue now and then."""
-    server, looks = psutil.Process(pid), 0
+    """Look at memory and the queue every second."""
+    server = psutil.Process(pid)
     while time.monotonic() < until:
-        began = time.monotonic()
-        response = await client.get("/healthz")
-        seen.health.append(time.monotonic() - began)
-        assert response.status_code == 200
-        if looks % 10 == 0:
-            seen.resident.append(server.memory_info().rss)
-            headers = {"authorization": f"Bearer {key}"}
-            text = (await client.get("/metrics", headers=headers)).text
-            line = next(x for x in text.splitlines() if x.startswith("gemma3vl_open_requests "))
-            seen.inside.append(float(line.split()[1]))
-        looks += 1
-        await asyncio.sleep(0.1)
+        seen.resident.append(server.memory_info().rss)
+        headers = {"authorization": f"Bearer {key}"}
+        text = (await client.get("/metrics", headers=headers)).text
+        line = next(x for x in text.splitlines() if x.startswith("gemma3vl_open_requests "))
+        seen.inside.append(float(line.split()[1]))
+        await asyncio.sleep(1)
+
+
+@contextmanager
+def health_probe(address: str, waits: list[float]):
+    """Ask for health all the time, from a process of its own; fills `waits` at the end."""
+    probe = subprocess.Popen(
+        [sys.executable, "-c", PROBE, address.removeprefix("http://")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield
+        said, _ = probe.communicate("end", timeout=60)
+        waits += json.loads(said)
+    finally:
+        probe.kill()
+        probe.wait()
 
 
 async def run(address: str, pid: int, keys: list[str], seconds: float, factor: float) -> dict:
@@ -157,11 +183,12 @@ async def run(address: str, pid: int, keys: list[str], seconds: float, factor: f
         seen = Seen()
         until = time.monotonic() + seconds
         connections = int(factor * INSIDE) - POLITE
-        await asyncio.gather(
-            watch(watcher, greedy, pid, until, seen),
-            *(caller(client, key, False, expected, until, seen) for key in polite),
-            *(caller(client, greedy, True, expected, until, seen) for _ in range(connections)),
-        )
+        with health_probe(address, seen.health):
+            await asyncio.gather(
+                watch(watcher, greedy, pid, until, seen),
+                *(caller(client, key, False, expected, until, seen) for key in polite),
+                *(caller(client, greedy, True, expected, until, seen) for _ in range(connections)),
+            )
     return figures(seen, alone, greedy, polite, seconds)
 
 
@@ -183,6 +210,7 @@ def figures(seen: Seen, alone: Seen, greedy: str, polite: list[str], seconds: fl
         ),
         "polite_p95": centile(waits, 95),
         "greedy_p95": centile(seen.waits.get(greedy, []), 95),
+        "health_looks": len(seen.health),
         "health_p99": centile(seen.health, 99),
         "health_longest": centile(seen.health, 100),
         "most_inside": max(seen.inside),
