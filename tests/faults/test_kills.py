@@ -12,7 +12,7 @@ from tests.faults.kills import NEXT_WITHIN_SEC
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.stress)])
 def test_a_killed_server_has_lost_nothing_it_acknowledged(tmp_path, kills):
     ended = subprocess.run(
         [sys.executable, "-m", "tests.faults.kills", str(tmp_path / "x"), str(kills), "1"],

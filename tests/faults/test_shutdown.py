@@ -39,7 +39,7 @@ def test_sigterm_under_load_loses_no_answer_and_leaves_nothing_running(tiny):
 
         def ask(number):
             """Return the last two events of an answer."""
-            asked = body(f"Question {number}", tokens=200, stream=True) | {"model": model}
+            asked = body(f"Question {number}", tokens=100, stream=True) | {"model": model}
             with (
                 httpx.Client(base_url=address, timeout=HAPPENS_WITHIN_SEC) as client,
                 client.stream("POST", "/v1/chat/completions", json=asked) as response,
