@@ -28,6 +28,8 @@ from gemma3vl_app.webui.desk import Desk
 from tests import dangerous_decoding
 from tests.picture_files import encoded, every_sort, pdf, photo
 
+ROOT = Path(__file__).parents[1]
+
 FILES = every_sort()
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="limits of processes as Linux has")
 
@@ -256,6 +258,7 @@ def test_a_worker_ends_with_this_program_whatever_it_is_doing(doing: str, end: s
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},  # a worker never looks into the current folder
     )
     assert parent.stdin is not None and parent.stdout is not None
     worker = psutil.Process(int(parent.stdout.readline()))

@@ -50,7 +50,7 @@ MediaDomains = Annotated[
     str | None,
     typer.Option(
         help="Hosts from which pictures are fetched, by exact names with commas. Default: none.",
-        metavar="HOSTS",
+        metavar="NAME",
     ),
 ]
 FinishSec = Annotated[

@@ -2,7 +2,7 @@
 
 import gc
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import psutil
 import pytest
@@ -56,9 +56,14 @@ def shortage(model, stage, error):
         if stage == "decode":
             patched.setattr(decoder, "_hidden", failing(decoder._hidden, lambda rows, _: rows))
         elif stage == "prefill":
-            patched.setattr(
-                prefill, "_compute_chunk", failing(prefill._compute_chunk, lambda each, *_: [each])
-            )
+            real = prefill._compute_chunk
+
+            def chunk(sequence, *rest):
+                during = model.before(stage, _raise(error))
+                with during if is_victim(sequence) else nullcontext():
+                    return (yield from real(sequence, *rest))
+
+            patched.setattr(prefill, "_compute_chunk", chunk)
         else:  # only the victim has a picture
             patched.setattr(vision, "embed", _raise(error))
         yield
