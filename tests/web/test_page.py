@@ -123,6 +123,8 @@ def test_a_file_that_is_no_picture_is_told_at_once_and_nothing_is_lost(
     assert "holiday.png" in note.inner_text()
     assert page.names() == ["red.png"]  # the other one is taken
     assert page.box.input_value() == "What is this?"
+    time.sleep(1)  # longer than the page waits after the last key before it counts the words
+    assert note.is_visible()
 
 
 def test_markup_stays_text_and_nothing_foreign_is_loaded(open_page):

@@ -35,6 +35,7 @@ async function add(files) {
 function weigh() {
   draw();
   if (state.busy) return;  // the last upload weighs all of them
+  clearTimeout(typed);  // or what is told of a file would be gone before it is read
   trigger("weigh", { number: ++state.number, ...draft(), crops: state.crops });
 }
 
