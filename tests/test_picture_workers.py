@@ -100,7 +100,7 @@ def test_pages_nobody_wants_any_more_leave_a_worker_that_works(workers: PictureW
     file = pdf("red", "lime", "blue")
     pages = workers.render_pages(file, "a", DEFAULT_LIMITS)
     assert next(iter(pages)).mode == "RGB"
-    pages.close()  # type: ignore[attr-defined]
+    del pages  # which ends what is being drawn
     assert outcome(workers.decode, encoded(photo()))[0] == "RGB"
 
 
