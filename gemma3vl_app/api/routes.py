@@ -11,17 +11,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gemma3vl_app.api import chat_completions, failures, health, responses, sampling
+from gemma3vl_app.api import chat_completions, description, failures, health, responses, sampling
 from gemma3vl_app.api.failures import RequestError
 from gemma3vl_app.api.metrics import CONTENT_TYPE
 from gemma3vl_app.api.serving import Api, PostEndpoint, encode
 
 CHAT, RESPONSES, MODELS = "/v1/chat/completions", "/v1/responses", "/v1/models"
+OPENAPI = "/v1/openapi.json"
 READY, METRICS = "/readyz", "/metrics"
 PATHS = {  # and the methods that each of them takes
     CHAT: ("POST",),
     RESPONSES: ("POST",),
     MODELS: ("GET", "HEAD"),
+    OPENAPI: ("GET", "HEAD"),
     READY: ("GET", "HEAD"),
     METRICS: ("GET", "HEAD"),
 }
@@ -39,6 +41,7 @@ def add_routes(app: FastAPI, api: Api) -> None:
     get = {
         MODELS: asked.models,
         MODELS + "/{name:path}": asked.model,
+        OPENAPI: asked.openapi,
         READY: asked.ready,
         METRICS: asked.metrics,
     }
@@ -73,6 +76,10 @@ class _Endpoints:
         name = request.path_params["name"]
         sampling.adapter_of(name, self._api.backend())
         return _json(next(each for each in self._models() if each["id"] == name))
+
+    async def openapi(self, request: Request) -> Response:
+        """Describe the API for programs."""
+        return _json(description.openapi(CHAT, RESPONSES, MODELS))
 
     async def ready(self, request: Request) -> Response:
         """Say whether a request sent now would be answered."""
