@@ -10,7 +10,7 @@ from tests.faults.overload import model_process
 
 BATCHES, EACH = 10, 250  # 250 of two kinds to two paths, and a few to the others
 MEMORY_GROWTH = 0.1
-MOST_TOKENS = 64  # a random model hardly ever ends of its own accord
+MOST_TOKENS = 8  # a random model hardly ever ends of its own accord
 KEY = "key-of-the-stress-test"
 
 
