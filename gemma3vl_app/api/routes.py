@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -34,13 +35,20 @@ def is_api_path(path: str) -> bool:
     return path in PATHS or path == "/v1" or path.startswith("/v1/")
 
 
+class _Anything(PathConvertor):
+    """The rest of a path, line breaks too: Starlette's own leaves those to nobody."""
+
+    regex = "(?s:.*)"
+
+
 def add_routes(app: FastAPI, api: Api) -> None:
     """Add the API's routes to `app`; whatever else begins with /v1 is answered by it, too."""
+    register_url_convertor("anything", _Anything())
     asked = _Endpoints(api)
     post = {CHAT: chat_completions.create, RESPONSES: responses.create}
     get = {
         MODELS: asked.models,
-        MODELS + "/{name:path}": asked.model,
+        MODELS + "/{name:anything}": asked.model,
         OPENAPI: asked.openapi,
         READY: asked.ready,
         METRICS: asked.metrics,
@@ -53,7 +61,7 @@ def add_routes(app: FastAPI, api: Api) -> None:
                 for path, each in post.items()
             ),
             *(Route(path, _guarded(api, each), methods=["GET"]) for path, each in get.items()),
-            *(Route(p, nothing, methods=_METHODS) for p in (READY, METRICS, "/v1", "/v1/{p:path}")),
+            *(Route(p, nothing, methods=_METHODS) for p in (READY, METRICS, "/v1", "/v1/{p:anything}")),
         ]
     )
 

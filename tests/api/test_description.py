@@ -44,3 +44,10 @@ def test_the_name_of_a_speaker_changes_nothing(address):
     said = {"role": "user", "content": "Hi", "name": "anna"}
     body = {"model": "scripted", "messages": [said]}
     assert httpx.post(address + CHAT, json=body).status_code == 200
+
+
+@pytest.mark.parametrize("path", [MODELS + "/a%0Ab", "/v1/a%0Ab", MODELS + "/%0A"])
+def test_a_path_with_a_line_break_is_answered_as_any_other(address, path):
+    refused = httpx.get(address + path)
+    assert refused.status_code == 404
+    assert set(refused.json()["error"]) == {"message", "type", "param", "code"}

@@ -19,7 +19,7 @@ def canary(client):
         "model": "tiny",
         "messages": [{"role": "user", "content": "Which number comes after seven?"}],
         "temperature": 0,
-        "max_tokens": 12,
+        "max_tokens": MOST_TOKENS,
     }
     return client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]
 
