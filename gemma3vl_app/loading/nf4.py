@@ -11,6 +11,8 @@ from the file's memory map as they lie.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +50,24 @@ def quantise(weight: torch.Tensor) -> Parts:
         weight.contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
     )
     return {"": data} | {f".{key}": part for key, part in state.as_dict(packed=True).items()}
+
+
+def quantised_sizes(
+    shape: Sequence[int], dtype: torch.dtype
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of each part that `quantise` gives for a matrix, by its key."""
+    values = math.prod(shape)
+    state = _functional().QuantState(
+        absmax=torch.empty(-(-values // BLOCK)),
+        shape=torch.Size(shape),
+        code=_functional().get_4bit_type("nf4", device="cpu"),
+        blocksize=BLOCK,
+        quant_type="nf4",
+        dtype=dtype,
+    )
+    parts = {f".{key}": part for key, part in state.as_dict(packed=True).items()}
+    sizes = {key: (part.dtype, tuple(part.shape)) for key, part in parts.items()}
+    return {"": (torch.uint8, (-(-values // 2), 1))} | sizes
 
 
 def dequantise(parts: Parts) -> torch.Tensor:
