@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.markup import escape
@@ -18,7 +18,8 @@ from typer.core import TyperGroup
 from gemma3vl_app.cli import exit_codes
 from gemma3vl_app.cli.completion import complete_model
 from gemma3vl_app.cli.load import MODEL, Revision, describe, mistakes, spinner, stderr
-from gemma3vl_app.conversion.formats import FORMATS, format_named
+from gemma3vl_app.conversion.formats import FORMATS, check_wishes, format_named
+from gemma3vl_app.conversion.options import Options, Precision
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.plain import plain
 from gemma3vl_app.planning.wishes import parse_bytes
@@ -85,7 +86,8 @@ def from_(
     """
     with mistakes():
         shard_bytes = parse_bytes(shard_size)
-        format_named(to)
+        options = Options(precision=cast(Precision, precision), shard_bytes=shard_bytes)
+        check_wishes(format_named(to), options, has_adapter=adapter is not None, check=check)
     _run(
         source,
         target,
