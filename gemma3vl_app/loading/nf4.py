@@ -54,7 +54,7 @@ def quantise(weight: torch.Tensor) -> Parts:
         _functional().quantize_4bit(
             piece.contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
         )
-        for piece in weight.split(rows)
+        for piece in torch.split(weight, rows)
     ]
     state = pieces[0][1]
     state.shape, state.absmax = weight.shape, torch.cat([each.absmax for _, each in pieces])
