@@ -25,9 +25,12 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from gemma3vl_app.backends.protocol import Backend as Backend
     from gemma3vl_app.backends.protocol import Capabilities as Capabilities
     from gemma3vl_app.chat import Chat as Chat
+    from gemma3vl_app.conversion.converting import Bridge as Bridge
+    from gemma3vl_app.conversion.converting import convert as convert
     from gemma3vl_app.errors import BusyError as BusyError
     from gemma3vl_app.errors import ContextLengthError as ContextLengthError
     from gemma3vl_app.errors import ConversationError as ConversationError
+    from gemma3vl_app.errors import ConversionError as ConversionError
     from gemma3vl_app.errors import EngineError as EngineError
     from gemma3vl_app.errors import Gemma3VLError as Gemma3VLError
     from gemma3vl_app.errors import LoadError as LoadError
@@ -99,6 +102,9 @@ _CONTENTS = {
     "batch": "folders.batch",
     "BatchReport": "folders.items",
     "BatchItem": "folders.items",
+    # Checkpoints: the same model in another form
+    "convert": "conversion.converting",
+    "Bridge": "conversion.converting",
     # Answers: how to sample, what streams out, what it cost
     "Greedy": "generation",
     "Sample": "generation",
@@ -119,6 +125,7 @@ _CONTENTS = {
     "BusyError": "errors",
     "MemoryLimitError": "errors",
     "EngineError": "errors",
+    "ConversionError": "errors",
 }
 
 

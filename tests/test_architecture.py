@@ -28,7 +28,7 @@ ROWS = [
     {"backends", "testing"},
     {"manager", "store"},
     {"chat", "tasks", "explain", "folders", "replay", "export"},
-    {"webui", "api", "notebook", "finetune", "convert", "evaluate", "benchmark"},
+    {"webui", "api", "notebook", "finetune", "conversion", "evaluate", "benchmark"},
     {"shield"},
     {"server", "launching"},
     {"space"},
@@ -43,7 +43,7 @@ SURFACES_IMPORT = ROWS[0] | ROWS[1] | ROWS[2] | ROWS[6] | ROWS[7] | {"backends.p
 HOMES = {
     "torch": {
         *("loading", "prompting", "engine", "backends.local", "backends.borrowed", "testing"),
-        *("hardware", "finetune", "convert", "evaluate", "benchmark"),
+        *("hardware", "finetune", "conversion", "evaluate", "benchmark"),
     },
     "gradio": {"webui", "server", "launching"},
     "fastapi": {"api", "server", "space"},

@@ -1,69 +1,21 @@
-"""Train -> load as an adapter -> merge -> the hub's layout -> load: the same answers all along."""
+"""An adapter folded into its model, and written as a model of its own."""
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import gemma3vl_app as gv
-from gemma3vl_app.errors import LoadError, TrainingError
-from gemma3vl_app.finetune.collate import Collator, answer_loss
-from gemma3vl_app.finetune.merge import merge
-from gemma3vl_app.finetune.methods import put_method
-from gemma3vl_app.finetune.sources import read_jsonl
-from gemma3vl_app.finetune.train import finetune
-from gemma3vl_app.finetune.trained_files import whole_tensors, write_adapter
+from gemma3vl_app.conversion.converting import convert
+from gemma3vl_app.errors import ConversionError, LoadError
 from gemma3vl_app.loading import load_model
-from tests.finetune.conftest import but
+from gemma3vl_app.testing import tiny_checkpoint
 from tests.loading.peft_adapters import KINDS, save_adapter
 
 
-def asked(pictures):
-    return gv.Conversation().user(gv.Picture.open(pictures / "pink.png"), "What colour?")
-
-
-def scores(backend, pictures, adapter=None):
-    tokens = backend.score(asked(pictures), "It is pink, I think.", adapter=adapter)
-    return [token.logprob for token in tokens]
-
-
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_a_trained_adapter_answers_the_same_loaded_and_merged(
-    method, recipe, small, pictures, tokenizer, format
-):
-    loaded = load_model(small, weights="fp32", for_training=True)
-    trained = but(recipe, method=method, train_vision_tower=True, max_steps=3)
-    adapter = finetune(trained, model=loaded)
-    merged = merge(small, adapter, Path(recipe.out) / "merged", precision="fp32")
-    with gv.load(small, weights="fp32", adapters={"mine": adapter}) as backend:
-        plain, with_adapter = scores(backend, pictures), scores(backend, pictures, "mine")
-    with gv.load(merged, weights="fp32") as backend:
-        after_merge = scores(backend, pictures)
-    assert max(abs(a - b) for a, b in zip(plain, with_adapter, strict=True)) > 0.1
-    assert after_merge == pytest.approx(with_adapter, abs=1e-4)
-    # The very model that was trained, and the merged one, by transformers' own forward pass
-    batch = Collator(tokenizer, format)(read_jsonl(Path(recipe.data)))
-    loaded.model.eval()
-    with torch.no_grad():
-        as_trained = answer_loss(loaded.model, batch).item()
-        as_merged = answer_loss(load_model(merged, weights="fp32").model, batch).item()
-    assert as_merged == pytest.approx(as_trained, abs=1e-4)
-
-
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_an_adapter_is_written_as_peft_writes_it(method, recipe, small, tmp_path):
-    model = put_method(load_model(small, weights="fp32").model, but(recipe, method=method))
-    model.save_pretrained(tmp_path / "peft")
-    (tmp_path / "ours").mkdir()
-    write_adapter(tmp_path / "ours", model, dict(whole_tensors(model, only_trained=True)), "demo")
-    ours, theirs = (
-        load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "peft")
-    )
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+def merge(base, adapter, out, **options):
+    return convert(base, out, "merged", adapter=adapter, **options)
 
 
 @pytest.fixture(scope="module")
@@ -119,26 +71,19 @@ def test_an_adapter_of_the_text_class_merges_into_the_vision_model(tiny, adapter
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_an_adapter_of_another_model_is_refused_and_leaves_nothing(small, adapter, tmp_path):
+def test_an_adapter_of_another_model_is_refused_and_leaves_nothing(
+    tmp_path_factory, adapter, tmp_path
+):
+    small = tiny_checkpoint(tmp_path_factory.mktemp("small"), layers=2)
     with pytest.raises(LoadError, match=r"layers\.\d\.\S+', which is no linear layer of this"):
         merge(small, adapter, tmp_path / "out")
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_merge_that_fails_half_way_leaves_nothing(tiny, adapter, tmp_path):
-    def stop(step):
-        if step.stage == "merge" and step.done == 20:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        merge(tiny, adapter, tmp_path / "out", shard_bytes=1000, progress=stop)
+def test_a_merge_without_an_adapter_is_refused(tiny, tmp_path):
+    with pytest.raises(ConversionError, match="Name the adapter's folder"):
+        convert(tiny, tmp_path / "out", "merged")
     assert not [*tmp_path.iterdir()]
-
-
-def test_no_folder_is_overwritten(tiny, adapter, tmp_path):
-    (tmp_path / "out").mkdir()
-    with pytest.raises(TrainingError, match="'out' is there already"):
-        merge(tiny, adapter, tmp_path / "out")
 
 
 def test_a_base_in_4_bits_is_merged_in_numbers(tiny, adapter, tmp_path):

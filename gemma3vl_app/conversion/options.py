@@ -1,0 +1,22 @@
+"""What a conversion can be told, whatever the format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["stored", "bf16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = ("stored", "bf16", "fp32")
+SHARD_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Wishes about what is written.
+
+    `precision` rounds all weights (a format that has numbers of its own may refuse it);
+    `shard_bytes` is how large a file may get, where one weight is not larger.
+    """
+
+    precision: Precision = "stored"
+    shard_bytes: int = SHARD_BYTES
