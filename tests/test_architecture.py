@@ -28,6 +28,7 @@ ROWS = [
     {"backends", "testing"},
     {"manager", "store"},
     {"chat", "tasks", "explain", "folders", "replay", "export"},
+    {"scenes"},
     {"webui", "api", "notebook", "finetune", "convert", "evaluate", "benchmark"},
     {"shield"},
     {"server", "launching"},
