@@ -29,10 +29,13 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from gemma3vl_app.errors import ContextLengthError as ContextLengthError
     from gemma3vl_app.errors import ConversationError as ConversationError
     from gemma3vl_app.errors import EngineError as EngineError
+    from gemma3vl_app.errors import EvaluationError as EvaluationError
     from gemma3vl_app.errors import Gemma3VLError as Gemma3VLError
     from gemma3vl_app.errors import LoadError as LoadError
     from gemma3vl_app.errors import MemoryLimitError as MemoryLimitError
     from gemma3vl_app.errors import PictureError as PictureError
+    from gemma3vl_app.evaluation.results import Evaluation as Evaluation
+    from gemma3vl_app.evaluation.run import evaluate as evaluate
     from gemma3vl_app.folders.batch import batch as batch
     from gemma3vl_app.folders.items import BatchItem as BatchItem
     from gemma3vl_app.folders.items import BatchReport as BatchReport
@@ -99,6 +102,9 @@ _CONTENTS = {
     "batch": "folders.batch",
     "BatchReport": "folders.items",
     "BatchItem": "folders.items",
+    # Evaluation: how much of a suite a model gets right
+    "evaluate": "evaluation.run",
+    "Evaluation": "evaluation.results",
     # Answers: how to sample, what streams out, what it cost
     "Greedy": "generation",
     "Sample": "generation",
@@ -119,6 +125,7 @@ _CONTENTS = {
     "BusyError": "errors",
     "MemoryLimitError": "errors",
     "EngineError": "errors",
+    "EvaluationError": "errors",
 }
 
 
