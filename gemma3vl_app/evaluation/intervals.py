@@ -45,8 +45,8 @@ def difference(a: Sequence[Part], b: Sequence[Part], seed: int) -> tuple[float, 
     Both are drawn together (paired), so that hard items are hard for both.
     """
     gained = total(b) - total(a)
-    if len({(one.score, other.score) for one, other in zip(a, b, strict=True)}) < 2:
-        return gained, None
+    if len({other.score - one.score for one, other in zip(a, b, strict=True)}) < 2:
+        return gained, None  # as in `interval`
     gains = [_ratio(sums[1]) - _ratio(sums[0]) for sums in _resampled([a, b], seed)]
     return gained, _quantiles(np.concatenate(gains))
 
@@ -62,7 +62,8 @@ def _resampled(sides: Sequence[Sequence[Part]], seed: int) -> Iterator[Totals]:
     All sides are drawn together. The same seed draws the same.
     """
     rng = np.random.default_rng(seed)
-    table = np.array([[[p.value for p in side], [p.weight for p in side]] for side in sides])
+    listed = [[[p.value for p in side], [p.weight for p in side]] for side in sides]
+    table = np.array(listed, dtype=np.float64)
     count = table.shape[-1]
     left = RESAMPLES
     while left:

@@ -1,4 +1,4 @@
-"""Relaxed accuracy as lmms-eval computes it: `relaxed_worked.json` holds what that gave (75571cf)."""
+"""Relaxed accuracy as lmms-eval has it: `relaxed_worked.json` is what that gave (at 75571cf)."""
 
 import json
 from pathlib import Path
