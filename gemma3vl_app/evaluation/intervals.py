@@ -75,7 +75,7 @@ def _resampled(sides: Sequence[Sequence[Part]], seed: int) -> Iterator[Totals]:
 def _ratio(sums: Totals) -> Totals:
     """Return values by weights; sums is (2, resamples)."""
     values, weights = sums
-    ratio = np.zeros_like(values)
+    ratio: Totals = np.zeros_like(values)
     np.divide(values, weights, out=ratio, where=weights > 0)
     return ratio
 
