@@ -166,7 +166,7 @@ def _sample(number: int, case: Case, suite: Suite) -> dict[str, Any]:
 def _calls(case: Case) -> Iterator[tuple[Any, Any]]:
     """Yield what the model was asked besides the prompt, with what it gave back."""
     logprobs = case.logprobs
-    if logprobs is None:
+    if not logprobs:
         yield {"do_sample": False, "temperature": 0.0, "until": []}, case.text
         return
     likeliest = max(logprobs, key=lambda letter: logprobs[letter])

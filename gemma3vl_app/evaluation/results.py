@@ -14,6 +14,7 @@ from gemma3vl_app.atomic_file import atomic_file
 from gemma3vl_app.errors import EvaluationError
 from gemma3vl_app.evaluation.intervals import LEVEL, RESAMPLES, Interval, interval, total
 from gemma3vl_app.evaluation.items import Item
+from gemma3vl_app.evaluation.metrics.choices import logprobs_in
 from gemma3vl_app.evaluation.metrics.metric import Metric, Part
 
 RESULTS, SCORED = "results.json", "scored.jsonl"
@@ -31,17 +32,14 @@ class Case:
     parts: Mapping[str, Part] = field(hash=False)
 
     @property
-    def logprobs(self) -> dict[str, float] | None:
+    def logprobs(self) -> dict[str, float]:
         """The letters' log-probabilities, where these were asked for in place of a text."""
-        if not self.item.options or not self.text.startswith("{"):
-            return None
-        found: dict[str, float] = json.loads(self.text)
-        return found
+        return logprobs_in(self.text, self.item.letters)
 
     @property
     def said(self) -> str:
         """The answer for people: the text, or the letters with their probabilities."""
-        if self.logprobs is None:
+        if not self.logprobs:
             return self.text
         ordered = sorted(self.logprobs.items(), key=lambda each: -each[1])
         return ", ".join(f"{letter} {math.exp(logprob):.0%}" for letter, logprob in ordered)

@@ -26,6 +26,7 @@ from gemma3vl_app.folders.asking import Asking, Question
 from gemma3vl_app.folders.items import BatchItem
 from gemma3vl_app.folders.outputs import Lines, Output
 from gemma3vl_app.generation import Greedy, Progress
+from gemma3vl_app.lazy_pictures import PictureFile
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Crops
 from gemma3vl_app.stream import Stream
@@ -58,9 +59,10 @@ def evaluate(
     (`config` and `split` say which part of it), or what `read_data` returned; without it the suite
     takes its published set. `limit` items are drawn by `seed`, which also makes the intervals.
     Answers are greedy and at most `max_new_tokens` long. Into the folder `out` go the answers as
-    they come, `results.json`, `report.html` and files in the form of lm-eval; the same call goes on
-    where an earlier one ended, with `retry_failed` it asks again about items that failed, `restart`
-    forgets what was done. An item that cannot be asked counts as wrong and is named in `failed`.
+    they come, `results.json`, `report.html` and files in the form of lm-eval. The same call goes on
+    where an earlier one ended, and asks again about picture files whose size has changed, with
+    `retry_failed` also about items that failed; `restart` forgets what was done. An item that
+    cannot be asked counts as wrong and is named in `failed`.
     Raises `EvaluationError` for data that cannot be used, `ConversationError` for a folder that was
     begun with other settings or another model, `EngineError` where the backend is closed.
     """
@@ -73,7 +75,7 @@ def evaluate(
     items = data.chosen(limit, seed)
     _check(backend, items)
     how = _how(backend, items)
-    limits = max_new_tokens or suite.max_new_tokens
+    limits = suite.max_new_tokens if max_new_tokens is None else max_new_tokens
     settings = _settings(
         suite, data, backend, answers=how, max_new_tokens=limits, crops=crops, adapter=adapter
     )
@@ -171,7 +173,7 @@ def _question(
         yield Question(
             open=lambda id: conversation_of(suite, by_id[id], settings["crops"]),
             ask=ask,
-            size=lambda id: None,
+            size=lambda id: _picture_bytes(by_id[id]),
             objection=lambda id: None,
         )
 
@@ -222,10 +224,27 @@ def _output(folder: Path | None, settings: Mapping[str, Any], *, restart: bool) 
 
 def _done_before(output: Output, items: Sequence[Item], *, retry_failed: bool) -> set[str]:
     """Return the items that earlier runs asked, after forgetting what shall be asked again."""
-    present = {item.id for item in items if item.id in output.earlier}
-    outdated = {id for id in present if retry_failed and output.earlier[id].failed}
+    present = {item.id: item for item in items if item.id in output.earlier}
+    outdated = {
+        id
+        for id, item in present.items()
+        if output.earlier[id].size_bytes != _picture_bytes(item)
+        or (retry_failed and output.earlier[id].failed)
+    }
     output.forget(outdated)
-    return present - outdated
+    return set(present) - outdated
+
+
+def _picture_bytes(item: Item) -> int | None:
+    """Return the size of an item's picture files together: other sizes are other pictures.
+
+    None where one is missing, or they are in a data set, whose rows do not change by themselves.
+    """
+    paths = [each.path for each in item.pictures if isinstance(each, PictureFile)]
+    try:
+        return sum(path.stat().st_size for path in paths) if paths else None
+    except OSError:
+        return None
 
 
 # --- what came of it ------------------------------------------------------------------------------

@@ -7,7 +7,12 @@ from PIL import Image
 
 import gemma3vl_app as gv
 from gemma3vl_app.backends.local import load
-from gemma3vl_app.errors import ConversationError, EngineError, EvaluationError
+from gemma3vl_app.errors import (
+    ConversationError,
+    EngineError,
+    EvaluationError,
+    MemoryLimitError,
+)
 from gemma3vl_app.evaluation.data import read_data
 from gemma3vl_app.evaluation.run import LIKELIEST, WRITTEN
 from gemma3vl_app.evaluation.suites import SUITES
@@ -168,15 +173,25 @@ def test_nothing_is_scored_right_for_failing(tmp_path):
 
 
 def test_items_that_failed_are_asked_again_on_request(tmp_path):
-    data, out = broken(tmp_path), tmp_path / "run"
-    gv.evaluate(AnsweringBackend(RIGHT), "docvqa", data=data, out=out)
-    for name in ("2.png", "4.png"):
-        Image.new("RGB", (9, 9), "red").save(tmp_path / name)
+    data, out = animals(tmp_path), tmp_path / "run"
+    failing = AnsweringBackend(RIGHT)
+    failing._error = MemoryLimitError("It needs too much memory.")
+    assert len(gv.evaluate(failing, "docvqa", data=data, out=out).failed) == 6
     backend = AnsweringBackend(RIGHT)
-    assert len(gv.evaluate(backend, "docvqa", data=data, out=out).failed) == 2
+    assert len(gv.evaluate(backend, "docvqa", data=data, out=out).failed) == 6
     assert backend.asked == []
     done = gv.evaluate(backend, "docvqa", data=data, out=out, retry_failed=True)
-    assert len(backend.asked) == 2 and done.score.value == 1.0 and not done.failed
+    assert len(backend.asked) == 6 and done.score.value == 1.0 and not done.failed
+
+
+def test_a_picture_that_was_mended_or_changed_is_asked_about_again(tmp_path):
+    data, out = broken(tmp_path), tmp_path / "run"
+    gv.evaluate(AnsweringBackend(RIGHT), "docvqa", data=data, out=out)
+    for name in ("1.png", "2.png", "4.png"):
+        Image.new("RGB", (90, 9), "blue").save(tmp_path / name)
+    backend = AnsweringBackend(RIGHT)
+    done = gv.evaluate(backend, "docvqa", data=data, out=out)
+    assert len(backend.asked) == 3 and done.score.value == 1.0 and not done.failed
 
 
 def test_a_backend_that_was_closed_ends_the_run_and_what_was_done_stays(tmp_path):
@@ -236,6 +251,16 @@ def test_elsewhere_the_written_answer_is_read(tmp_path):
     assert done.about["settings"]["answers"] == WRITTEN
     assert [case.parts["accuracy"].value for case in done.cases] == [1.0, 0.0, 0.0]
     assert backend.scored == []
+
+
+@pytest.mark.parametrize("said", ["{B}", '{"A": "x"}', '{"B": 1.0}', "[" * 9, "{" * 9, "..."])
+def test_whatever_a_model_writes_in_place_of_a_letter_is_scored(tmp_path, said):
+    able = DEFAULT_CAPABILITIES.__class__(**{**vars(DEFAULT_CAPABILITIES), "score": False})
+    backend = AnsweringBackend({"": said}, capabilities=able)
+    data = write_jsonl(tmp_path, *CHOICES)
+    done = gv.evaluate(backend, "mmmu", data=data, out=tmp_path / "run")
+    assert [case.said for case in done.cases] == [said] * 3
+    assert done.cases[0].parts["accuracy"].value == float("B" in said)
 
 
 def test_letters_that_cannot_be_scored_fail_by_themselves(tmp_path):

@@ -24,18 +24,20 @@ def is_chosen(item: Item, answer: str) -> float:
 
 def chosen(item: Item, answer: str) -> str:
     """Return the letter that an answer chooses; "" where it chooses none."""
-    if answer.startswith("{"):
-        return likeliest(answer)
+    if logprobs := logprobs_in(answer, item.letters):
+        return max(logprobs, key=lambda letter: logprobs[letter])
     return parsed(answer, item.options, item.letters)
 
 
-def likeliest(logprobs: str) -> str:
-    """Return the likeliest letter of JSON such as {"A": -1.2, "B": -0.3}."""
+def logprobs_in(answer: str, letters: str) -> dict[str, float]:
+    """Return what JSON such as {"A": -1.2, "B": -0.3} says of all `letters`; else nothing."""
     try:
-        found: dict[str, float] = json.loads(logprobs)
-        return max(found, key=lambda letter: found[letter])
-    except (ValueError, TypeError, AttributeError):
-        return ""
+        found = json.loads(answer) if letters and answer.startswith("{") else None
+    except (ValueError, RecursionError):  # a model may write anything
+        return {}
+    if not isinstance(found, dict) or "".join(found) != letters:
+        return {}
+    return found if all(isinstance(each, float) for each in found.values()) else {}
 
 
 def parsed(answer: str, options: tuple[str, ...], letters: str) -> str:
@@ -59,7 +61,8 @@ def parsed(answer: str, options: tuple[str, ...], letters: str) -> str:
 
 def _agrees(answer: str, wanted: str) -> bool:
     """Whether the end of a free answer has the number or the text that is wanted."""
-    tail = _LEAD.sub("", answer.strip().rstrip(".").splitlines()[-1]) if answer.strip() else ""
+    last_line = answer.rstrip(". \n").rpartition("\n")[2]
+    tail = _LEAD.sub("", last_line)
     if (number := _as_number(wanted)) is not None:
         return number in [_as_number(each) for each in _NUMBER.findall(tail)]
     return re.search(rf"(?<!\w){re.escape(wanted.lower())}(?!\w)", tail.lower()) is not None

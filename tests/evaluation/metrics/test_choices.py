@@ -32,7 +32,8 @@ def free(*answers):
         ("b", ""),
         ("", ""),
         ("Bananas", ""),
-        ('{"A": -1.5, "B": -0.2, "C": -4.0}', "B"),
+        ('{"A": -1.5, "B": -0.2, "C": -4.0, "D": -5.5}', "B"),
+        ('{"A": -1.5}', "A"),  # no probabilities of all letters: a text like others
         ("{not json", ""),
     ],
 )
@@ -56,6 +57,7 @@ def test_no_letter_is_wrong_not_guessed():
         ("Parisian", ("Paris",), 0),
         ("two", ("1", "two"), 1),
         ("", ("1",), 0),
+        ("...", ("1",), 0),
     ],
 )
 def test_a_free_answer_is_right_by_its_end(said, answers, right):
