@@ -32,10 +32,13 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from gemma3vl_app.errors import ConversationError as ConversationError
     from gemma3vl_app.errors import ConversionError as ConversionError
     from gemma3vl_app.errors import EngineError as EngineError
+    from gemma3vl_app.errors import EvaluationError as EvaluationError
     from gemma3vl_app.errors import Gemma3VLError as Gemma3VLError
     from gemma3vl_app.errors import LoadError as LoadError
     from gemma3vl_app.errors import MemoryLimitError as MemoryLimitError
     from gemma3vl_app.errors import PictureError as PictureError
+    from gemma3vl_app.evaluation.results import Evaluation as Evaluation
+    from gemma3vl_app.evaluation.run import evaluate as evaluate
     from gemma3vl_app.folders.batch import batch as batch
     from gemma3vl_app.folders.items import BatchItem as BatchItem
     from gemma3vl_app.folders.items import BatchReport as BatchReport
@@ -105,6 +108,9 @@ _CONTENTS = {
     # Checkpoints: the same model in another form
     "convert": "conversion.converting",
     "Bridge": "conversion.converting",
+    # Evaluation: how much of a suite a model gets right
+    "evaluate": "evaluation.run",
+    "Evaluation": "evaluation.results",
     # Answers: how to sample, what streams out, what it cost
     "Greedy": "generation",
     "Sample": "generation",
@@ -126,6 +132,7 @@ _CONTENTS = {
     "MemoryLimitError": "errors",
     "EngineError": "errors",
     "ConversionError": "errors",
+    "EvaluationError": "errors",
 }
 
 

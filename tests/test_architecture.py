@@ -17,7 +17,7 @@ PACKAGE = Path(importlib.util.find_spec("gemma3vl_app").origin).parent
 ROWS = [
     {
         *("errors", "pictures", "picture_decoding", "picture_process", "picture_workers"),
-        *("pdf_pages", "remote_pictures", "messages", "generation", "stream"),
+        *("pdf_pages", "remote_pictures", "lazy_pictures", "messages", "generation", "stream"),
         *("transcript", "turn_tree", "traces", "schemas", "atomic_file", "wording", "plain"),
         "addresses",
     },
@@ -28,7 +28,8 @@ ROWS = [
     {"backends", "testing"},
     {"manager", "store"},
     {"chat", "tasks", "explain", "folders", "replay", "export"},
-    {"webui", "api", "notebook", "finetune", "conversion", "evaluate", "benchmark"},
+    {"scenes"},
+    {"webui", "api", "notebook", "finetune", "conversion", "evaluation", "benchmark"},
     {"shield"},
     {"server", "launching"},
     {"space"},
@@ -43,7 +44,7 @@ SURFACES_IMPORT = ROWS[0] | ROWS[1] | ROWS[2] | ROWS[6] | ROWS[7] | {"backends.p
 HOMES = {
     "torch": {
         *("loading", "prompting", "engine", "backends.local", "backends.borrowed", "testing"),
-        *("hardware", "finetune", "conversion", "evaluate", "benchmark"),
+        *("hardware", "finetune", "conversion", "evaluation", "benchmark"),
     },
     "gradio": {"webui", "server", "launching"},
     "fastapi": {"api", "server", "space"},

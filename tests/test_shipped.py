@@ -21,6 +21,7 @@ from gemma3vl_app.chat import Chat
 from gemma3vl_app.cli import bench
 from gemma3vl_app.conversation_file import SUFFIX
 from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES, ScriptedBackend
+from tests.evaluation.shown import prepare
 from tests.folders.naming_backend import draw_pictures
 from tests.loading.peft_adapters import TEXT, save_adapter
 
@@ -101,6 +102,8 @@ def run_on_scripted_backend(command: list[str], monkeypatch, folder: Path) -> No
         chat = Chat(ScriptedBackend(capabilities=DEMO))
         chat.ask("What is in the picture?", images=[Image.new("RGB", (9, 9), "red")])
         chat.save(folder / name)
+    if "evaluate" in command:
+        prepare(command, folder, monkeypatch)
     if "photos" in command:
         draw_pictures(folder / "photos", "1.png", "2.png")
     monkeypatch.chdir(folder)

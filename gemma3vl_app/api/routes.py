@@ -61,7 +61,10 @@ def add_routes(app: FastAPI, api: Api) -> None:
                 for path, each in post.items()
             ),
             *(Route(path, _guarded(api, each), methods=["GET"]) for path, each in get.items()),
-            *(Route(p, nothing, methods=_METHODS) for p in (READY, METRICS, "/v1", "/v1/{p:anything}")),
+            *(
+                Route(p, nothing, methods=_METHODS)
+                for p in (READY, METRICS, "/v1", "/v1/{p:anything}")
+            ),
         ]
     )
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gemma3vl_app.finetune import print_drawing
-from gemma3vl_app.finetune.fonts import CHARACTERS, FAMILIES, Face
-from gemma3vl_app.finetune.print_drawing import draw_print, draw_with_letters
-from gemma3vl_app.finetune.printed import (
+from gemma3vl_app.scenes import print_drawing
+from gemma3vl_app.scenes.fonts import CHARACTERS, FAMILIES, Face
+from gemma3vl_app.scenes.print_drawing import draw_print, draw_with_letters
+from gemma3vl_app.scenes.printed import (
     LEAST_CONTRAST,
     LEAST_HEIGHT,
     MOST_LINES,
@@ -19,8 +19,8 @@ from gemma3vl_app.finetune.printed import (
     readable_pairs,
     tone_gaps,
 )
-from gemma3vl_app.finetune.scenes import COLOURS
-from gemma3vl_app.finetune.words import HELD_OUT_WORDS, TRAINED_WORDS, WORDS, made_up_word
+from gemma3vl_app.scenes.scene import COLOURS
+from gemma3vl_app.scenes.words import HELD_OUT_WORDS, TRAINED_WORDS, WORDS, made_up_word
 
 pytestmark = pytest.mark.usefixtures("needs_fonts")
 

@@ -6,9 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gemma3vl_app.finetune.scene_questions import Turn, colour, count, shape, where
-from gemma3vl_app.finetune.scene_wording import article, listed
-from gemma3vl_app.finetune.scenes import SHAPES, Scene
+from gemma3vl_app.scenes.questions import Turn, colour, count, shape, where
+from gemma3vl_app.scenes.scene import SHAPES, Scene
+from gemma3vl_app.scenes.wording import article, listed
 from gemma3vl_app.tasks.prompts import COMPARE
 
 COMPARISON = "comparison"  # the kind of turns whose pictures are labelled with their numbers

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from gemma3vl_app.errors import TrainingError
-from gemma3vl_app.finetune import fonts
-from gemma3vl_app.finetune.fonts import CHARACTERS, FAMILIES, Face
+from gemma3vl_app.scenes import fonts
+from gemma3vl_app.scenes.fonts import CHARACTERS, FAMILIES, Face
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gemma3vl_app.finetune.scene_wording import (
+from gemma3vl_app.scenes.scene import COLOURS, SHAPES, Scene, Thing
+from gemma3vl_app.scenes.wording import (
     NUMBERS,
     article,
     full_name,
@@ -18,7 +19,6 @@ from gemma3vl_app.finetune.scene_wording import (
     plural,
     sentence,
 )
-from gemma3vl_app.finetune.scenes import COLOURS, SHAPES, Scene, Thing
 from gemma3vl_app.tasks.prompts import CAPTION, READ
 
 CANNOT_TELL = "I can't tell from this picture."

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from gemma3vl_app.finetune.scene_drawing import TONES, draw, outline
-from gemma3vl_app.finetune.scenes import (
+from gemma3vl_app.scenes.drawing import TONES, draw, outline
+from gemma3vl_app.scenes.scene import (
     COLOURS,
     HELD_OUT_PAIRS,
     MOST_THINGS,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from gemma3vl_app.finetune.scenes import Scene, Thing
+from gemma3vl_app.scenes.scene import Scene, Thing
 
 Points = npt.NDArray[np.float64]
 Rgb = tuple[int, int, int]

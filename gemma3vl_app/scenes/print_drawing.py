@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gemma3vl_app.finetune import fonts
-from gemma3vl_app.finetune.fonts import Face
-from gemma3vl_app.finetune.printed import (
+from gemma3vl_app.scenes import fonts
+from gemma3vl_app.scenes.drawing import Rgb, background, compressed, tone
+from gemma3vl_app.scenes.fonts import Face
+from gemma3vl_app.scenes.printed import (
     ABOVE,
     BELOW,
     LEAST_CONTRAST,
@@ -25,8 +26,7 @@ from gemma3vl_app.finetune.printed import (
     mapped,
     onto_picture,
 )
-from gemma3vl_app.finetune.scene_drawing import Rgb, background, compressed, tone
-from gemma3vl_app.finetune.scenes import Scene
+from gemma3vl_app.scenes.scene import Scene
 
 _DIM = 0.45  # how much of the way to black or white a shadow is
 _TRIES = 30

@@ -1,6 +1,6 @@
 """Made-up scenes of shapes: what is in them, drawn at random from a seed.
 
-A `Scene` is a value; `scene_drawing` makes a picture of it and `scene_questions` asks about it.
+A `Scene` is a value; `drawing` makes a picture of it and `questions` asks about it.
 Places and sizes are fractions of the picture: x to the right, y down, both 0 to 1; a radius is a
 fraction of the shorter side.
 """

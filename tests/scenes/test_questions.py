@@ -2,13 +2,9 @@ import itertools
 import random
 from dataclasses import replace
 
-from gemma3vl_app.finetune import (
-    about_itself,
-    scene_comparisons,
-    scene_questions,
-    scene_wording,
-)
-from gemma3vl_app.finetune.scenes import COLOURS, SHAPES, Scene, Thing, random_scene
+from gemma3vl_app.finetune import about_itself
+from gemma3vl_app.scenes import comparisons, questions, wording
+from gemma3vl_app.scenes.scene import COLOURS, SHAPES, Scene, Thing, random_scene
 
 
 def thing(pair: str, x: float, y: float, size="medium", outlined=False) -> Thing:
@@ -28,12 +24,12 @@ SCENE = Scene(
 
 def answers(kind: str, scene: Scene = SCENE, tries: int = 300) -> dict[str, str]:
     rng = random.Random(1)
-    turns = [scene_questions.ABOUT_ONE[kind](scene, rng) for _ in range(tries)]
+    turns = [questions.ABOUT_ONE[kind](scene, rng) for _ in range(tries)]
     return {turn.question: turn.answer for turn in turns if turn is not None}
 
 
 def test_descriptions_name_every_thing_with_its_place():
-    assert scene_questions.description(SCENE) == (
+    assert questions.description(SCENE) == (
         "A red circle at the top left, a large blue star in the middle and "
         "a small blue circle at the bottom right."
     )
@@ -74,7 +70,7 @@ def test_relations_are_told_from_the_places():
 
 def test_half_of_what_is_asked_for_is_there():
     rng = random.Random(2)
-    turns = [scene_questions.is_there(random_scene(rng), rng) for _ in range(2_000)]
+    turns = [questions.is_there(random_scene(rng), rng) for _ in range(2_000)]
     share = sum(turn.answer == "Yes." for turn in turns) / len(turns)
     assert 0.46 < share < 0.54
     assert answers("is_there")["Is there a blue circle?"] == "Yes."
@@ -82,14 +78,14 @@ def test_half_of_what_is_asked_for_is_there():
 
 
 def test_what_is_not_there_cannot_be_told():
-    assert set(answers("not_there").values()) == {scene_questions.CANNOT_TELL}
+    assert set(answers("not_there").values()) == {questions.CANNOT_TELL}
     assert not any("star" in question for question in answers("not_there"))
 
 
 def test_follow_ups_are_about_the_thing_of_the_question_before():
     rng = random.Random(3)
     for _ in range(300):
-        asked = scene_questions.turns(SCENE, rng, 5)
+        asked = questions.turns(SCENE, rng, 5)
         for before, turn in itertools.pairwise(asked):
             if turn.kind == "follow_up" and turn.question == "Where is it?":
                 meant = [t for t in SCENE.things if t.colour in before.question]
@@ -100,7 +96,7 @@ def test_questions_about_several_pictures_have_one_right_answer():
     more = SCENE
     less = replace(SCENE, things=SCENE.things[:1])
     rng = random.Random(4)
-    found = [scene_comparisons.about_several((more, less), rng) for _ in range(400)]
+    found = [comparisons.about_several((more, less), rng) for _ in range(400)]
     said = {turn.question: turn.answer for turn in found if turn is not None}
     assert said["Which picture has more shapes?"] == "The first."
     assert said["Which picture has fewer shapes?"] == "The second."
@@ -112,23 +108,23 @@ def test_questions_about_several_pictures_have_one_right_answer():
 def test_pictures_are_compared_in_words_by_their_numbers():
     less = replace(SCENE, things=(thing("red circle", 0.1, 0.1),))
     other = replace(SCENE, things=(thing("pink heart", 0.1, 0.1),))
-    assert scene_comparisons.comparison((SCENE, less)).answer == (
+    assert comparisons.comparison((SCENE, less)).answer == (
         "Picture 1 shows a red circle, a blue star and a blue circle. "
         "Picture 2 shows a red circle. Each shows a circle. Picture 1 has the most shapes."
     )
-    assert scene_comparisons.comparison((less, other)).answer == (
+    assert comparisons.comparison((less, other)).answer == (
         "Picture 1 shows a red circle. Picture 2 shows a pink heart. They have no shape in common."
     )
 
 
 def test_in_detail_the_background_and_outlines_are_told():
     rng = random.Random(5)
-    assert scene_questions.describe_in_detail(SCENE, rng).answer == (
+    assert questions.describe_in_detail(SCENE, rng).answer == (
         "There are three shapes on a white background: a red circle at the top left, a large blue "
         "star in the middle and a small outlined blue circle at the bottom right."
     )
     one = replace(SCENE, things=SCENE.things[:1], fill="graded")  # what colour, nobody could say
-    answer = scene_questions.describe_in_detail(one, rng).answer
+    answer = questions.describe_in_detail(one, rng).answer
     assert answer == "There is one shape: a red circle at the top left."
     assert set(answers("background").values()) == {"White."}
     assert not answers("background", one)
@@ -145,8 +141,7 @@ def test_what_lies_somewhere_or_is_the_largest_is_one_thing():
 def test_other_words_are_still_the_same_question():
     rng = random.Random(6)
     said = {
-        scene_wording.in_other_words("What color is the circle in the picture?", rng)
-        for _ in range(500)
+        wording.in_other_words("What color is the circle in the picture?", rng) for _ in range(500)
     }
     assert "What colour is the circle in the picture?" in said
     assert "what color is the circle in the drawing" in said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from gemma3vl_app.finetune.scenes import Thing
+from gemma3vl_app.scenes.scene import Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 _SAME = (("color", "colour"), ("picture", "image"), ("picture", "drawing"), ("large", "big"))

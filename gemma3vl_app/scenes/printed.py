@@ -1,7 +1,7 @@
 """Made-up prints: what is printed, drawn at random from a seed, and how it looks.
 
 A `Print` is a value; `print_drawing` makes a picture of it and `reading_questions` asks about it.
-Places and sizes are fractions of the picture as in `scenes`: x to the right, y down; heights of
+Places and sizes are fractions of the picture as in `scene`: x to the right, y down; heights of
 letters are fractions of the shorter side.
 """
 
@@ -19,11 +19,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from gemma3vl_app.finetune import fonts
-from gemma3vl_app.finetune.fonts import Face
-from gemma3vl_app.finetune.scene_drawing import TONES, Rgb
-from gemma3vl_app.finetune.scenes import COLOURS, Fill
-from gemma3vl_app.finetune.words import HELD_OUT_WORDS, TRAINED_WORDS, made_up_word
+from gemma3vl_app.scenes import fonts
+from gemma3vl_app.scenes.drawing import TONES, Rgb
+from gemma3vl_app.scenes.fonts import Face
+from gemma3vl_app.scenes.scene import COLOURS, Fill
+from gemma3vl_app.scenes.words import HELD_OUT_WORDS, TRAINED_WORDS, made_up_word
 
 Points = npt.NDArray[np.float64]  # (N, 2)
 Matrix = npt.NDArray[np.float64]  # (3, 3), projective
