@@ -21,7 +21,14 @@ from gemma3vl_app.conversion.check import check_same
 from gemma3vl_app.conversion.formats import Format, format_named
 from gemma3vl_app.conversion.layouts import Cast
 from gemma3vl_app.conversion.opening import Detected, open_for_conversion
-from gemma3vl_app.conversion.options import PRECISIONS, SHARD_BYTES, Options, Precision
+from gemma3vl_app.conversion.options import (
+    GGUF_TYPES,
+    PRECISIONS,
+    SHARD_BYTES,
+    GgufType,
+    Options,
+    Precision,
+)
 from gemma3vl_app.conversion.work_folder import check_room, check_target, growing_folder
 from gemma3vl_app.errors import ConversionError
 from gemma3vl_app.generation import Progress
@@ -89,18 +96,20 @@ class Bridge:
         *,
         precision: Precision = "stored",
         shard_bytes: int = SHARD_BYTES,
+        gguf_type: GgufType = "bf16",
         check: bool = False,
         progress: Callable[[Progress], None] | None = None,
     ) -> Path:
         """Write it into the folder `target` in the form `to`, and return the folder.
 
-        `target` must be new or empty. `precision` rounds all weights to bf16 or fp32. `check` reads
-        everything back and compares it bit by bit before the folder takes its place. Raises
-        `ConversionError` with what is wrong and what to do.
+        `target` must be new or empty. `precision` rounds all weights to bf16 or fp32; `gguf_type`
+        is how a GGUF file stores them. `check` reads everything back and compares it bit by bit
+        before the folder takes its place. Raises `ConversionError` with what is wrong and what to
+        do.
         """
         report = progress or (lambda step: None)
         format = format_named(to)
-        options = Options(precision=precision, shard_bytes=shard_bytes)
+        options = Options(precision=precision, shard_bytes=shard_bytes, gguf_type=gguf_type)
         _check_wishes(format, options, has_adapter=self.adapter is not None, check=check)
         source = _rounded(self.source, precision)
         path = Path(target).expanduser().absolute()
@@ -125,6 +134,7 @@ class Bridge:
             "detected": asdict(self.detected),
             "format": format.name,
             "precision": options.precision,
+            "gguf_type": options.gguf_type if format.name == "gguf" else None,
             "adapter": None if self.adapter is None else _about_adapter(self.adapter),
             "checked": checked,
             "versions": {package: version(package) for package in PACKAGES},
@@ -140,6 +150,7 @@ def convert(
     adapter: str | Path | None = None,
     precision: Precision = "stored",
     shard_bytes: int = SHARD_BYTES,
+    gguf_type: GgufType = "bf16",
     check: bool = False,
     revision: str | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -152,7 +163,7 @@ def convert(
     """
     _check_wishes(
         format_named(to),
-        Options(precision=precision, shard_bytes=shard_bytes),
+        Options(precision=precision, shard_bytes=shard_bytes, gguf_type=gguf_type),
         has_adapter=adapter is not None,
         check=check,
     )
@@ -163,6 +174,7 @@ def convert(
         to,
         precision=precision,
         shard_bytes=shard_bytes,
+        gguf_type=gguf_type,
         check=check,
         progress=progress,
     )
@@ -173,6 +185,11 @@ def _check_wishes(format: Format, options: Options, *, has_adapter: bool, check:
         raise ConversionError(
             f"There is no precision {ascii(options.precision)[:40]}. "
             f"Known are {', '.join(PRECISIONS)}."
+        )
+    if options.gguf_type not in GGUF_TYPES:
+        raise ConversionError(
+            f"There is no GGUF type {ascii(options.gguf_type)[:40]}. "
+            f"Known are {', '.join(GGUF_TYPES)}."
         )
     if options.shard_bytes < 1:
         raise ConversionError("A shard has at least one byte. Give a size such as 2GB.")

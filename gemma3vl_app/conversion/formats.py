@@ -87,6 +87,12 @@ FORMATS = {
             lossless=False,
             module="nf4_folder",
         ),
+        Format(
+            name="gguf",
+            about="for llama.cpp: a GGUF file, and an mmproj file for pictures",
+            lossless=False,
+            module="gguf_files",
+        ),
     )
 }
 
