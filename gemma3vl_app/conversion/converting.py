@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -119,7 +120,7 @@ class Bridge:
         with growing_folder(path, _recipe(self, format, options)) as folder:
             writer.write(source, folder, options, report)
             if check:
-                check_same(source, folder, report)
+                _check(source, folder, report)
             write_json(folder / RECORD, self._record(format, options, checked=check))
         report(Progress("convert", 1, 1, "folders", f"{path.name} is ready"))
         return path
@@ -203,6 +204,14 @@ def _check_wishes(format: Format, options: Options, *, has_adapter: bool, check:
             f"The format {format.name!r} rounds weights, so they cannot be equal bit by bit. "
             "Compare the answers instead, with `gemma3vl verify`."
         )
+
+
+def _check(source: Source, folder: Path, report: Callable[[Progress], None]) -> None:
+    try:
+        check_same(source, folder, report)
+    except ConversionError:
+        shutil.rmtree(folder)  # its files look finished, and must not be gone on with
+        raise
 
 
 def _rounded(source: Source, precision: Precision) -> Source:

@@ -78,8 +78,20 @@ def open_for_conversion(
     shapes = {each: tuple(parameters[each].shape) for each in weight_names(skeleton)}
     raw = _as_stored(opened)
     table = _best_table(raw)
-    tensors = to_memory(as_numbers(raw), table, shapes, name)
-    detected = _detected(source, opened, raw, tensors, table)
+    numbers = as_numbers(raw)
+    tensors = to_memory(numbers, table, shapes, name)
+    detected = Detected(
+        kind=_kind(source),
+        architecture=type(skeleton).__name__,
+        takes_pictures="vision_config" in opened.checkpoint.config,
+        names=table.title,
+        parameters=sum(each.nbytes // each.dtype.itemsize for each in tensors.values()),
+        bytes=sum(each.nbytes for each in raw.values()),
+        files=len({each.file for each in raw.values() if isinstance(each, StoredTensor)}),
+        dtypes=tuple(_dtype_names(numbers)),
+        peculiarities=tuple(_peculiarities(raw, tensors)),
+        revision=opened.revision,
+    )
     if stored_adapter is not None:
         tensors = with_adapter(tensors, stored_adapter)
     return dataclasses.replace(opened, tensors=tensors), detected
@@ -98,29 +110,6 @@ def _best_table(raw: Mapping[str, Stored]) -> NameTable:
     return max(READABLE, key=lambda table: sum(knows(key, table) for key in raw))
 
 
-def _detected(
-    source: str | Path,
-    opened: Source,
-    raw: Mapping[str, Stored],
-    tensors: Mapping[str, Stored],
-    table: NameTable,
-) -> Detected:
-    config = opened.checkpoint.config
-    files = {each.file for each in raw.values() if isinstance(each, StoredTensor)}
-    return Detected(
-        kind=_kind(source),
-        architecture=config["architectures"][0],  # building the skeleton has made sure of it
-        takes_pictures="vision_config" in config,
-        names=table.title,
-        parameters=sum(each.nbytes // each.dtype.itemsize for each in tensors.values()),
-        bytes=sum(each.nbytes for each in raw.values()),
-        files=len(files),
-        dtypes=tuple(_dtype_names(tensors)),
-        peculiarities=tuple(_peculiarities(raw, tensors)),
-        revision=opened.revision,
-    )
-
-
 def _kind(source: str | Path) -> str:
     if source == catalog.DEMO.name:
         return "the demo"
@@ -129,10 +118,10 @@ def _kind(source: str | Path) -> str:
     return "a folder" if Path(source).expanduser().is_dir() else "a repository of the hub"
 
 
-def _dtype_names(tensors: Mapping[str, Stored]) -> list[str]:
-    """Return the dtypes by how much is stored in them; 4 bits are one of their own."""
+def _dtype_names(numbers: Mapping[str, Stored]) -> list[str]:
+    """Return the dtypes by how many weights have them; 4 bits are one of their own."""
     sizes: dict[str, int] = {}
-    for each in tensors.values():
+    for each in numbers.values():
         plain = str(each.dtype).removeprefix("torch.")
         label = "4 bits" if isinstance(each, Dequantised) else plain
         sizes[label] = sizes.get(label, 0) + each.nbytes

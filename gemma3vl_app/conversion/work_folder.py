@@ -80,8 +80,10 @@ def _alone(work: Path) -> Iterator[None]:
     lock = FileLock(f"{work}.lock", timeout=0)
     try:
         with lock:
-            yield
-            Path(lock.lock_file).unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout as error:
         raise ConversionError(
             f"Another process is writing {work.name[1:].removesuffix('.unfinished')!r} now. "
