@@ -93,6 +93,12 @@ FORMATS = {
             lossless=False,
             module="gguf_files",
         ),
+        Format(
+            name="megatron",
+            about="for training with Megatron Bridge: a torch_dist checkpoint",
+            lossless=True,
+            module="megatron_folder",
+        ),
     )
 }
 
