@@ -1,8 +1,8 @@
 """Folders of torch.distributed.checkpoint, opened with suspicion: no code of theirs is run.
 
-Their directory is a pickle. Here it may name the classes of a directory and nothing else; what is
-Megatron's own becomes a thing that does nothing. Tensors are read by torch's own restricted reader
-(`weights_only`), each piece when a part of it is asked for.
+Their directory is a pickle. Here it may name the classes of a directory and nothing else; what only
+Megatron's writer needs becomes a thing that does nothing. Tensors are read by torch's restricted
+reader (`weights_only`), each piece when a part of it is asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint import filesystem, metadata, planner
 
 from gemma3vl_app.conversion.layouts import Shape, size_bytes
 from gemma3vl_app.errors import LoadError
@@ -62,8 +62,8 @@ class _Unpickler(pickle.Unpickler):
             return ALLOWED[module, name]
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
-        if module.split(".")[0] == "megatron":
-            return Inert
+        if module.split(".")[0] == "megatron" or module == planner.__name__:
+            return Inert  # Megatron-Core keeps plans of its own there, which nothing here needs
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 

@@ -51,7 +51,7 @@ class _Planner(DefaultSavePlanner):
     def resolve_data(self, write_item: WriteItem) -> Any:
         if write_item.type == WriteItemType.BYTE_IO:
             data = io.BytesIO()
-            torch.save(None, data)
+            torch.save([None], data)  # Megatron-Core keeps objects in lists
             return data
         piece = self._pieces[write_item.index]
         self._about_to(piece)
@@ -61,7 +61,7 @@ class _Planner(DefaultSavePlanner):
 def write_dcp(
     folder: Path, pieces: Sequence[Piece], states: Sequence[str], about_to: Wrote
 ) -> None:
-    """Write `pieces` of tensors, and None under each key of `states`, into `folder`.
+    """Write `pieces` of tensors, and an empty object under each key of `states`, into `folder`.
 
     `about_to` is told of each piece before it is read. The directory is written last. Raises
     `OSError` where the disk refuses.
