@@ -112,6 +112,8 @@ def run_on_scripted_backend(command: list[str], monkeypatch, folder: Path) -> No
     nothing = Speed(ceilings=Ceilings(1.0, 1.0), figures=(), sec_per_token={})
     about = {"model": "", "weights": "", "arithmetic": ""}
     monkeypatch.setattr(bench, "_measured", lambda *_, **__: (about, nothing))
+    if command[1] == "convert":  # tests/conversion/test_docs.py really converts
+        monkeypatch.setattr("gemma3vl_app.conversion.converting.convert", lambda _, out, **__: out)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:

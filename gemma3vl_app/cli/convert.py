@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.markup import escape
@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 from gemma3vl_app.cli import exit_codes
 from gemma3vl_app.cli.completion import complete_model
 from gemma3vl_app.cli.load import MODEL, Revision, describe, mistakes, spinner, stderr
-from gemma3vl_app.conversion.formats import FORMATS, format_named
-from gemma3vl_app.conversion.options import GGUF_TYPES
+from gemma3vl_app.conversion.formats import FORMATS, check_wishes, format_named
+from gemma3vl_app.conversion.options import GGUF_TYPES, GgufType, Options, Precision
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.plain import plain
 from gemma3vl_app.planning.wishes import parse_bytes
@@ -90,7 +90,12 @@ def from_(
     """
     with mistakes():
         shard_bytes = parse_bytes(shard_size)
-        format_named(to)
+        options = Options(
+            precision=cast(Precision, precision),
+            shard_bytes=shard_bytes,
+            gguf_type=cast(GgufType, gguf_type),
+        )
+        check_wishes(format_named(to), options, has_adapter=adapter is not None, check=check)
     _run(
         source,
         target,

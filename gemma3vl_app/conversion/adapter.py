@@ -15,6 +15,7 @@ from gemma3vl_app.errors import LoadError
 from gemma3vl_app.loading.adapter_files import StoredAdapter, StoredLora
 from gemma3vl_app.loading.conversion import Stored
 
+PIECE = 1 << 20  # weights that are added at once
 TEXT, VISION_TEXT = "model.", "model.language_model."
 
 
@@ -41,24 +42,28 @@ class Folded:
     def read(self) -> torch.Tensor:
         """Return W + scaling B A, added in fp32; for DoRA with each row scaled to its magnitude.
 
-        Raises `LoadError` where an adapter's values are not numbers.
+        Some rows at a time: the sum in fp32 takes six times the memory of a matrix in bf16. Raises
+        `LoadError` where an adapter's values are not numbers.
         """
+        weight, a, b = (each.read() for each in (self.weight, self.layer.a, self.layer.b))
+        magnitude = None if self.layer.magnitude is None else self.layer.magnitude.read()
+        sums = torch.empty(self.shape, dtype=self.dtype)
+        rows = max(1, PIECE // weight.shape[1])
         with torch.no_grad():
-            return self._sum().to(self.dtype)
-
-    def _sum(self) -> torch.Tensor:
-        product = self.layer.b.read().float() @ self.layer.a.read().float()
-        merged = self.weight.read().float() + self.layer.scaling * product
-        if self.layer.magnitude is not None:
-            # Equation 5 of https://arxiv.org/abs/2402.09353
-            norms = merged.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-            merged *= (self.layer.magnitude.read().float().reshape(-1) / norms)[:, None]
-        if not torch.isfinite(merged).all():
+            for start in range(0, weight.shape[0], rows):
+                some = slice(start, start + rows)
+                merged = weight[some].float() + self.layer.scaling * (b[some].float() @ a.float())
+                if magnitude is not None:
+                    # Equation 5 of https://arxiv.org/abs/2402.09353
+                    norms = merged.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+                    merged *= (magnitude.reshape(-1)[some].float() / norms)[:, None]
+                sums[some] = merged
+        if not torch.isfinite(sums).all():
             raise LoadError(
                 f"Adapter {self.adapter!r} holds values that are not numbers, in {self.name}: its "
                 "training went wrong, or the file is damaged."
             )
-        return merged
+        return sums
 
 
 def with_adapter(tensors: Mapping[str, Stored], adapter: StoredAdapter) -> dict[str, Stored]:

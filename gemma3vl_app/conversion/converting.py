@@ -19,17 +19,10 @@ import torch
 
 from gemma3vl_app.conversion.adapter import Folded
 from gemma3vl_app.conversion.check import check_same
-from gemma3vl_app.conversion.formats import Format, format_named
+from gemma3vl_app.conversion.formats import Format, check_wishes, format_named
 from gemma3vl_app.conversion.layouts import Cast
 from gemma3vl_app.conversion.opening import Detected, open_for_conversion
-from gemma3vl_app.conversion.options import (
-    GGUF_TYPES,
-    PRECISIONS,
-    SHARD_BYTES,
-    GgufType,
-    Options,
-    Precision,
-)
+from gemma3vl_app.conversion.options import SHARD_BYTES, GgufType, Options, Precision
 from gemma3vl_app.conversion.work_folder import check_room, check_target, growing_folder
 from gemma3vl_app.errors import ConversionError
 from gemma3vl_app.generation import Progress
@@ -111,7 +104,7 @@ class Bridge:
         report = progress or (lambda step: None)
         format = format_named(to)
         options = Options(precision=precision, shard_bytes=shard_bytes, gguf_type=gguf_type)
-        _check_wishes(format, options, has_adapter=self.adapter is not None, check=check)
+        check_wishes(format, options, has_adapter=self.adapter is not None, check=check)
         source = _rounded(self.source, precision)
         path = Path(target).expanduser().absolute()
         writer = format.writer()
@@ -162,7 +155,7 @@ def convert(
     Interrupted, the same call goes on where it stopped. See `Bridge.write` for the others. Raises
     `LoadError` for a source that cannot be read, `ConversionError` for one that cannot be written.
     """
-    _check_wishes(
+    check_wishes(
         format_named(to),
         Options(precision=precision, shard_bytes=shard_bytes, gguf_type=gguf_type),
         has_adapter=adapter is not None,
@@ -179,31 +172,6 @@ def convert(
         check=check,
         progress=progress,
     )
-
-
-def _check_wishes(format: Format, options: Options, *, has_adapter: bool, check: bool) -> None:
-    if options.precision not in PRECISIONS:
-        raise ConversionError(
-            f"There is no precision {ascii(options.precision)[:40]}. "
-            f"Known are {', '.join(PRECISIONS)}."
-        )
-    if options.gguf_type not in GGUF_TYPES:
-        raise ConversionError(
-            f"There is no GGUF type {ascii(options.gguf_type)[:40]}. "
-            f"Known are {', '.join(GGUF_TYPES)}."
-        )
-    if options.shard_bytes < 1:
-        raise ConversionError("A shard has at least one byte. Give a size such as 2GB.")
-    if format.needs_adapter and not has_adapter:
-        raise ConversionError(
-            f"The format {format.name!r} is a model with an adapter in it. Name the adapter's "
-            "folder with adapter=..., or write 'hub'."
-        )
-    if check and not format.lossless:
-        raise ConversionError(
-            f"The format {format.name!r} rounds weights, so they cannot be equal bit by bit. "
-            "Compare the answers instead, with `gemma3vl verify`."
-        )
 
 
 def _check(source: Source, folder: Path, report: Callable[[Progress], None]) -> None:

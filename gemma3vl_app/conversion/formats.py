@@ -13,11 +13,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from gemma3vl_app.conversion.options import GGUF_TYPES, PRECISIONS, Options
 from gemma3vl_app.errors import ConversionError
 from gemma3vl_app.generation import Progress
 
 if TYPE_CHECKING:
-    from gemma3vl_app.conversion.options import Options
     from gemma3vl_app.loading.sources import Source
 
 Report = Callable[[Progress], None]
@@ -112,3 +112,29 @@ def format_named(name: str) -> Format:
     raise ConversionError(
         f"There is no format {ascii(name)[:60]}.{meant} Known are {', '.join(FORMATS)}."
     )
+
+
+def check_wishes(format: Format, options: Options, *, has_adapter: bool, check: bool) -> None:
+    """Raise `ConversionError` for wishes that no source can meet."""
+    if options.precision not in PRECISIONS:
+        raise ConversionError(
+            f"There is no precision {ascii(options.precision)[:40]}. "
+            f"Known are {', '.join(PRECISIONS)}."
+        )
+    if options.gguf_type not in GGUF_TYPES:
+        raise ConversionError(
+            f"There is no GGUF type {ascii(options.gguf_type)[:40]}. "
+            f"Known are {', '.join(GGUF_TYPES)}."
+        )
+    if options.shard_bytes < 1:
+        raise ConversionError("A shard has at least one byte. Give a size such as 2GB.")
+    if format.needs_adapter and not has_adapter:
+        raise ConversionError(
+            f"The format {format.name!r} is a model with an adapter in it. Name the adapter's "
+            "folder with adapter='FOLDER', or write 'hub'."
+        )
+    if check and not format.lossless:
+        raise ConversionError(
+            f"The format {format.name!r} rounds weights, so they cannot be equal bit by bit. "
+            "Compare the answers instead, with `gemma3vl verify`."
+        )

@@ -35,7 +35,8 @@ IN_FILES = (StoredTensor, DcpTensor)  # of which `file` says where they are
 class Detected:
     """What the files of a source turned out to be.
 
-    `names` says whose names they have; `peculiarities` what else had to be undone.
+    `names` says whose names they have, `peculiarities` what else had to be undone; `files` is 0 for
+    what is put together in memory.
     """
 
     kind: str
@@ -52,11 +53,12 @@ class Detected:
     def __str__(self) -> str:
         pictures = "takes pictures" if self.takes_pictures else "takes no pictures"
         size = f"{self.parameters / 1e9:.2f} billion" if self.parameters >= 1e8 else self.parameters
+        where = f"{self.files} file{'s' if self.files != 1 else ''}, " if self.files else ""
         facts = (
             f"{self.kind} with {self.names}",
             f"{self.architecture}, {pictures}",
             f"{size} parameters in {' and '.join(self.dtypes)}",
-            f"{self.files} file{'s' if self.files != 1 else ''}, {self.bytes / 2**30:.2f} GiB",
+            f"{where}{self.bytes / 2**30:.2f} GiB",
             *self.peculiarities,
         )
         return "; ".join(facts)
@@ -125,7 +127,7 @@ def _kind(source: str | Path) -> str:
     if source == catalog.DEMO.name:
         return "the demo"
     if is_gguf(source):
-        return "a GGUF file, converted to a folder"
+        return "a GGUF file, brought into a folder of the cache"
     if is_megatron(source):
         return "a folder of Megatron-Core"
     return "a folder" if Path(source).expanduser().is_dir() else "a repository of the hub"

@@ -194,7 +194,7 @@ def test_files_have_at_most_the_size_that_is_asked_for(small, tmp_path):
         ({"to": "hubb"}, "Did you mean 'hub'"),
         ({"precision": "fp16"}, "Known are stored, bf16, fp32"),
         ({"shard_bytes": 0}, "at least one byte"),
-        ({"to": "merged"}, "adapter=..."),
+        ({"to": "merged"}, "adapter='FOLDER'"),
     ],
 )
 def test_a_wish_that_cannot_be_met_is_said_before_the_source_is_looked_for(wish, said, tmp_path):

@@ -21,7 +21,7 @@ from gemma3vl_app.loading.checkpoint import in_memory_name
 from gemma3vl_app.loading.conversion import HeldTensor
 from gemma3vl_app.loading.gguf_header import open_gguf
 from gemma3vl_app.loading.gguf_vocabulary import read_tokenizer
-from tests.loading.gguf_files import as_stored, cut_checkpoint, released_vocabulary, write_text
+from tests.loading.gguf_files import as_stored, released_vocabulary
 
 MATRICES = {"bf16": Kind.BF16, "f32": Kind.F32, "q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0}
 IMAGE_TOKENS = 16
@@ -34,27 +34,14 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def small(tiny, tmp_path_factory):
-    """The tiny checkpoint with some hundred tokens: a vocabulary takes longest to write."""
-    folder = tmp_path_factory.mktemp("small")
-    vocabulary = released_vocabulary().cut()
-    small = cut_checkpoint(tiny, folder / "small", vocabulary)
-    file = write_text(folder / "words.gguf", small, vocabulary)
-    (small / "tokenizer.json").write_text(json.dumps(read_tokenizer(open_gguf([file]))))
-    for name in ("preprocessor_config.json", "generation_config.json"):
-        shutil.copy(tiny / name, small / name)
-    return small
-
-
-@pytest.fixture(scope="module")
-def written(small, tmp_path_factory):
+def written(few_tokens, tmp_path_factory):
     """A function that gives the folder of a type, written once."""
     folders = {}
 
     def folder(kind):
         if kind not in folders:
             target = tmp_path_factory.mktemp("written") / kind
-            folders[kind] = convert(small, target, "gguf", gguf_type=kind)
+            folders[kind] = convert(few_tokens, target, "gguf", gguf_type=kind)
         return folders[kind]
 
     return folder
@@ -90,15 +77,15 @@ def logits(model, pictures=0):
 
 @pytest.mark.parametrize("kind", ["bf16", "f32"])
 @pytest.mark.parametrize("pictures", [0, 2])
-def test_our_loader_gets_the_sources_very_logits(small, written, kind, pictures):
+def test_our_loader_gets_the_sources_very_logits(few_tokens, written, kind, pictures):
     text, _ = files_of(written(kind))
-    ours, source = (load_model(each, weights="fp32").model for each in (text, small))
+    ours, source = (load_model(each, weights="fp32").model for each in (text, few_tokens))
     # Equal but for the last bits of norms, stored as 1 + w
     assert torch.allclose(logits(ours, pictures), logits(source, pictures), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", MATRICES)
-def test_weights_are_the_sources_as_the_type_stores_them(small, written, kind):
+def test_weights_are_the_sources_as_the_type_stores_them(few_tokens, written, kind):
     """Vectors, tower and projector are whole; matrices of the text are what ggml makes of them."""
     text, mmproj = files_of(written(kind))
     theirs = {}
@@ -108,7 +95,7 @@ def test_weights_are_the_sources_as_the_type_stores_them(small, written, kind):
             theirs[tensor.name] = (tensor.tensor_type, torch.from_numpy(values.copy()))
     ours = load_model(text, weights="fp32").model.state_dict()
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, 6)
-    for key, weight in load_file(small / "model.safetensors").items():
+    for key, weight in load_file(few_tokens / "model.safetensors").items():
         is_text = key.startswith("language_model.")
         exact = weight.float()
         if is_text and weight.dim() == 2:
@@ -126,9 +113,9 @@ def test_weights_are_the_sources_as_the_type_stores_them(small, written, kind):
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_quantised_files_give_the_logits_of_their_own_numbers(small, written, kind):
+def test_quantised_files_give_the_logits_of_their_own_numbers(few_tokens, written, kind):
     text, _ = files_of(written(kind))
-    expected = load_model(small, weights="fp32").model
+    expected = load_model(few_tokens, weights="fp32").model
     with torch.no_grad():
         for name, weight in expected.named_parameters():
             if weight.dim() == 2 and "language_model" in name:
@@ -138,17 +125,17 @@ def test_quantised_files_give_the_logits_of_their_own_numbers(small, written, ki
     assert torch.allclose(logits(ours, 1), logits(expected, 1), atol=1e-4)
 
 
-def test_a_checkpoint_read_from_q4_0_goes_back_to_the_same_numbers(small, tmp_path):
+def test_a_checkpoint_read_from_q4_0_goes_back_to_the_same_numbers(few_tokens, tmp_path):
     """As Google's quantisation-aware releases: bf16 weights of d times q, no block at its edge."""
     generator = torch.Generator().manual_seed(9)
-    weights = load_file(small / "model.safetensors")
+    weights = load_file(few_tokens / "model.safetensors")
     on_grid = [k for k in weights if "language" in k and k.endswith("proj.weight")]
     for key in on_grid:
         shape = weights[key].shape
         d = torch.rand(shape[0], shape[1] // 32, 1, generator=generator).to(torch.float16) / 16
         q = torch.randint(-7, 8, (*d.shape[:2], 32), generator=generator)
         weights[key] = (d.float() * q).reshape(shape).to(torch.bfloat16)
-    source = shutil.copytree(small, tmp_path / "qat")
+    source = shutil.copytree(few_tokens, tmp_path / "qat")
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
     text, _ = files_of(convert(source, tmp_path / "out", "gguf", gguf_type="q4_0"))
     ours = load_model(text, weights="bf16").model.state_dict()
@@ -250,22 +237,23 @@ def test_the_released_tokenizer_becomes_the_vocabulary_that_google_ships(base_27
     assert order(ours.scores) == order(released.scores)
 
 
-def test_our_loader_reads_the_same_tokenizer_back(small, written):
+def test_our_loader_reads_the_same_tokenizer_back(few_tokens, written):
     text, _ = files_of(written("bf16"))
     again = read_tokenizer(open_gguf([text]))
     # The image token has a row here, and is added in both
     assert again["model"]["vocab"].pop("<image_soft_token>") == 722
-    assert again == json.loads((small / "tokenizer.json").read_text())
+    assert again == json.loads((few_tokens / "tokenizer.json").read_text())
 
 
-def test_rows_without_a_token_are_padding(base_270m, small):
-    vocabulary = read_vocabulary(small / "tokenizer.json", 800)
+def test_rows_without_a_token_are_padding(base_270m, few_tokens):
+    vocabulary = read_vocabulary(few_tokens / "tokenizer.json", 800)
     assert vocabulary.tokens[-1] == "[PAD799]"
     assert vocabulary.kinds[-1] == gguf.TokenType.UNUSED
     # The image token is behind the rows of a text-only model
-    words = len(json.loads((small / "tokenizer.json").read_text())["model"]["vocab"])
-    assert "<image_soft_token>" not in read_vocabulary(small / "tokenizer.json", words).tokens
-    assert read_vocabulary(small / "tokenizer.json", words + 1).tokens[-1] == "<image_soft_token>"
+    file = few_tokens / "tokenizer.json"
+    words = len(json.loads(file.read_text())["model"]["vocab"])
+    assert "<image_soft_token>" not in read_vocabulary(file, words).tokens
+    assert read_vocabulary(file, words + 1).tokens[-1] == "<image_soft_token>"
 
 
 @pytest.mark.parametrize(
@@ -277,8 +265,8 @@ def test_rows_without_a_token_are_padding(base_270m, small):
         (lambda model: model["vocab"].update(more=5000), "5001 tokens"),
     ],
 )
-def test_another_tokenizer_is_refused(small, tmp_path, change, message):
-    tokenizer = json.loads((small / "tokenizer.json").read_text())
+def test_another_tokenizer_is_refused(few_tokens, tmp_path, change, message):
+    tokenizer = json.loads((few_tokens / "tokenizer.json").read_text())
     change(tokenizer["model"])
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(LoadError, match=message):
@@ -309,8 +297,8 @@ def test_the_chat_template_renders_what_googles_renders():
             assert ours == theirs
 
 
-def test_a_template_of_the_checkpoints_own_is_kept(small, tmp_path):
-    source = shutil.copytree(small, tmp_path / "source")
+def test_a_template_of_the_checkpoints_own_is_kept(few_tokens, tmp_path):
+    source = shutil.copytree(few_tokens, tmp_path / "source")
     (source / "chat_template.jinja").write_text("{{ 'mine' }}")
     text, _ = files_of(convert(source, tmp_path / "out", "gguf"))
     assert contents(text)["tokenizer.chat_template"] == "{{ 'mine' }}"
@@ -319,7 +307,7 @@ def test_a_template_of_the_checkpoints_own_is_kept(small, tmp_path):
 # --- files ---
 
 
-def test_a_text_only_model_gets_no_mmproj(small, written, tmp_path):
+def test_a_text_only_model_gets_no_mmproj(few_tokens, written, tmp_path):
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(files_of(written("bf16"))[0], alone / "text.gguf")
@@ -330,7 +318,7 @@ def test_a_text_only_model_gets_no_mmproj(small, written, tmp_path):
     assert torch.equal(logits(first), logits(second))
 
 
-def test_a_stopped_conversion_leaves_no_file_and_goes_on(small, tmp_path):
+def test_a_stopped_conversion_leaves_no_file_and_goes_on(few_tokens, tmp_path):
     class Stopped(Exception):
         pass
 
@@ -340,12 +328,12 @@ def test_a_stopped_conversion_leaves_no_file_and_goes_on(small, tmp_path):
 
     target = tmp_path / "out"
     with pytest.raises(Stopped):
-        convert(small, target, "gguf", progress=stop)
+        convert(few_tokens, target, "gguf", progress=stop)
     assert not target.exists()
     work = next(each for each in tmp_path.iterdir() if each.is_dir())
     (text,) = work.glob("*.gguf")
     before = text.stat().st_ino, text.stat().st_mtime_ns
-    convert(small, target, "gguf")
+    convert(few_tokens, target, "gguf")
     text, mmproj = files_of(target)
     assert (text.stat().st_ino, text.stat().st_mtime_ns) == before
     assert gguf.GGUFReader(mmproj).tensors
@@ -367,8 +355,8 @@ def test_a_large_matrix_is_written_by_groups_of_rows():
         ({"final_logit_softcapping": 30.0}, "capped logits"),
     ],
 )
-def test_what_llama_cpp_cannot_be_told_is_refused(small, tmp_path, change, message):
-    source = shutil.copytree(small, tmp_path / "source")
+def test_what_llama_cpp_cannot_be_told_is_refused(few_tokens, tmp_path, change, message):
+    source = shutil.copytree(few_tokens, tmp_path / "source")
     config = json.loads((source / "config.json").read_text())
     config["text_config"] |= change
     (source / "config.json").write_text(json.dumps(config))
@@ -377,6 +365,6 @@ def test_what_llama_cpp_cannot_be_told_is_refused(small, tmp_path, change, messa
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_type_is_refused_by_name(small, tmp_path):
+def test_an_unknown_type_is_refused_by_name(few_tokens, tmp_path):
     with pytest.raises(ConversionError, match=r"no GGUF type 'q5_9'. Known are f32, f16"):
-        convert(small, tmp_path / "out", "gguf", gguf_type="q5_9")
+        convert(few_tokens, tmp_path / "out", "gguf", gguf_type="q5_9")

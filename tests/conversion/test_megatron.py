@@ -364,6 +364,17 @@ def test_what_is_megatrons_own_in_a_directory_does_nothing(written, tmp_path):
     assert open_dcp(folder, "copy").tensors
 
 
+def test_a_checkpoint_that_megatron_core_wrote_is_read():
+    """By dist_checkpointing of megatron-core 0.16.1, whose directory holds plans of its own."""
+    checkpoint = open_dcp(Path(__file__).parent / "megatron_core_iter", "by Megatron-Core")
+    layers = by_layer(checkpoint.tensors, vocabulary=1)
+    assert len(layers) == 3
+    for layer in range(2):
+        name = f"language_model.decoder.layers.{layer}.mlp.linear_fc2.weight"
+        expected = torch.arange(32.0).reshape(4, 8) + 100 * layer
+        assert torch.equal(layers[name].read(), expected.to(torch.bfloat16))
+
+
 # --- memory and interruption ---
 
 

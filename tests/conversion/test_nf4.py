@@ -8,7 +8,7 @@ from transformers import Gemma3ForConditionalGeneration
 
 from gemma3vl_app.conversion.converting import Bridge, convert
 from gemma3vl_app.errors import ConversionError
-from gemma3vl_app.loading import load_model
+from gemma3vl_app.loading import load_model, nf4
 from tests.conversion.conftest import assert_same_bits, weights_of
 from tests.conversion.test_round_trips import logits
 
@@ -76,3 +76,17 @@ def test_4_bits_cannot_be_checked_bit_by_bit_or_made_wider(small, tmp_path):
     with pytest.raises(ConversionError, match="no other precision"):
         convert(small, tmp_path / "out", "nf4", precision="fp32")
     assert not [*tmp_path.iterdir()]
+
+
+def test_quantising_in_pieces_is_quantising_at_once(monkeypatch):
+    from bitsandbytes import functional
+
+    weight = torch.randn(37, 128, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    monkeypatch.setattr(nf4, "PIECE", 500)  # three rows
+    pieces = nf4.quantise(weight)
+    data, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    theirs = {f".{key}": part for key, part in state.as_dict(packed=True).items()} | {"": data}
+    assert_same_bits(pieces, theirs)
+    assert nf4.quantised_sizes(weight.shape, weight.dtype) == {
+        key: (part.dtype, tuple(part.shape)) for key, part in theirs.items()
+    }

@@ -6,12 +6,20 @@ import shutil
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import save_file
 
 from gemma3vl_app.conversion.converting import Bridge
 from gemma3vl_app.errors import ConversionError, LoadError
 from gemma3vl_app.loading import nf4
+from gemma3vl_app.loading.cache import CACHE_VARIABLE
 from tests.conversion.conftest import assert_same_bits, stored_as, weights_of, with_config
+from tests.loading.gguf_files import (
+    cut_checkpoint,
+    released_vocabulary,
+    write_mmproj,
+    write_text,
+)
 
 LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.")
 MLP = "language_model.model.layers.0.mlp."
@@ -157,3 +165,20 @@ def test_several_files_and_a_hub_folder_are_told(small, tmp_path):
     _, detected = opened(folder)
     assert (detected.files, detected.revision) == (2, commit)
     assert str(detected).startswith("a folder with the hub's names; Gemma3ForConditionalGeneration")
+
+
+def test_a_gguf_file_becomes_a_checkpoint_in_the_hubs_layout(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    vocabulary = released_vocabulary().cut()
+    original = cut_checkpoint(tiny, tmp_path / "original", vocabulary)
+    text = write_text(tmp_path / "model.gguf", original, vocabulary)
+    write_mmproj(tmp_path / "mmproj.gguf", original, kind=Kind.BF16)
+    bridge = Bridge.open(text)
+    assert str(bridge.detected).startswith("a GGUF file, brought into a folder of the cache")
+    out = bridge.write(tmp_path / "out", "hub")
+    ours, theirs = weights_of(out), weights_of(original)
+    assert ours.keys() == theirs.keys()
+    matrices = {key for key, each in theirs.items() if each.dim() == 2 and "embed" not in key}
+    assert len(matrices) > 40
+    for key in matrices:
+        assert torch.equal(ours[key].float(), theirs[key].float()), key
