@@ -23,7 +23,7 @@ from gemma3vl_app.conversion.layouts import Shape, size_bytes
 from gemma3vl_app.errors import LoadError
 
 DIRECTORY = ".metadata"
-MAX_DIRECTORY_BYTES = 256 << 20  # an entry for each piece of each tensor takes some 200 bytes
+MAX_DIRECTORY_BYTES = 1 << 28  # an entry for each piece of each tensor takes some 200 bytes
 MAX_DIMENSIONS = 8
 AGAIN = "Download or copy it again."
 ALLOWED: dict[tuple[str, str], Any] = {

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from gemma3vl_app.conversion.megatron_layers import ROWS_DIVISIBLE_BY
+from gemma3vl_app.loading.gguf_text import SLIDING_PATTERN
 
 MODELS = "megatron.bridge.models."
 WITH_VISION = MODELS + "gemma_vl.gemma3_vl_provider.Gemma3VLModelProvider"
@@ -49,6 +50,7 @@ def _text_fields(text: Any) -> dict[str, object]:
         "seq_length": text.max_position_embeddings,
         "layernorm_epsilon": text.rms_norm_eps,
         "window_size": text.sliding_window,
+        "interleaved_attn_pattern": _pattern(text.layer_types),
         "rotary_base": [
             rope["sliding_attention"]["rope_theta"],
             rope["full_attention"]["rope_theta"],
@@ -61,6 +63,19 @@ def _text_fields(text: Any) -> dict[str, object]:
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_size": 1,
     }
+
+
+def _pattern(layer_types: list[str]) -> list[int] | list[str]:
+    """Return how local and global layers follow each other; where irregularly, each layer's kind.
+
+    Megatron Bridge up to 0.3 knows the regular ones only.
+    """
+    local = SLIDING_PATTERN - 1
+    regular = [
+        "full_attention" if (layer + 1) % SLIDING_PATTERN == 0 else "sliding_attention"
+        for layer in range(len(layer_types))
+    ]
+    return [local, 1] if layer_types == regular else layer_types
 
 
 def _vision_fields(config: Any, text: Any) -> dict[str, object]:

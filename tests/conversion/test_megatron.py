@@ -198,6 +198,7 @@ def test_the_small_files_are_what_megatron_looks_for(written):
     assert run["model"]["num_query_groups"] == 2
     assert run["model"]["rotary_base"] == [10_000.0, 1_000_000.0]
     assert run["model"]["rope_scaling_factor"] == 8.0
+    assert run["model"]["interleaved_attn_pattern"] == [5, 1]
     assert run["model"]["tensor_model_parallel_size"] == 1
     assert not run["checkpoint"]["save_optim"]
 
