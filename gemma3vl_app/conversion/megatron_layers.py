@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from gemma3vl_app.conversion.dcp_reader import DcpTensor
-from gemma3vl_app.conversion.layouts import Shape, size_bytes
+from gemma3vl_app.conversion.layouts import Shape
 from gemma3vl_app.conversion.megatron_names import (
     EMBEDDINGS,
     LANGUAGE_MODEL,
@@ -22,7 +22,7 @@ from gemma3vl_app.conversion.megatron_names import (
     STATEFUL_OF_LAYER,
     STATEFUL_PROJECTOR,
 )
-from gemma3vl_app.loading.conversion import Stored
+from gemma3vl_app.loading.conversion import HeldTensor, Stored
 
 ROWS_DIVISIBLE_BY = 1 << 7  # make_vocab_size_divisible_by of Megatron Bridge's Gemma 3
 OPTIMIZER = ("optimizer.", "chained_")  # beside the weights in what a training leaves
@@ -49,34 +49,6 @@ class Piece:
         return self.part.read().reshape(self.sizes).contiguous()
 
 
-@dataclass(frozen=True)
-class Padded:
-    """A matrix (N, K) with rows of zeros below, up to `rows`."""
-
-    weight: Stored
-    rows: int
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its dtype."""
-        return self.weight.dtype
-
-    @property
-    def shape(self) -> Shape:
-        """Its shape with the padding."""
-        return (self.rows, *self.weight.shape[1:])
-
-    @property
-    def nbytes(self) -> int:
-        """Its size in bytes."""
-        return size_bytes(self.shape, self.dtype)
-
-    def read(self) -> torch.Tensor:
-        """Return it."""
-        missing = self.rows - self.weight.shape[0]
-        return torch.nn.functional.pad(self.weight.read(), (0, 0, 0, missing))
-
-
 def in_pieces(tensors: Mapping[str, Stored]) -> list[Piece]:
     """Return the pieces of all tensors; `tensors` have a name for each layer."""
     layers = 1 + max(int(found[2]) for key in tensors if (found := LAYER.match(key)))
@@ -87,10 +59,12 @@ def in_pieces(tensors: Mapping[str, Stored]) -> list[Piece]:
             shape, start = (layers, *weight.shape), (int(found[2]), *(0,) * len(weight.shape))
             pieces.append(Piece(found[1] + found[3], shape, start, weight))
             continue
-        if key.endswith(EMBEDDINGS):
-            rows = -(-weight.shape[0] // ROWS_DIVISIBLE_BY) * ROWS_DIVISIBLE_BY
-            weight = Padded(weight, rows)
-        pieces.append(Piece(key, tuple(weight.shape), (0,) * len(weight.shape), weight))
+        shape, start = tuple(weight.shape), (0,) * len(weight.shape)
+        if key.endswith(EMBEDDINGS) and (missing := -shape[0] % ROWS_DIVISIBLE_BY):
+            zeros = HeldTensor(torch.zeros(missing, shape[1], dtype=weight.dtype))
+            shape = (shape[0] + missing, shape[1])
+            pieces.append(Piece(key, shape, (shape[0] - missing, 0), zeros))
+        pieces.append(Piece(key, shape, start, weight))
     return pieces
 
 
