@@ -57,7 +57,5 @@ def _with_plain_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
         result["rope_local_base_freq"] = by_layer.get(SLIDING, {}).get("rope_theta")
         scaled = everywhere.get("rope_type", "default") != "default"
         result["rope_scaling"] = everywhere if scaled else None
-    pattern = result.pop("_sliding_window_pattern", None)
-    if pattern is not None:
-        result["sliding_window_pattern"] = pattern
+    result.pop("_sliding_window_pattern", None)  # `layer_types` says it
     return result

@@ -27,7 +27,7 @@ def work_folder_of(target: Path) -> Path:
 
 def check_target(target: Path) -> None:
     """Raise `ConversionError` unless `target` can become a new folder."""
-    if target.is_dir() and not any(target.iterdir()):
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
         return
     if target.exists() or target.is_symlink():
         raise ConversionError(

@@ -15,12 +15,13 @@ def resident_bytes(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) << 10
 
 
-def main(warm_up: str, source: str, target: str, to: str, shard_bytes: str) -> None:
-    convert(warm_up, f"{target}-warm-up", to)  # what is imported late is there afterwards
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident_bytes("VmRSS")
-    convert(source, target, to, shard_bytes=int(shard_bytes))
-    print(resident_bytes("VmHWM") - before)
+def main(warm_up: str, source: str, target: str, shard_bytes: str) -> None:
+    for to in ("transformers5", "nf4"):
+        convert(warm_up, f"{target}/warm-up-{to}", to)  # what is imported late is there afterwards
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident_bytes("VmRSS")
+        convert(source, f"{target}/{to}", to, shard_bytes=int(shard_bytes))
+        print(to, resident_bytes("VmHWM") - before)
 
 
 if __name__ == "__main__":

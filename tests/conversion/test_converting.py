@@ -112,6 +112,13 @@ def test_nothing_is_overwritten(small, tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
 
 
+def test_a_link_is_not_replaced(small, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out").symlink_to("empty")
+    with pytest.raises(ConversionError, match="'out' is there already"):
+        convert(small, tmp_path / "out")
+
+
 def test_an_empty_folder_is_filled(small, tmp_path):
     (tmp_path / "out").mkdir()
     assert (convert(small, tmp_path / "out") / "model.safetensors").is_file()
