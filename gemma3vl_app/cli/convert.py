@@ -19,7 +19,7 @@ from gemma3vl_app.cli import exit_codes
 from gemma3vl_app.cli.completion import complete_model
 from gemma3vl_app.cli.load import MODEL, Revision, describe, mistakes, spinner, stderr
 from gemma3vl_app.conversion.formats import FORMATS, check_wishes, format_named
-from gemma3vl_app.conversion.options import Options, Precision
+from gemma3vl_app.conversion.options import GGUF_TYPES, GgufType, Options, Precision
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.plain import plain
 from gemma3vl_app.planning.wishes import parse_bytes
@@ -27,6 +27,7 @@ from gemma3vl_app.planning.wishes import parse_bytes
 DEFAULT = "from"
 SOURCE = "A name of `gemma3vl models`, a hub id, a folder or a GGUF file."
 FORMS = ", ".join(FORMATS)
+TYPES = ", ".join(GGUF_TYPES)
 GO_ON = "Stopped. What is written is kept: the same command goes on with it."
 
 
@@ -70,6 +71,9 @@ def from_(
     shard_size: Annotated[
         str, typer.Option(help="The largest size of a file.", metavar="SIZE")
     ] = "2GiB",
+    gguf_type: Annotated[
+        str, typer.Option(help=f"Numbers of a GGUF file: {TYPES}.", metavar="KIND")
+    ] = "bf16",
     check: Annotated[
         bool,
         typer.Option("--check", help="Read all back, and compare it with the source bit by bit."),
@@ -86,7 +90,11 @@ def from_(
     """
     with mistakes():
         shard_bytes = parse_bytes(shard_size)
-        options = Options(precision=cast(Precision, precision), shard_bytes=shard_bytes)
+        options = Options(
+            precision=cast(Precision, precision),
+            shard_bytes=shard_bytes,
+            gguf_type=cast(GgufType, gguf_type),
+        )
         check_wishes(format_named(to), options, has_adapter=adapter is not None, check=check)
     _run(
         source,
@@ -96,6 +104,7 @@ def from_(
         adapter=adapter,
         precision=precision,
         shard_bytes=shard_bytes,
+        gguf_type=gguf_type,
         check=check,
         revision=revision,
     )

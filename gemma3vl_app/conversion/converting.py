@@ -22,7 +22,7 @@ from gemma3vl_app.conversion.check import check_same
 from gemma3vl_app.conversion.formats import Format, check_wishes, format_named
 from gemma3vl_app.conversion.layouts import Cast
 from gemma3vl_app.conversion.opening import Detected, open_for_conversion
-from gemma3vl_app.conversion.options import SHARD_BYTES, Options, Precision
+from gemma3vl_app.conversion.options import SHARD_BYTES, GgufType, Options, Precision
 from gemma3vl_app.conversion.work_folder import check_room, check_target, growing_folder
 from gemma3vl_app.errors import ConversionError
 from gemma3vl_app.generation import Progress
@@ -90,18 +90,20 @@ class Bridge:
         *,
         precision: Precision = "stored",
         shard_bytes: int = SHARD_BYTES,
+        gguf_type: GgufType = "bf16",
         check: bool = False,
         progress: Callable[[Progress], None] | None = None,
     ) -> Path:
         """Write it into the folder `target` in the form `to`, and return the folder.
 
-        `target` must be new or empty. `precision` rounds all weights to bf16 or fp32. `check` reads
-        everything back and compares it bit by bit before the folder takes its place. Raises
-        `ConversionError` with what is wrong and what to do.
+        `target` must be new or empty. `precision` rounds all weights to bf16 or fp32; `gguf_type`
+        is how a GGUF file stores them. `check` reads everything back and compares it bit by bit
+        before the folder takes its place. Raises `ConversionError` with what is wrong and what to
+        do.
         """
         report = progress or (lambda step: None)
         format = format_named(to)
-        options = Options(precision=precision, shard_bytes=shard_bytes)
+        options = Options(precision=precision, shard_bytes=shard_bytes, gguf_type=gguf_type)
         check_wishes(format, options, has_adapter=self.adapter is not None, check=check)
         source = _rounded(self.source, precision)
         path = Path(target).expanduser().absolute()
@@ -126,6 +128,7 @@ class Bridge:
             "detected": asdict(self.detected),
             "format": format.name,
             "precision": options.precision,
+            "gguf_type": options.gguf_type if format.name == "gguf" else None,
             "adapter": None if self.adapter is None else _about_adapter(self.adapter),
             "checked": checked,
             "versions": {package: version(package) for package in PACKAGES},
@@ -141,6 +144,7 @@ def convert(
     adapter: str | Path | None = None,
     precision: Precision = "stored",
     shard_bytes: int = SHARD_BYTES,
+    gguf_type: GgufType = "bf16",
     check: bool = False,
     revision: str | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -153,7 +157,7 @@ def convert(
     """
     check_wishes(
         format_named(to),
-        Options(precision=precision, shard_bytes=shard_bytes),
+        Options(precision=precision, shard_bytes=shard_bytes, gguf_type=gguf_type),
         has_adapter=adapter is not None,
         check=check,
     )
@@ -164,6 +168,7 @@ def convert(
         to,
         precision=precision,
         shard_bytes=shard_bytes,
+        gguf_type=gguf_type,
         check=check,
         progress=progress,
     )

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from gemma3vl_app.conversion.options import PRECISIONS, Options
+from gemma3vl_app.conversion.options import GGUF_TYPES, PRECISIONS, Options
 from gemma3vl_app.errors import ConversionError
 from gemma3vl_app.generation import Progress
 
@@ -87,6 +87,18 @@ FORMATS = {
             lossless=False,
             module="nf4_folder",
         ),
+        Format(
+            name="gguf",
+            about="for llama.cpp: a GGUF file, and an mmproj file for pictures",
+            lossless=False,
+            module="gguf_files",
+        ),
+        Format(
+            name="megatron",
+            about="for training with Megatron Bridge: a torch_dist checkpoint",
+            lossless=True,
+            module="megatron_folder",
+        ),
     )
 }
 
@@ -108,6 +120,11 @@ def check_wishes(format: Format, options: Options, *, has_adapter: bool, check: 
         raise ConversionError(
             f"There is no precision {ascii(options.precision)[:40]}. "
             f"Known are {', '.join(PRECISIONS)}."
+        )
+    if options.gguf_type not in GGUF_TYPES:
+        raise ConversionError(
+            f"There is no GGUF type {ascii(options.gguf_type)[:40]}. "
+            f"Known are {', '.join(GGUF_TYPES)}."
         )
     if options.shard_bytes < 1:
         raise ConversionError("A shard has at least one byte. Give a size such as 2GB.")

@@ -13,7 +13,10 @@ from pathlib import Path
 
 from gemma3vl_app import catalog
 from gemma3vl_app.conversion.adapter import with_adapter
+from gemma3vl_app.conversion.dcp_reader import DcpTensor
 from gemma3vl_app.conversion.layouts import TRANSPOSED, Piece
+from gemma3vl_app.conversion.megatron_names import megatron_table
+from gemma3vl_app.conversion.megatron_opening import is_megatron, open_megatron
 from gemma3vl_app.conversion.names import READABLE, NameTable, knows, to_memory
 from gemma3vl_app.conversion.quantised import Dequantised, as_numbers
 from gemma3vl_app.loading.adapter_files import read_adapter
@@ -24,6 +27,8 @@ from gemma3vl_app.loading.gguf_folder import is_gguf
 from gemma3vl_app.loading.loader import build_skeleton
 from gemma3vl_app.loading.shards import StoredTensor, read_headers
 from gemma3vl_app.loading.sources import Source, open_source
+
+IN_FILES = (StoredTensor, DcpTensor)  # of which `file` says where they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +78,19 @@ def open_for_conversion(
     Raises `LoadError` and `ConversionError` with what is wrong and what to do.
     """
     stored_adapter = None if adapter is None else read_adapter(Path(adapter).name, adapter)
-    opened = open_source(source, revision=revision, report=report)
+    of_megatron = is_megatron(source)
+    opened = (
+        open_megatron(source)
+        if of_megatron
+        else open_source(source, revision=revision, report=report)
+    )
     name = opened.checkpoint.name
     skeleton = build_skeleton(opened.checkpoint)
     parameters = dict(skeleton.named_parameters())
     shapes = {each: tuple(parameters[each].shape) for each in weight_names(skeleton)}
     raw = _as_stored(opened)
-    table = _best_table(raw)
+    head_dim = skeleton.config.get_text_config().head_dim
+    table = megatron_table(head_dim) if of_megatron else _best_table(raw)
     numbers = as_numbers(raw)
     tensors = to_memory(numbers, table, shapes, name)
     detected = Detected(
@@ -89,7 +100,7 @@ def open_for_conversion(
         names=table.title,
         parameters=sum(each.nbytes // each.dtype.itemsize for each in tensors.values()),
         bytes=sum(each.nbytes for each in raw.values()),
-        files=len({each.file for each in raw.values() if isinstance(each, StoredTensor)}),
+        files=len({each.file for each in raw.values() if isinstance(each, IN_FILES)}),
         dtypes=tuple(_dtype_names(numbers)),
         peculiarities=tuple(_peculiarities(raw, tensors)),
         revision=opened.revision,
@@ -117,6 +128,8 @@ def _kind(source: str | Path) -> str:
         return "the demo"
     if is_gguf(source):
         return "a GGUF file, brought into a folder of the cache"
+    if is_megatron(source):
+        return "a folder of Megatron-Core"
     return "a folder" if Path(source).expanduser().is_dir() else "a repository of the hub"
 
 

@@ -36,7 +36,7 @@ def test_a_conversion_needs_no_subcommand(begin, options_first, run, asked):
             "out",
             {
                 **{"to": "transformers5", "adapter": None, "precision": "fp32"},
-                **{"shard_bytes": 10**9, "check": True, "revision": None},
+                **{"shard_bytes": 10**9, "gguf_type": "bf16", "check": True, "revision": None},
             },
         )
     ]
@@ -49,6 +49,7 @@ def test_a_conversion_needs_no_subcommand(begin, options_first, run, asked):
         (["a", "b", "--to", "merged"], "Name the adapter's folder with --adapter FOLDER"),
         (["a", "b", "--to", "nf4", "--check"], "gemma3vl verify"),
         (["a", "b", "--precision", "fp16"], "Known are stored, bf16, fp32"),
+        (["a", "b", "--to", "gguf", "--gguf-type", "q5_9"], "Known are f32, f16"),
         (["a", "b", "--shard-size", "much"], "no size of memory"),
         (["a"], "TARGET"),
         (["a", "b", "--tto", "hub"], "--to"),

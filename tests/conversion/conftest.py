@@ -7,7 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gemma3vl_app.loading.gguf_header import open_gguf
+from gemma3vl_app.loading.gguf_vocabulary import read_tokenizer
 from gemma3vl_app.testing import tiny_checkpoint
+from tests.loading.gguf_files import cut_checkpoint, released_vocabulary, write_text
 
 # Heads, their groups, and head_dim that is not width / heads, as in the released models
 SIZES = {
@@ -61,3 +64,20 @@ def assert_same_bits(ours, theirs):
         assert tensor.dtype == ours[key].dtype, key
         bits = [each.contiguous().reshape(-1).view(torch.uint8) for each in (tensor, ours[key])]
         assert torch.equal(*bits), key
+
+
+@pytest.fixture(scope="package")
+def few_tokens(tiny, tmp_path_factory):
+    """The tiny checkpoint with some hundred tokens: a vocabulary takes longest to write. Read only.
+
+    Six layers, as llama.cpp knows Gemma 3 with every sixth layer global only.
+    """
+    folder = tmp_path_factory.mktemp("few")
+    vocabulary = released_vocabulary().cut()
+    checkpoint = cut_checkpoint(tiny, folder / "small", vocabulary)
+    file = write_text(folder / "words.gguf", checkpoint, vocabulary)
+    tokenizer = json.dumps(read_tokenizer(open_gguf([file])))
+    (checkpoint / "tokenizer.json").write_text(tokenizer)
+    for name in ("preprocessor_config.json", "generation_config.json"):
+        shutil.copy(tiny / name, checkpoint / name)
+    return checkpoint
