@@ -28,7 +28,10 @@ ROWS = [
     {"backends", "testing"},
     {"manager", "store"},
     {"chat", "tasks", "explain", "folders", "replay", "export"},
-    {"webui", "api", "notebook", "finetune", "convert", "evaluate", "benchmark"},
+    {
+        *("webui", "api", "notebook", "finetune", "convert", "evaluate", "faithfulness"),
+        "benchmark",
+    },
     {"shield"},
     {"server", "launching"},
     {"space"},
@@ -43,7 +46,7 @@ SURFACES_IMPORT = ROWS[0] | ROWS[1] | ROWS[2] | ROWS[6] | ROWS[7] | {"backends.p
 HOMES = {
     "torch": {
         *("loading", "prompting", "engine", "backends.local", "backends.borrowed", "testing"),
-        *("hardware", "finetune", "convert", "evaluate", "benchmark"),
+        *("hardware", "finetune", "convert", "evaluate", "faithfulness", "benchmark"),
     },
     "gradio": {"webui", "server", "launching"},
     "fastapi": {"api", "server", "space"},
