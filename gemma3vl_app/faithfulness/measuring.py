@@ -56,7 +56,8 @@ def _kl(logits: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
     p = logits.softmax(-1)
     # A shift of all logits changes no distribution; without it exp stays small.
     d = difference - (p * difference).sum(-1, keepdim=True)
-    d = d.clamp(min=-80.0)
+    if float(d.min()) < -80:  # beyond float32
+        p, d = p.double(), d.double().clamp(min=-700.0)
     grown = (p * torch.expm1(-d)).sum(-1, dtype=torch.float64)
     kl: torch.Tensor = (p * d).sum(-1, dtype=torch.float64) + torch.log1p(grown)
     return kl.clamp(min=0.0)

@@ -25,7 +25,7 @@ from gemma3vl_app.faithfulness.engine_paths import (
 )
 from gemma3vl_app.faithfulness.measuring import Place, Rows, agreement
 from gemma3vl_app.faithfulness.path_results import PathResult, PathsVerification
-from gemma3vl_app.faithfulness.prompts import Prompt
+from gemma3vl_app.faithfulness.prompts import Prompt, own_prompts
 from gemma3vl_app.faithfulness.reader import Reader, compared, load_reference
 from gemma3vl_app.faithfulness.record import Record
 from gemma3vl_app.faithfulness.results import Agreement, joined
@@ -34,6 +34,7 @@ from gemma3vl_app.generation import Progress
 from gemma3vl_app.loading import compiled
 from gemma3vl_app.loading.loader import LoadedModel, load_model
 from gemma3vl_app.planning import check_weights, plan_for
+from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 FORMS = ("fp32", "w16", "bf16", "int8", "int4", "nf4")  # most exact first
 COMPILED_FORMS = ("w16", "int8", "int4")  # that have kernels of our own in float32
@@ -72,19 +73,23 @@ def verify_paths(
         if each == "auto":
             raise VerificationError("Name forms of weights, such as int8; 'auto' is one of them.")
     report = progress or (lambda step: None)
+    own = own_prompts(prompts, pictures)
     with Record() as record:
         loaded = load_reference(name, weights="fp32", revision=revision, progress=report)
         reader = Reader(loaded)
-        asked = prompts_for(reader, prompts, pictures)
+        asked = prompts_for(reader, own)
         read_all(reader, asked, record, loaded.name, report)
-        reference = compared(name, loaded)
+        reference, tokenizer = compared(name, loaded), reader.tokenizer
         chosen = _chosen(loaded)
         del loaded, reader
         results: list[PathResult] = []
         for form in weights or FORMS:
             give_back()  # the model before
             results += _of_form(
-                form, name, revision, record, asked, chosen=chosen, bounds=bounds, report=report
+                *(form, name, revision, record, asked, tokenizer),
+                chosen=chosen,
+                bounds=bounds,
+                report=report,
             )
         give_back()
     return PathsVerification(reference=reference, chosen=chosen, results=tuple(results))
@@ -101,6 +106,7 @@ def _of_form(
     revision: str | None,
     record: Record,
     prompts: Sequence[Prompt],
+    tokenizer: TextTokenizer,
     *,
     chosen: str,
     bounds: Bounds | None,
@@ -121,13 +127,15 @@ def _of_form(
     names = [name for name in PATHS if everything or name in OF_EVERY_FORM]
     if weights not in COMPILED_FORMS or plan.dtype != "float32" or not _has_kernels():
         names.remove(NO_KERNELS)
-    results = _on_paths(loaded, names, judge, record, _fast(plan.table, plan.tower_in_pieces))
+    results = _on_paths(
+        loaded, names, judge, record, tokenizer, _fast(plan.table, plan.tower_in_pieces)
+    )
     del loaded
     if plan.table or plan.tower_in_pieces:
         give_back()
         loaded = _load(Form(weights, fast_paths=False), source, revision, report)
         note = "fast paths of loading off"
-        results += _on_paths(loaded, [AT_ONCE], judge, record, note)
+        results += _on_paths(loaded, [AT_ONCE], judge, record, tokenizer, note)
     return results
 
 
@@ -152,10 +160,15 @@ def _has_kernels() -> bool:
 
 
 def _on_paths(
-    loaded: LoadedModel, names: Sequence[str], judge: _Judge, record: Record, about: str
+    loaded: LoadedModel,
+    names: Sequence[str],
+    judge: _Judge,
+    record: Record,
+    tokenizer: TextTokenizer,
+    about: str,
 ) -> list[PathResult]:
     """Send one loaded model down each path."""
-    reader = Reader(loaded)
+    reader = Reader(loaded, tokenizer)
     runs = PathRuns(reader, [record[number] for number in range(len(record))])
     if not runs.readings:
         raise VerificationError(

@@ -17,11 +17,12 @@ from PIL import Image, ImageDraw
 from gemma3vl_app.errors import VerificationError
 from gemma3vl_app.folders.find import find_pictures
 from gemma3vl_app.messages import Conversation, Message, Text
-from gemma3vl_app.pictures import Picture
+from gemma3vl_app.pictures import Crops, Picture
 
 MOST_PROMPTS = 64
 MOST_FILE_BYTES = 1 << 20
 QUESTION = "Describe this picture."
+CROPS: tuple[Crops, ...] = ("off", "on")
 COLOURS = ("red", "green", "blue", "orange", "black")
 LINE = "{}. There is a red barn behind the old mill by the river.\n"
 LINE_TOKENS = 12  # at least; what a line takes is not counted exactly
@@ -87,29 +88,28 @@ def drawn_picture(seed: int, width: int, height: int) -> Picture:
     return Picture.open(drawing, name=f"drawn {seed}", crops="off")
 
 
-def own_prompts(
-    file: str | Path | None, folder: str | Path | None, *, sees: bool
-) -> tuple[Prompt, ...]:
+def own_prompts(file: str | Path | None, folder: str | Path | None) -> tuple[Prompt, ...]:
     """Return a person's own prompts: each line of `file`, each picture of `folder`, or both.
 
     A line is a question, or a JSON list of texts, which are turns of user and model. With both,
     each line is asked about each picture, which stands before its first text; every picture is
-    asked about with crops off, and on. Raises `VerificationError` and `PictureError`.
+    asked about with crops off, and on. Nothing where neither is given. Raises `VerificationError`
+    and `PictureError`.
     """
+    if file is None and folder is None:
+        return ()
     turns = [[QUESTION]] if file is None else list(_lines(Path(file)))
     if folder is None:
         prompts = [Prompt(_short(texts), _conversation(texts)) for texts in turns]
-    elif not sees:
-        raise VerificationError("The models take no pictures; leave the folder of pictures out.")
     else:
         found = find_pictures(folder)
         prompts = [
             Prompt(
                 f"{name}, crops {crops}" + (f": {_short(texts)}" if file else ""),
-                _conversation(texts, Picture.open(found.path(name), crops=crops)),
+                _conversation(texts, picture.with_crops(crops)),
             )
-            for name in found.names
-            for crops in ("off", "on")
+            for name, picture in ((each, Picture.open(found.path(each))) for each in found.names)
+            for crops in CROPS
             for texts in turns
         ]
     if len(prompts) > MOST_PROMPTS:

@@ -7,9 +7,11 @@ prompt and answer, n compared positions, T soft tokens, D width, V vocabulary, S
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,9 +71,10 @@ def load_reference(
 class Reader:
     """Reads prompts with a loaded model, which nothing else may use meanwhile."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, known: TextTokenizer | None = None) -> None:
+        """Take the model; `known` is used as its tokenizer where it is of an equal file."""
         self.model: Any = loaded.model  # transformers leaves much unannotated
-        self.tokenizer = TextTokenizer.from_file(loaded.tokenizer_file)
+        self.tokenizer = _tokenizer(loaded.tokenizer_file, known)
         self.format = PromptFormat.from_config(loaded.config, loaded.preprocessor, self.tokenizer)
         self._stop_ids = loaded.stop_ids | self.format.stop_ids
         self._seen: dict[bytes, torch.Tensor] = {}  # features (T, D) by picture key
@@ -265,6 +268,15 @@ def compared(source: str, loaded: LoadedModel) -> Compared:
         weights=plan.weights,
         arithmetic=hardware.arithmetic(plan.dtype, plan.device_map.values()),
     )
+
+
+def _tokenizer(file: Path, known: TextTokenizer | None) -> TextTokenizer:
+    """Return the tokenizer of a file, which takes seconds to read if it is not known."""
+    if known is not None and file.is_file():
+        with file.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() == known.sha256:
+                return known
+    return TextTokenizer.from_file(file)
 
 
 def _positions(prompt: PreparedPrompt, answer_tokens: int) -> list[int]:

@@ -79,10 +79,12 @@ def verify(
     check_weights(weights)
     check_weights(weights_b or weights)
     report = progress or (lambda step: None)
+    own = own_prompts(
+        prompts, pictures
+    )  # what is wrong with them comes up before a model is loaded
     with Record() as record:
         first = _record(
-            *(sources[0], weights, revision, record),
-            asked=lambda reader: prompts_for(reader, prompts, pictures),
+            *(sources[0], weights, revision, record, own),
             deep=deep,
             report=report,
         )
@@ -110,13 +112,13 @@ def here(source: str | Path) -> str:
     return str(source)
 
 
-def prompts_for(
-    reader: Reader, file: str | Path | None, folder: str | Path | None
-) -> tuple[Prompt, ...]:
-    """Return what a model is asked: the built-in prompts, or a person's own."""
-    if file is None and folder is None:
+def prompts_for(reader: Reader, own: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+    """Return what a model is asked: a person's `own` prompts, or else the built-in ones."""
+    if not own:
         return built_in(sees=reader.sees, window_tokens=reader.window_tokens)
-    return own_prompts(file, folder, sees=reader.sees)
+    if not reader.sees and any(prompt.conversation.pictures for prompt in own):
+        raise VerificationError("The model takes no pictures; leave the folder of pictures out.")
+    return own
 
 
 def _record(
@@ -124,15 +126,15 @@ def _record(
     weights: str,
     revision: str | None,
     record: Record,
+    own: tuple[Prompt, ...],
     *,
-    asked: Callable[[Reader], tuple[Prompt, ...]],
     deep: bool,
     report: Report,
 ) -> Read:
     """Load the reference and write what it computes into `record`; the model ends with the call."""
     loaded = load_reference(source, weights=weights, revision=revision, progress=report)
     reader = Reader(loaded)
-    prompts = asked(reader)
+    prompts = prompts_for(reader, own)
     read_all(reader, prompts, record, loaded.name, report, deep=deep)
     return Read(
         model=compared(source, loaded),
@@ -169,7 +171,7 @@ def _compare(
 ) -> Verification:
     """Load the other model and compare what it computes with the record."""
     loaded = load_reference(source, weights=weights, revision=revision, progress=report)
-    reader = Reader(loaded)
+    reader = Reader(loaded, first.tokenizer)
     columns, notes = _common_columns(first, reader)
     errors: dict[str, RelativeError] = {}
     prompts = []
