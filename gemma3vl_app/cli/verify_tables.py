@@ -105,11 +105,11 @@ def _model(model: Compared) -> str:
 
 def _worst(spot: Spot) -> str:
     """Say where KL is largest."""
-    where = "of the answer" if spot.in_answer else "of the prompt"
+    where = "in the answer" if spot.in_answer else "in the prompt"
     same = spot.expected == spot.found
     found = "which stays likeliest" if same else f"here {spot.found!r} is"
     return (
-        f"Furthest apart: {spot.prompt!r}, after token {spot.position} {where}, {spot.token!r}: "
+        f"Furthest apart: {spot.prompt!r}, after token {spot.position}, {spot.token!r}, {where}: "
         f"{spot.expected!r} was likeliest, {found}."
     )
 

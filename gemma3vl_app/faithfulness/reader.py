@@ -20,6 +20,7 @@ from transformers import Gemma3ForConditionalGeneration, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from gemma3vl_app import hardware
+from gemma3vl_app.errors import VerificationError
 from gemma3vl_app.faithfulness.prompts import Prompt
 from gemma3vl_app.faithfulness.results import Compared
 from gemma3vl_app.generation import Progress
@@ -32,6 +33,7 @@ from gemma3vl_app.prompting.prompt import ImageInput, PreparedPrompt
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 ANSWER_TOKENS = 16  # of the reference's greedy answer
+MOST_TOKENS = 8192  # of a prompt: transformers' mask has a cell for each two of them
 MOST_POSITIONS = 128  # of a prompt: one row of logits takes 1 MB
 MOST_PATCHES = 64  # of a picture, whose vectors are kept from each layer of the tower
 
@@ -101,8 +103,17 @@ class Reader:
         self._seen.update(features)
 
     def prepare(self, prompt: Prompt) -> PreparedPrompt:
-        """Return a prompt's tokens and pictures, as this model is given them."""
-        return prepare(prompt.conversation, self.tokenizer, self.format)
+        """Return a prompt's tokens and pictures, as this model is given them.
+
+        Raises `VerificationError` for one that is too long to be read in one pass.
+        """
+        prepared = prepare(prompt.conversation, self.tokenizer, self.format)
+        if len(prepared) > MOST_TOKENS:
+            raise VerificationError(
+                f"{prompt.name!r} takes {len(prepared):,} tokens; at most {MOST_TOKENS:,} are read "
+                "in one pass. Use a shorter prompt."
+            )
+        return prepared
 
     @torch.inference_mode()
     def read(

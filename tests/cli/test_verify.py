@@ -117,7 +117,7 @@ def test_models_that_differ_end_with_1_and_one_line(run, monkeypatch, wide):
         "Not the same: the largest difference of a logit is 0.5, over 0.0001, "
         "5e+03 times as much.\n"
     )
-    assert "after token 7 of the answer, ' red': 'A' was likeliest, here 'B' is." in out
+    assert "after token 7, ' red', in the answer: 'A' was likeliest, here 'B' is." in out
     assert "The difference begins in the language model" in out
     assert "first part whose output differs: model.language_model.layers.3" in out
     assert "Stored weights differ: model.norm.weight (relative error 0.05)" in out
@@ -133,7 +133,7 @@ def test_paths_are_shown_with_those_that_are_not_for_this_machine(run, monkeypat
     assert err.startswith("Not the same: int8, disk cache, crops on: the largest difference")
 
 
-def test_json_goes_to_a_file_or_alone_to_stdout(run, asked, tmp_path):
+def test_json_goes_to_a_file_or_alone_to_stdout(run, asked, wide, tmp_path):
     code, out, _ = run("verify", "demo", "4b-it", "--json", "-")
     alone = json.loads(out)
     assert (code, alone["within"], alone["total"]["top1"]) == (0, True, 1)

@@ -184,6 +184,13 @@ def test_what_is_wrong_with_prompts_comes_up_before_a_model_is_loaded(tmp_path):
         verify("no/such-model", "no/such-model", prompts=tmp_path / "absent.txt")
 
 
+def test_a_prompt_that_is_too_long_for_one_pass_is_refused(tiny, tmp_path):
+    long = tmp_path / "long.txt"
+    long.write_text("word " * 9000, encoding="utf-8")
+    with pytest.raises(VerificationError, match=r"9,0\d\d tokens; at most 8,192"):
+        verify(tiny, tiny, prompts=long)
+
+
 def test_results_are_json(equal):
     found = json.loads(json.dumps(equal.to_dict()))
     assert found["within"] is True
