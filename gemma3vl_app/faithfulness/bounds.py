@@ -68,7 +68,7 @@ class Bounds:
 SAME = Bounds(
     max_difference=SAME_DIFFERENCE,
     min_top1=1.0,
-    why="the same numbers but for the order of sums: the tolerances of tests/engine",
+    why="the same numbers but for the order of sums, by the tolerances of tests/engine",
 )
 
 
@@ -76,9 +76,16 @@ SAME = Bounds(
 # often the likeliest token stays says more of how sure a model is than of its weights, so only the
 # divergence is judged.
 _ABOUT_TWICE = "fewer bits: about twice the largest of what docs/faithfulness.md measured"
+# What sums in another order make of fp32: tests/engine allow 1e-4 at the likeliest tokens of tiny
+# models. Over the whole vocabulary of the demo, whose logits are larger, it is nearly that already.
+_ROUNDING = Bounds(
+    max_difference=10 * SAME_DIFFERENCE,
+    min_top1=1.0,
+    why="rounding of float32: ten times what tests/engine allow, since all tokens count here",
+)
 FORM_BOUNDS = {
-    "fp32": SAME,
-    "w16": SAME,
+    "fp32": _ROUNDING,
+    "w16": _ROUNDING,
     "bf16": Bounds(max_mean_kl=0.02, why="rounding of bfloat16 in every layer"),
     "int8": Bounds(max_mean_kl=0.05, why=_ABOUT_TWICE),
     "int4": Bounds(max_mean_kl=0.6, why=_ABOUT_TWICE),

@@ -7,7 +7,6 @@ form is loaded, each form before the next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,14 +39,6 @@ FORMS = ("fp32", "w16", "bf16", "int8", "int4", "nf4")  # most exact first
 COMPILED_FORMS = ("w16", "int8", "int4")  # that have kernels of our own in float32
 
 Report = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class Form:
-    """Weights as they are loaded: `fast_paths` allows what rounds otherwise and is faster."""
-
-    weights: str
-    fast_paths: bool = True
 
 
 def verify_paths(
@@ -116,7 +107,7 @@ def _of_form(
     everything = weights in ("fp32", chosen)
     judge = _Judge(weights, record, prompts, bounds)
     try:
-        loaded = _load(Form(weights), source, revision, report)
+        loaded = _load(weights, source, revision, report)
     except LoadError as error:
         return [
             PathResult(
@@ -133,19 +124,17 @@ def _of_form(
     del loaded
     if plan.table or plan.tower_in_pieces:
         give_back()
-        loaded = _load(Form(weights, fast_paths=False), source, revision, report)
+        loaded = _load(weights, source, revision, report, fast_paths=False)
         note = "fast paths of loading off"
         results += _on_paths(loaded, [AT_ONCE], judge, record, tokenizer, note)
     return results
 
 
-def _load(form: Form, source: str, revision: str | None, report: Report) -> LoadedModel:
+def _load(
+    weights: str, source: str, revision: str | None, report: Report, *, fast_paths: bool = True
+) -> LoadedModel:
     return load_model(
-        source,
-        weights=form.weights,
-        fast_paths=form.fast_paths,
-        revision=revision,
-        progress=report,
+        source, weights=weights, fast_paths=fast_paths, revision=revision, progress=report
     )
 
 

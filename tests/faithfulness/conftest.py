@@ -1,17 +1,22 @@
 """The tiny checkpoint and changed copies of it, with few prompts: each costs seconds."""
 
+import gc
 import hashlib
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gemma3vl_app.faithfulness import reader
 from gemma3vl_app.faithfulness.prompts import drawn_picture
+from gemma3vl_app.loading.loader import LoadedModel
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 KNOWN: dict[str, TextTokenizer] = {}
@@ -81,6 +86,23 @@ def copied(tiny, tmp_path_factory) -> Callable[..., Path]:
 
     yield copy
     shutil.rmtree(tmp_path_factory.getbasetemp() / "changed", ignore_errors=True)
+
+
+class Watched:
+    """Loads models, and notes at each load whether any of those before is still in memory."""
+
+    def __init__(self) -> None:
+        self.alive: list[bool] = []
+        self.models: list[weakref.ref] = []
+        self._load = reader.load_model
+
+    def load_model(self, *arguments: Any, **options: Any) -> LoadedModel:
+        """Stand in for `loader.load_model`."""
+        gc.collect()
+        self.alive.append(any(model() is not None for model in self.models))
+        loaded = self._load(*arguments, **options)
+        self.models.append(weakref.ref(loaded.model))
+        return loaded
 
 
 def louder(name: str) -> Change:

@@ -62,4 +62,4 @@ def test_the_page_says_the_bounds():
         if bounds.max_mean_kl is not None:
             assert shown[form] == f"mean KL {bounds.max_mean_kl:g}"
         else:
-            assert shown[form] == f"difference {bounds.max_difference:.4f}, top-1 100 %"
+            assert shown[form] == f"difference {bounds.max_difference:g}, top-1 100 %"

@@ -1,7 +1,6 @@
 """Every form and path is compared with the reference; a path that computes wrongly is seen."""
 
 import gc
-import weakref
 
 import pytest
 
@@ -11,6 +10,7 @@ from gemma3vl_app.faithfulness.bounds import FORM_BOUNDS, Bounds
 from gemma3vl_app.faithfulness.engine_paths import NO_KERNELS, OF_EVERY_FORM, PATHS
 from gemma3vl_app.loading import compiled
 from gemma3vl_app.loading.norms import FusedRMSNorm
+from tests.faithfulness.conftest import Watched
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,17 @@ def exact(tiny, long_question):
 
 
 @pytest.fixture(scope="module")
-def quantised(tiny, shown):
+def watched() -> Watched:
+    return Watched()
+
+
+@pytest.fixture(scope="module")
+def quantised(tiny, shown, watched):
     """int8 on its paths, with a picture."""
-    return verify_paths(tiny, weights=["int8"], pictures=shown)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "load_model", watched.load_model)
+        patch.setattr(paths, "load_model", watched.load_model)
+        return verify_paths(tiny, weights=["int8"], pictures=shown)
 
 
 def test_fp32_is_the_same_on_every_path(exact):
@@ -87,23 +95,10 @@ def test_a_form_that_cannot_run_here_is_told_and_is_not_over_a_bound(tiny, quest
     assert found.within
 
 
-def test_each_model_is_gone_before_the_next_is_loaded(tiny, questions, monkeypatch):
-    models: list[weakref.ref] = []
-    alive: list[bool] = []
-    load = reader.load_model
-
-    def watched(*arguments, **options):
-        gc.collect()
-        alive.extend(model() is not None for model in models)
-        loaded = load(*arguments, **options)
-        models.append(weakref.ref(loaded.model))
-        return loaded
-
-    monkeypatch.setattr(reader, "load_model", watched)
-    monkeypatch.setattr(paths, "load_model", watched)
-    verify_paths(tiny, weights=["int4"], prompts=questions)
-    assert len(models) == 3  # the reference, int4, int4 without fast paths
-    assert alive == [False] * 3
+def test_each_model_is_gone_before_the_next_is_loaded(quantised, watched):
+    assert watched.alive == [False] * 3  # the reference, int8, int8 without fast paths
+    gc.collect()
+    assert not any(model() is not None for model in watched.models)
 
 
 def test_auto_is_no_form(tiny):

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import weakref
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,28 @@ from gemma3vl_app.errors import LoadError, VerificationError
 from gemma3vl_app.faithfulness import reader, record, verify
 from gemma3vl_app.faithfulness.bounds import Bounds
 from gemma3vl_app.testing import tiny_checkpoint
-from tests.faithfulness.conftest import louder
+from tests.faithfulness.conftest import Watched, louder
 
 IN_LAYER_3 = "language_model.model.layers.3.mlp.up_proj.weight"
 PROJECTOR = "multi_modal_projector.mm_input_projection_weight"
 
 
 @pytest.fixture(scope="module")
-def equal(tiny, copied):
-    """A checkpoint and its copy, asked with the built-in prompts."""
-    return verify(tiny, copied(), deep=True)
+def watched() -> Watched:
+    return Watched()
 
 
-def test_a_copy_is_the_same_to_the_last_bit(equal):
+@pytest.fixture(scope="module")
+def equal(tiny, tmp_path_factory, watched):
+    """A checkpoint and its copy in another layout, asked with the built-in prompts."""
+    copy = tmp_path_factory.mktemp("copies") / "tiny"
+    tiny_checkpoint(copy, layout="transformers5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "load_model", watched.load_model)
+        return verify(tiny, copy, deep=True)
+
+
+def test_a_copy_in_another_layout_is_the_same_to_the_last_bit(equal):
     assert equal.within and equal.exceeded == ()
     assert equal.begins == "nowhere"
     assert (equal.total.max_difference, equal.total.max_kl, equal.total.top1) == (0, 0, 1)
@@ -49,13 +57,6 @@ def test_every_layer_of_tower_and_language_model_is_looked_at_in_their_order(equ
         "model.language_model.embed_tokens"
     )
     assert names[-7:-1] == [f"model.language_model.layers.{number}" for number in range(6)]
-
-
-def test_another_layout_of_the_same_weights_is_the_same(tiny, tmp_path, questions):
-    other = tiny_checkpoint(tmp_path / "other", layout="transformers5")
-    found = verify(tiny, other, prompts=questions)
-    assert found.within
-    assert found.total.max_difference == 0
 
 
 def test_a_changed_tensor_in_layer_3_is_found_and_named(tiny, copied, questions):
@@ -105,23 +106,10 @@ def test_nf4_is_within_or_over_the_bounds_that_are_given(tiny, questions):
     ]
 
 
-def test_the_first_model_is_gone_before_the_second_is_loaded(tiny, monkeypatch, questions):
-    models: list[weakref.ref] = []
-    alive: list[list[bool]] = []
-    load = reader.load_model
-
-    def watched(*arguments, **options):
-        gc.collect()
-        alive.append([model() is not None for model in models])
-        loaded = load(*arguments, **options)
-        models.append(weakref.ref(loaded.model))
-        return loaded
-
-    monkeypatch.setattr(reader, "load_model", watched)
-    verify(tiny, tiny, prompts=questions)
+def test_the_first_model_is_gone_before_the_second_is_loaded(equal, watched):
     gc.collect()
-    assert alive == [[], [False]]
-    assert [model() for model in models] == [None, None]
+    assert watched.alive == [False, False]
+    assert [model() for model in watched.models] == [None, None]
 
 
 def test_what_was_written_aside_is_deleted_even_where_the_second_model_fails(
