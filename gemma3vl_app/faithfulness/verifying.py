@@ -39,6 +39,7 @@ FEATURES_DIFFER = 1e-4  # relative error from which on picture features are not 
 LAYERS_DIFFER = 1e-5  # and outputs of layers, of which each adds a little of its own
 
 Report = Callable[[Progress], None]
+Vocabulary = tuple[TextTokenizer, PromptFormat, int]  # and the rows of logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +173,9 @@ def _compare(
     """Load the other model and compare what it computes with the record."""
     loaded = load_reference(source, weights=weights, revision=revision, progress=report)
     reader = Reader(loaded, first.tokenizer)
-    columns, notes = _common_columns(first, reader)
+    columns, notes = common_columns(
+        (first.tokenizer, first.format, first.rows), (reader.tokenizer, reader.format, reader.rows)
+    )
     errors: dict[str, RelativeError] = {}
     prompts = []
     for number, prompt in enumerate(_told(first.prompts, loaded.name, report)):
@@ -253,34 +256,35 @@ def where_it_begins(prompts: Iterable[PromptAgreement]) -> Begins:
     return "language model" if apart else "nowhere"
 
 
-def _common_columns(first: Read, reader: Reader) -> tuple[int, list[str]]:
+def common_columns(a: Vocabulary, b: Vocabulary) -> tuple[int, list[str]]:
     """Return how many tokens both models know, and what to say of it.
 
     More rows in one of the two are let pass where they stand for no token, since formats pad
     vocabularies otherwise. Raises `VerificationError` where the models cannot be compared.
     """
-    if (first.format.image_tokens > 0) != reader.sees:
+    (tokenizer_a, format_a, rows_a), (tokenizer_b, format_b, rows_b) = a, b
+    if (format_a.image_tokens > 0) != (format_b.image_tokens > 0):
         raise VerificationError(
             "Only one of the two models takes pictures, so they cannot be compared. "
             "Of a GGUF file, the mmproj file has to lie beside it."
         )
-    if not first.tokenizer.same_ids(reader.tokenizer):
+    if not tokenizer_a.same_ids(tokenizer_b):
         raise VerificationError(
             "The models' tokenizers differ: the same id is not the same token in both. "
             "They are different models, or one has another model's tokenizer.json."
         )
-    columns, longest = sorted((first.rows, reader.rows))
-    placeholders = {first.format.soft, reader.format.soft}
+    columns, longest = sorted((rows_a, rows_b))
+    placeholders = {format_a.soft, format_b.soft}
     lost = [
         id
         for id in range(columns, longest)
         if id not in placeholders
-        and (first.tokenizer.raw.id_to_token(id) or reader.tokenizer.raw.id_to_token(id))
+        and (tokenizer_a.raw.id_to_token(id) or tokenizer_b.raw.id_to_token(id))
     ]
     if lost:
         raise VerificationError(
-            f"The models have vocabularies of different sizes, {first.rows:,} and {reader.rows:,} "
-            f"tokens, and {len(lost):,} of the tokens that one of them lacks are in use. "
+            f"The models have vocabularies of different sizes, {rows_a:,} and {rows_b:,} tokens, "
+            f"and {len(lost):,} of the tokens that one of them lacks are in use. "
             "They cannot be compared."
         )
     if columns == longest:

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from gemma3vl_app.errors import LoadError, VerificationError
 from gemma3vl_app.faithfulness import reader, record, verify
 from gemma3vl_app.faithfulness.bounds import Bounds
+from gemma3vl_app.faithfulness.measuring import compare_logits
+from gemma3vl_app.faithfulness.verifying import common_columns
+from gemma3vl_app.prompting.format import PromptFormat
+from gemma3vl_app.prompting.tokenizer import TextTokenizer
 from gemma3vl_app.testing import tiny_checkpoint
 from tests.faithfulness.conftest import Watched, louder
 
@@ -144,21 +150,35 @@ def test_vocabularies_of_different_sizes_are_refused_in_words(tiny, copied, ques
         verify(tiny, smaller, prompts=questions)
 
 
-def test_rows_that_stand_for_no_token_may_be_missing(tiny, copied, questions):
-    found = verify(tiny, copied(cut(262_145), vocab_size=262_145), prompts=questions)
-    assert found.within
-    assert "63 more rows" in found.notes[0]
+WORDS = {"<bos>": 0, "red": 1, "blue": 2, "green": 3}
 
 
-def test_tokenizers_that_differ_are_refused_in_words(tiny, copied, questions):
-    other = copied()
-    tokenizer = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary["▁red"], vocabulary["▁blue"] = vocabulary["▁blue"], vocabulary["▁red"]
-    (other / "tokenizer.json").unlink()
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+def vocabulary(words: dict[str, int], rows: int, *, image_tokens: int = 0):
+    """A vocabulary of a few words, with so many rows of logits."""
+    tokenizer = TextTokenizer(Tokenizer(WordLevel(words, unk_token="red")))
+    turns = {"bos": 0, "start_of_turn": 0, "end_of_turn": 0, "stop_ids": frozenset({0})}
+    return tokenizer, PromptFormat(**turns, soft=4, image_tokens=image_tokens), rows
+
+
+def test_rows_that_stand_for_no_token_may_be_missing():
+    columns, (note,) = common_columns(vocabulary(WORDS, 64), vocabulary(WORDS, 4))
+    assert columns == 4
+    assert "60 more rows" in note
+    with_placeholder = {**WORDS, "<image_soft_token>": 4}
+    assert common_columns(vocabulary(WORDS, 4), vocabulary(with_placeholder, 64))[0] == 4
+    with pytest.raises(VerificationError, match="1 of the tokens"):
+        common_columns(vocabulary(WORDS, 3), vocabulary(WORDS, 64))
+
+
+def test_tokenizers_that_differ_are_refused_in_words():
+    other = {**WORDS, "red": 2, "blue": 1}
     with pytest.raises(VerificationError, match="tokenizers differ"):
-        verify(tiny, other, prompts=questions)
+        common_columns(vocabulary(WORDS, 64), vocabulary(other, 64))
+
+
+def test_a_model_that_sees_is_not_compared_with_one_that_does_not():
+    with pytest.raises(VerificationError, match="mmproj"):
+        common_columns(vocabulary(WORDS, 64), vocabulary(WORDS, 64, image_tokens=16))
 
 
 @pytest.mark.parametrize("source", ["http://127.0.0.1:9/v1"])
@@ -191,7 +211,5 @@ def test_values_are_compared_where_nothing_is_a_number(tiny):
     logits = torch.zeros(2, 5)
     logits[:, 1] = 1
     wrong = torch.full((2, 5), float("nan"))
-    from gemma3vl_app.faithfulness.measuring import compare_logits
-
     rows = compare_logits(logits, wrong)
     assert rows.kl == rows.differences == [float("inf")] * 2
