@@ -25,15 +25,21 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from gemma3vl_app.backends.protocol import Backend as Backend
     from gemma3vl_app.backends.protocol import Capabilities as Capabilities
     from gemma3vl_app.chat import Chat as Chat
+    from gemma3vl_app.conversion.converting import Bridge as Bridge
+    from gemma3vl_app.conversion.converting import convert as convert
     from gemma3vl_app.errors import BusyError as BusyError
     from gemma3vl_app.errors import ContextLengthError as ContextLengthError
     from gemma3vl_app.errors import ConversationError as ConversationError
+    from gemma3vl_app.errors import ConversionError as ConversionError
     from gemma3vl_app.errors import EngineError as EngineError
+    from gemma3vl_app.errors import EvaluationError as EvaluationError
     from gemma3vl_app.errors import Gemma3VLError as Gemma3VLError
     from gemma3vl_app.errors import LoadError as LoadError
     from gemma3vl_app.errors import MemoryLimitError as MemoryLimitError
     from gemma3vl_app.errors import PictureError as PictureError
     from gemma3vl_app.errors import VerificationError as VerificationError
+    from gemma3vl_app.evaluation.results import Evaluation as Evaluation
+    from gemma3vl_app.evaluation.run import evaluate as evaluate
     from gemma3vl_app.faithfulness.bounds import Bounds as Bounds
     from gemma3vl_app.faithfulness.path_results import PathsVerification as PathsVerification
     from gemma3vl_app.faithfulness.paths import verify_paths as verify_paths
@@ -105,6 +111,12 @@ _CONTENTS = {
     "batch": "folders.batch",
     "BatchReport": "folders.items",
     "BatchItem": "folders.items",
+    # Checkpoints: the same model in another form
+    "convert": "conversion.converting",
+    "Bridge": "conversion.converting",
+    # Evaluation: how much of a suite a model gets right
+    "evaluate": "evaluation.run",
+    "Evaluation": "evaluation.results",
     # Faithfulness: is it still the same model
     "verify": "faithfulness.verifying",
     "verify_paths": "faithfulness.paths",
@@ -131,6 +143,8 @@ _CONTENTS = {
     "BusyError": "errors",
     "MemoryLimitError": "errors",
     "EngineError": "errors",
+    "ConversionError": "errors",
+    "EvaluationError": "errors",
     "VerificationError": "errors",
 }
 

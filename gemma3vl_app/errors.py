@@ -45,6 +45,14 @@ class TrainingDataError(TrainingError):
     """Training data cannot be used; the message counts and names the first items of each kind."""
 
 
+class ConversionError(Gemma3VLError):
+    """Weights cannot be written in another form; what was there before is untouched."""
+
+
+class EvaluationError(Gemma3VLError):
+    """An evaluation's data cannot be used, or two runs cannot be compared; names the first rows."""
+
+
 class StoreError(Gemma3VLError):
     """Conversations cannot be read from or written to the disk; what was saved before is kept."""
 

@@ -319,15 +319,15 @@ def check_access(
     """
     if is_own(host) or logins or keys:
         return
-    if not no_auth and keys is None:
-        raise Gemma3VLError(
-            f"On {host} everybody who can reach this machine could use the page. Give a login with "
-            "--auth NAME:PASSWORD, or say --no-auth if that is what you want."
-        )
     if not no_auth:
+        what, advice = (
+            ("page", "Give a login with --auth NAME:PASSWORD")
+            if keys is None
+            else ("model", "Set API keys with GEMMA3VL_API_KEYS or --keys-file")
+        )
         raise Gemma3VLError(
-            f"On {host} everybody who can reach this machine could use the model. Set API keys "
-            "with GEMMA3VL_API_KEYS or --keys-file, or say --no-auth if that is what you want."
+            f"On {host} everybody who can reach this machine could use the {what}. {advice}, "
+            "or say --no-auth if that is what you want."
         )
     what = "page is" if keys is None else "page and the API are"
     _log.warning("The %s open to everybody who can reach %s, without a login.", what, host)

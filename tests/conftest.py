@@ -43,3 +43,16 @@ def shell():
 
     yield InteractiveShell.instance()
     InteractiveShell.clear_instance()
+
+
+@pytest.fixture(scope="session")
+def needs_fonts():
+    """Skip where the fonts that text is printed in are not installed; the reason says which."""
+    from gemma3vl_app.errors import TrainingError
+    from gemma3vl_app.scenes import fonts
+
+    try:
+        fonts.faces()
+        fonts.faces(held_out=True)
+    except TrainingError as error:
+        pytest.skip(str(error))  # Debian's packages; .ci/run installs them, a laptop need not

@@ -17,7 +17,7 @@ PACKAGE = Path(importlib.util.find_spec("gemma3vl_app").origin).parent
 ROWS = [
     {
         *("errors", "pictures", "picture_decoding", "picture_process", "picture_workers"),
-        *("pdf_pages", "remote_pictures", "messages", "generation", "stream"),
+        *("pdf_pages", "remote_pictures", "lazy_pictures", "messages", "generation", "stream"),
         *("transcript", "turn_tree", "traces", "schemas", "atomic_file", "wording", "plain"),
         "addresses",
     },
@@ -28,8 +28,9 @@ ROWS = [
     {"backends", "testing"},
     {"manager", "store"},
     {"chat", "tasks", "explain", "folders", "replay", "export"},
+    {"scenes"},
     {
-        *("webui", "api", "notebook", "finetune", "convert", "evaluate", "faithfulness"),
+        *("webui", "api", "notebook", "finetune", "conversion", "evaluation", "faithfulness"),
         "benchmark",
     },
     {"shield"},
@@ -46,7 +47,7 @@ SURFACES_IMPORT = ROWS[0] | ROWS[1] | ROWS[2] | ROWS[6] | ROWS[7] | {"backends.p
 HOMES = {
     "torch": {
         *("loading", "prompting", "engine", "backends.local", "backends.borrowed", "testing"),
-        *("hardware", "finetune", "convert", "evaluate", "faithfulness", "benchmark"),
+        *("hardware", "finetune", "conversion", "evaluation", "faithfulness", "benchmark"),
     },
     "gradio": {"webui", "server", "launching"},
     "fastapi": {"api", "server", "space"},

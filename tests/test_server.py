@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import pytest
 from fastapi.testclient import TestClient
 
+from gemma3vl_app.api.keys import Keys
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.manager import ModelManager
 from gemma3vl_app.server import LOOPBACK, _models, _open_store, check_access, create_app, serve
@@ -116,6 +117,8 @@ def test_a_public_address_needs_a_login_or_a_clear_word():
 def test_nobody_may_come_in_from_outside_unless_somebody_says_so(host):
     with pytest.raises(Gemma3VLError, match="--no-auth"):
         check_access(host, [], no_auth=False)
+    with pytest.raises(Gemma3VLError, match="--keys-file"):
+        check_access(host, [], no_auth=False, keys=Keys([]))
 
 
 def test_an_open_page_on_a_public_address_is_warned_of(caplog):

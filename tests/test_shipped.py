@@ -22,6 +22,7 @@ from gemma3vl_app.cli import bench, verify
 from gemma3vl_app.conversation_file import SUFFIX
 from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES, ScriptedBackend
 from tests.cli.test_verify import EQUAL, on_paths, two
+from tests.evaluation.shown import prepare
 from tests.folders.naming_backend import draw_pictures
 from tests.loading.peft_adapters import TEXT, save_adapter
 
@@ -102,6 +103,8 @@ def run_on_scripted_backend(command: list[str], monkeypatch, folder: Path) -> No
         chat = Chat(ScriptedBackend(capabilities=DEMO))
         chat.ask("What is in the picture?", images=[Image.new("RGB", (9, 9), "red")])
         chat.save(folder / name)
+    if "evaluate" in command:
+        prepare(command, folder, monkeypatch)
     if "photos" in command:
         draw_pictures(folder / "photos", "1.png", "2.png")
     monkeypatch.chdir(folder)
@@ -116,6 +119,8 @@ def run_on_scripted_backend(command: list[str], monkeypatch, folder: Path) -> No
     # Really run, on a tiny checkpoint, in tests/faithfulness/test_docs.py
     monkeypatch.setattr(verify, "_two", lambda *_, **__: two(EQUAL))
     monkeypatch.setattr(verify, "_paths", lambda *_, **__: on_paths(EQUAL))
+    if command[1] == "convert":  # tests/conversion/test_docs.py really converts
+        monkeypatch.setattr("gemma3vl_app.conversion.converting.convert", lambda _, out, **__: out)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:

@@ -8,16 +8,32 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from gemma3vl_app.api.failures import RequestError
 
 Neutral = tuple[Any, ...]  # values that ask for nothing; None always is one
 _SHOWN_CHARS = 100
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# JSON has one kind of number: 8.0, as some languages write it, is 8.
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class Fields(BaseModel):
@@ -58,6 +74,20 @@ class Fields(BaseModel):
         advice = f"Did you mean '{close[0]}'?" if close else "Leave it out."
         said = f"is no field of this API. {advice}"
         raise PydanticCustomError("unknown_parameter", "", {"field": name, "said": said})
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Describe the fields that are no part of the model, too: they are accepted."""
+        reference = handler(core_schema)
+        fields = handler.resolve_ref_schema(reference).setdefault("properties", {})
+        for name in sorted(cls.left_aside):
+            fields[name] = {"description": "Accepted; changes nothing."}
+        for name, values in cls.neutral.items():
+            said = cls.instead.get(name, "Leave it out.")
+            fields[name] = {"enum": [None, *values], "description": f"Not supported. {said}"}
+        return reference
 
     @classmethod
     def read(cls, body: bytes) -> Self:

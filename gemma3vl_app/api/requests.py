@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from gemma3vl_app.api.fields import Fields
+from gemma3vl_app.api.fields import Fields, Whole
 
 MAX_STOPS, MAX_STOP_CHARS, MAX_ALTERNATIVES = 16, 128, 20
 MAX_SEED = 2**63 - 1
@@ -58,7 +58,7 @@ TextContent = Annotated[
 class SystemMessage(Fields):
     """What holds for the whole conversation; "developer" is its newer name."""
 
-    neutral: ClassVar = {"name": ()}
+    left_aside: ClassVar = frozenset({"name"})
     role: Literal["system", "developer"]
     content: TextContent
 
@@ -66,7 +66,7 @@ class SystemMessage(Fields):
 class UserMessage(Fields):
     """What a person says."""
 
-    neutral: ClassVar = {"name": ()}
+    left_aside: ClassVar = frozenset({"name"})
     role: Literal["user"]
     content: UserContent
 
@@ -74,8 +74,9 @@ class UserMessage(Fields):
 class AssistantMessage(Fields):
     """What the model said; clients send an answer back with all the fields it came with."""
 
+    left_aside: ClassVar = frozenset({"name"})
     neutral: ClassVar = {
-        **{"name": (), "refusal": (), "audio": (), "function_call": (), "reasoning": ("",)},
+        **{"refusal": (), "audio": (), "function_call": (), "reasoning": ("",)},
         **{"tool_calls": ([],), "annotations": ([],), "reasoning_content": ("",)},
     }
     role: Literal["assistant"]
@@ -200,14 +201,14 @@ class ChatCompletionRequest(Fields):
     messages: list[ChatMessage] = Field(min_length=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, le=2**31)
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    top_k: Whole | None = Field(default=None, ge=-1, le=2**31)
+    seed: Whole | None = Field(default=None, ge=0, le=MAX_SEED)
     stop: Stops | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    n: int | None = Field(default=None, ge=1)
+    max_tokens: Whole | None = Field(default=None, ge=1)
+    max_completion_tokens: Whole | None = Field(default=None, ge=1)
+    n: Whole | None = Field(default=None, ge=1)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
+    top_logprobs: Whole | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from gemma3vl_app.api.fields import Fields
+from gemma3vl_app.api.fields import Fields, Whole
 from gemma3vl_app.api.requests import Detail, JsonObjectFormat, TextFormat
 
 _USED_BY_TOOLS = "This server calls no tools. Leave it out."
@@ -148,6 +148,6 @@ class ResponseRequest(Fields):
     instructions: str | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    max_output_tokens: int | None = Field(default=None, ge=1)
+    max_output_tokens: Whole | None = Field(default=None, ge=1)
     text: TextOptions | None = None
     stream: bool | None = None

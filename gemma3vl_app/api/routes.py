@@ -7,21 +7,24 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gemma3vl_app.api import chat_completions, failures, health, responses, sampling
+from gemma3vl_app.api import chat_completions, description, failures, health, responses, sampling
 from gemma3vl_app.api.failures import RequestError
 from gemma3vl_app.api.metrics import CONTENT_TYPE
 from gemma3vl_app.api.serving import Api, PostEndpoint, encode
 
 CHAT, RESPONSES, MODELS = "/v1/chat/completions", "/v1/responses", "/v1/models"
+OPENAPI = "/v1/openapi.json"
 READY, METRICS = "/readyz", "/metrics"
 PATHS = {  # and the methods that each of them takes
     CHAT: ("POST",),
     RESPONSES: ("POST",),
     MODELS: ("GET", "HEAD"),
+    OPENAPI: ("GET", "HEAD"),
     READY: ("GET", "HEAD"),
     METRICS: ("GET", "HEAD"),
 }
@@ -32,13 +35,21 @@ def is_api_path(path: str) -> bool:
     return path in PATHS or path == "/v1" or path.startswith("/v1/")
 
 
+class _Anything(PathConvertor):
+    """The rest of a path, line breaks too: Starlette's own leaves those to nobody."""
+
+    regex = "(?s:.*)"
+
+
 def add_routes(app: FastAPI, api: Api) -> None:
     """Add the API's routes to `app`; whatever else begins with /v1 is answered by it, too."""
+    register_url_convertor("anything", _Anything())
     asked = _Endpoints(api)
     post = {CHAT: chat_completions.create, RESPONSES: responses.create}
     get = {
         MODELS: asked.models,
-        MODELS + "/{name:path}": asked.model,
+        MODELS + "/{name:anything}": asked.model,
+        OPENAPI: asked.openapi,
         READY: asked.ready,
         METRICS: asked.metrics,
     }
@@ -50,7 +61,10 @@ def add_routes(app: FastAPI, api: Api) -> None:
                 for path, each in post.items()
             ),
             *(Route(path, _guarded(api, each), methods=["GET"]) for path, each in get.items()),
-            *(Route(p, nothing, methods=_METHODS) for p in (READY, METRICS, "/v1", "/v1/{p:path}")),
+            *(
+                Route(p, nothing, methods=_METHODS)
+                for p in (READY, METRICS, "/v1", "/v1/{p:anything}")
+            ),
         ]
     )
 
@@ -73,6 +87,10 @@ class _Endpoints:
         name = request.path_params["name"]
         sampling.adapter_of(name, self._api.backend())
         return _json(next(each for each in self._models() if each["id"] == name))
+
+    async def openapi(self, request: Request) -> Response:
+        """Describe the API for programs."""
+        return _json(description.openapi(CHAT, RESPONSES, MODELS))
 
     async def ready(self, request: Request) -> Response:
         """Say whether a request sent now would be answered."""

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from gemma3vl_app import catalog
 from gemma3vl_app.cli import load, one_shot
 from gemma3vl_app.cli.exit_codes import INCOMPLETE
 from gemma3vl_app.cli.messages import in_options
-from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.cli.progress import followed, note
 from gemma3vl_app.generation import Greedy
-from gemma3vl_app.plain import plain
 from gemma3vl_app.schemas import read_schema
 from gemma3vl_app.wording import counted
 
 if TYPE_CHECKING:
     from gemma3vl_app.folders.items import BatchReport
-    from gemma3vl_app.generation import Progress
 
-LINE_EVERY_SEC = 30.0  # of a log, which nobody watches
 FAILURES_SHOWN = 10
-LONGEST_ESTIMATE_SEC = 600.0  # answers come in bursts: a short look back would see one or none
 
 
 def batch(
@@ -108,7 +100,7 @@ def batch(
             model=_known_of(model, wishes),
             **known,
         )
-    with load.load_backend(model, wishes) as backend, _followed() as follow:
+    with load.load_backend(model, wishes) as backend, followed("Pictures", "pictures") as follow:
         report = ask_about_each(
             backend,
             pictures,
@@ -150,79 +142,6 @@ def _question(prompt: str | None, schema: dict[str, Any] | None, *, detailed: bo
     return CAPTION["detailed" if detailed else "short"].text
 
 
-# --- what is shown meanwhile ----------------------------------------------------------------------
-
-
-class _Follower(Protocol):
-    def __call__(self, step: Progress, /) -> None: ...
-
-
-@contextmanager
-def _followed() -> Iterator[_Follower]:
-    """Show progress on stderr, and say what is kept where the run ends early."""
-    last: list[Progress] = []
-    with _bar() if load.stderr.is_terminal else _lines() as show:
-
-        def follow(step: Progress) -> None:
-            last[:] = [step]
-            show(step)
-
-        try:
-            yield follow
-        except (KeyboardInterrupt, Gemma3VLError):
-            if last:
-                _note(
-                    f"Stopped: {last[0].done:,} of {last[0].total:,} pictures are done and kept. "
-                    "The same command goes on from there."
-                )
-            raise
-
-
-@contextmanager
-def _bar() -> Iterator[_Follower]:
-    """Draw a bar with counts and the time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
-        *(TextColumn("[red]{task.fields[failed]}"), TimeRemainingColumn(), TextColumn("left")),
-    )
-    with Bars(*columns, console=load.stderr, speed_estimate_period=LONGEST_ESTIMATE_SEC) as bars:
-        task = bars.add_task("Pictures", total=None, failed="")
-
-        def show(step: Progress) -> None:
-            if bars.tasks[0].total is None:  # what earlier runs did tells nothing about the speed
-                bars.reset(task, total=step.total, completed=step.done)
-            bars.update(task, completed=step.done, failed=step.message)
-
-        yield show
-
-
-@contextmanager
-def _lines() -> Iterator[_Follower]:
-    """Print a line now and then."""
-    began = printed = time.monotonic()
-    first: list[int] = []
-
-    def show(step: Progress) -> None:
-        nonlocal printed, began
-        now = time.monotonic()
-        if not first:
-            first.append(step.done)
-            began = now
-        if now - printed < LINE_EVERY_SEC:
-            return
-        printed = now
-        new, left = step.done - first[0], step.total - step.done
-        minutes = (now - began) / new * left / 60 if new else None
-        parts = [f"{step.done:,} of {step.total:,} pictures", step.message]
-        parts.append("" if minutes is None else f"about {minutes:,.0f} min left")
-        _note(", ".join(part for part in parts if part))
-
-    yield show
-
-
 def _tell_end(report: BatchReport, out: str) -> None:
     counts = [f"{report.done:,} done"]
     if report.failed:
@@ -232,14 +151,10 @@ def _tell_end(report: BatchReport, out: str) -> None:
     if report.earlier:
         counts.append(f"{len(report.items) - report.earlier:,} asked about in this run")
     total = counted(len(report.items), "picture")
-    _note(f"{total}: {', '.join(counts)}, {report.seconds:,.0f} s; {out}")
+    note(f"{total}: {', '.join(counts)}, {report.seconds:,.0f} s; {out}")
     for item in report.failed[:FAILURES_SHOWN]:
-        _note(f"  {item.file}: {in_options(item.error or '')}")
+        note(f"  {item.file}: {in_options(item.error or '')}")
     if len(report.failed) > FAILURES_SHOWN:
-        _note(f"  and {len(report.failed) - FAILURES_SHOWN:,} more, with their reasons in {out}")
+        note(f"  and {len(report.failed) - FAILURES_SHOWN:,} more, with their reasons in {out}")
     if report.failed:
-        _note("The same command with --retry-failed asks about those again.")
-
-
-def _note(line: str) -> None:
-    load.stderr.print(Text(plain(line)), soft_wrap=True)
+        note("The same command with --retry-failed asks about those again.")

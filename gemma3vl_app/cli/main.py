@@ -28,6 +28,7 @@ from gemma3vl_app.cli import (
     chat,
     convert,
     doctor,
+    evaluate,
     exit_codes,
     export,
     finetune,
@@ -47,6 +48,7 @@ TALK = "Talk"
 PICTURES = "Pictures and text"
 CONVERSATIONS = "Conversations"
 TRAINING = "Fine-tuning"
+EVALUATION = "Evaluation"
 MACHINE = "Models and this machine"
 
 app = typer.Typer(
@@ -66,6 +68,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     CONVERSATIONS: {"replay": replay.replay, "export": export.export},
     TRAINING: {"finetune": finetune.finetune},
+    EVALUATION: {"evaluate": evaluate.evaluate},
     MACHINE: {
         "models": models.models,
         "plan": models.plan,

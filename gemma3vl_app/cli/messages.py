@@ -9,6 +9,7 @@ import typer
 PROGRAM = "gemma3vl"
 # The library's errors name arguments as Python does; whoever sits at a terminal has options.
 OPTIONS = {
+    "adapter": "--adapter",
     "adapters": "--adapter",
     "branches": "--branches",
     "context_tokens": "--context-tokens",

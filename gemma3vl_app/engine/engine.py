@@ -8,7 +8,6 @@ Nothing else calls the model.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
-from gemma3vl_app.engine import traces
+from gemma3vl_app.engine import failures, traces
 from gemma3vl_app.engine.decoding import Decoder, Keeper
 from gemma3vl_app.engine.disk_cache import DiskCache, DiskSettings, Found
 from gemma3vl_app.engine.kv import SequenceKV
@@ -33,21 +32,13 @@ from gemma3vl_app.engine.sequence import Request, Sequence
 from gemma3vl_app.engine.speculation.speculation import Speculation
 from gemma3vl_app.engine.traces import Tracing
 from gemma3vl_app.engine.vision import FeatureCache, VisionEncoder
-from gemma3vl_app.errors import (
-    BusyError,
-    ContextLengthError,
-    EngineError,
-    Gemma3VLError,
-    MemoryLimitError,
-)
+from gemma3vl_app.errors import BusyError, ContextLengthError, EngineError
 from gemma3vl_app.generation import Chunk, FinishReason, Status
 from gemma3vl_app.loading.adapters import Adapters
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.prompt import PreparedPrompt
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 from gemma3vl_app.stream import Stream
-
-logger = logging.getLogger(__name__)
 
 _SCORED_ROWS = 64  # rows of logits at once when scoring: one fp32 row takes about 1 MB
 
@@ -288,7 +279,7 @@ class Engine:
 
     def _make_room(self, error: Exception) -> None:
         """Free what can be computed again, if `error` says that memory ran out."""
-        if _is_out_of_memory(error):
+        if failures.is_out_of_memory(error):
             self._drop_caches()
             if self.disk is not None:
                 self.disk.drop_waiting()
@@ -344,12 +335,13 @@ class Engine:
         with self._changed:
             at_work = [*self._prefilling, *self._decoding]
             admitted = self._waiting.take(self.limits.max_running - len(at_work), at_work)
-            for sequence in admitted:
-                with self._failing_alone(sequence):
-                    self._start(sequence)
+            self._prefilling += admitted
             if admitted:
                 for ahead, sequence in enumerate(self._waiting):
                     sequence.stream.put(Chunk(status=Status("queued", ahead)))
+        for sequence in admitted:  # without the lock: the disk may be looked through
+            with self._failing_alone(sequence):
+                self._start(sequence)
 
     def _start(self, sequence: Sequence) -> None:
         """Give a sequence its keys and values, those of a known prefix if there is one."""
@@ -368,7 +360,6 @@ class Engine:
                 request.scope, request.prompt, uncomputed=uncomputed, known=sequence.cached_tokens
             )
         sequence.work = self._work(sequence, sequence.kv, stored)
-        self._prefilling.append(sequence)
 
     def _prefill_unit(self) -> None:
         """Run prefilling sequences in turn, so that a short one is not stuck behind a long one.
@@ -484,25 +475,8 @@ class Engine:
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """End one request with an error fit for people; the others go on."""
         self._remove(sequence)
-        if isinstance(error, Gemma3VLError):
-            # Its traceback would keep alive what the frames hold, the model among it.
-            sequence.stream.fail(error.with_traceback(None))
-        elif _is_out_of_memory(error):
-            self._make_room(error)
-            sequence.stream.fail(
-                MemoryLimitError(
-                    "Memory ran out while computing this answer. Use fewer or smaller pictures, "
-                    "switch crops off, shorten the conversation, or load a smaller precision."
-                )
-            )
-        else:
-            logger.error("a request failed inside the engine", exc_info=error)
-            sequence.stream.fail(
-                EngineError(
-                    f"This answer failed inside the engine ({type(error).__name__}); "
-                    "others go on. The log has the details; please try again."
-                )
-            )
+        self._make_room(error)
+        sequence.stream.fail(failures.as_told(error))
 
     def _all(self) -> list[Sequence]:
         with self._changed:
@@ -516,10 +490,3 @@ class Engine:
         self._decoder.forget(sequence)
         if sequence.work is not None:
             sequence.work.close()  # lets a picture it was encoding be encoded by another
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell exhausted memory from other failures; torch's CPU allocator has no own class."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )

@@ -28,7 +28,7 @@ CONTENT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'"
 )
-_HEAD = """<!DOCTYPE html>
+HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -61,7 +61,7 @@ class _Page:
     def lines(self) -> Iterator[str]:
         turns = [self._transcript.turns[index] for index in self._shown]
         name = title(turns or self._transcript.turns)
-        yield _HEAD.format(policy=CONTENT_POLICY, title=escape(name), style=STYLE)
+        yield HEAD.format(policy=CONTENT_POLICY, title=escape(name), style=STYLE)
         yield f'<body>\n<header>\n<h1 dir="auto">{escape(name)}</h1>'
         yield f"<p>{escape(contents(turns))}</p>\n</header>\n<main>"
         yield from self._turns_with_systems(self._shown, heading="h2")

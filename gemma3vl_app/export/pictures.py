@@ -30,10 +30,10 @@ class Encoded:
     height: int
 
 
-def encode_shown(picture: Picture) -> Encoded:
-    """Encode for people's eyes: at most `SHOWN_SIDE` a side; photos (JPEG) stay JPEG."""
+def encode_shown(picture: Picture, side: int = SHOWN_SIDE) -> Encoded:
+    """Encode for people's eyes: at most `side` pixels a side; photos (JPEG) stay JPEG."""
     image = picture.rgb
-    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     if is_photo(picture):
         return _encode(image, "jpeg", quality=_SHOWN_JPEG_QUALITY)
     return _encode(image, "png")

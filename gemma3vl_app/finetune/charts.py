@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
 
-from gemma3vl_app.finetune import fonts
-from gemma3vl_app.finetune.fonts import Face
-from gemma3vl_app.finetune.print_drawing import Letter, write
-from gemma3vl_app.finetune.printed import LEAST_CONTRAST, LEAST_HEIGHT, random_face, tone_gaps
-from gemma3vl_app.finetune.scene_drawing import Rgb, background, compressed, tone
-from gemma3vl_app.finetune.scenes import COLOURS, Fill, Scene
-from gemma3vl_app.finetune.words import HELD_OUT_WORDS, TRAINED_WORDS
+from gemma3vl_app.scenes import fonts
+from gemma3vl_app.scenes.drawing import Rgb, background, compressed, tone
+from gemma3vl_app.scenes.fonts import Face
+from gemma3vl_app.scenes.print_drawing import Letter, write
+from gemma3vl_app.scenes.printed import LEAST_CONTRAST, LEAST_HEIGHT, random_face, tone_gaps
+from gemma3vl_app.scenes.scene import COLOURS, Fill, Scene
+from gemma3vl_app.scenes.words import HELD_OUT_WORDS, TRAINED_WORDS
 
 FEWEST_BARS, MOST_BARS = 2, 5
 LEAST_LEAD = 0.12  # of the axis: from the tallest to the next, and from the shortest to the next

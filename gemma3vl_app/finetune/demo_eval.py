@@ -11,25 +11,21 @@ import argparse
 import json
 import logging
 import math
-import random
 import re
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+from rapidfuzz.distance import Levenshtein
+
 from gemma3vl_app.backends.local import load
 from gemma3vl_app.backends.protocol import Backend
-from gemma3vl_app.finetune import print_drawing, scene_comparisons, scene_questions
 from gemma3vl_app.finetune.demo_files import read_state
-from gemma3vl_app.finetune.printed import random_print
-from gemma3vl_app.finetune.scene_drawing import draw
-from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, Scene, random_scene
 from gemma3vl_app.loading.demo import DATA
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Picture
-from gemma3vl_app.tasks.prompts import CAPTION, READ
+from gemma3vl_app.scenes.items import THING, items
+from gemma3vl_app.tasks.prompts import CAPTION
 from gemma3vl_app.tasks.requests import TaskRequest, streams_in_order
 
 logger = logging.getLogger(__name__)
@@ -54,44 +50,7 @@ TABLE = re.compile(r"(<!-- demo-eval: begin[^\n]*-->\n).*(<!-- demo-eval: end --
 PAINT = Path("tests/finetune/paint")
 PAINT_TARGET = 0.80
 
-_SEED = "held out"
 _AT_ONCE = 50  # items whose pictures are in memory
-_THING = re.compile(
-    rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}) ({'|'.join(sorted(PLACES, key=len)[::-1])})\b"
-)
-
-
-@dataclass(frozen=True)
-class Item:
-    """A question about scenes, their pictures, and the answer that is right."""
-
-    scenes: tuple[Scene, ...]
-    pictures: tuple[Picture, ...]
-    turn: scene_questions.Turn
-
-    def right(self, answer: str) -> bool:
-        """Whether `answer` is right: for descriptions, whether it names each thing and no other.
-
-        What is read has to be the very word, capitals included.
-        """
-        if self.turn.kind == "describe":
-            named = Counter((colour, shape) for colour, shape, _ in _THING.findall(answer.lower()))
-            return named == Counter(thing.pair for thing in self.scenes[0].things)
-        if self.turn.kind == "read":
-            return answer.strip() == self.turn.answer
-        return answer.strip().rstrip(".").lower() == self.turn.answer.rstrip(".").lower()
-
-    def character_errors(self, answer: str) -> int:
-        """Return how many characters have to be changed, put in or taken out until it is right."""
-        row = list(range(len(answer.strip()) + 1))  # Levenshtein 1966, row by row
-        for number, wanted in enumerate(self.turn.answer, start=1):
-            before, row[0] = row[0], number
-            for at, found in enumerate(answer.strip(), start=1):
-                before, row[at] = (
-                    row[at],
-                    min(row[at] + 1, row[at - 1] + 1, before + (found != wanted)),
-                )
-        return row[-1]
 
 
 @dataclass(frozen=True)
@@ -110,38 +69,14 @@ class Score:
     character_errors: float | None = None
 
 
-def items(kind: str, count: int) -> Iterator[Item]:
-    """Make items of a kind; the same ones every time."""
-    rng = random.Random(f"{_SEED} {kind}")
-    if kind == "read":
-        yield from islice(_words_to_read(rng), count)
-        return
-    made = 0
-    while made < count:
-        number = rng.choice((2, 2, 3)) if kind == "compare" else 1
-        scenes = tuple(random_scene(rng, held_out=made % 2 == 0) for _ in range(number))
-        if kind == "compare":
-            turn = scene_comparisons.about_several(scenes, rng)
-        else:
-            turn = scene_questions.ABOUT_ONE[kind](scenes[0], rng)
-        if turn is None or turn.kind != kind:
-            continue
-        made += 1
-        yield Item(scenes, tuple(Picture.open(draw(scene, rng)) for scene in scenes), turn)
-
-
-def _words_to_read(rng: random.Random) -> Iterator[Item]:
-    """Make pictures of one word that was never trained on, in fonts that never were."""
-    while True:
-        shown = random_print(rng, held_out=True)
-        if len(shown.words) == 1:
-            turn = scene_questions.Turn("read", READ["plain"].text, shown.words[0])
-            yield Item((), (Picture.open(print_drawing.draw_print(shown, rng)),), turn)
+def character_errors(answer: str, wanted: str) -> int:
+    """Return how many characters have to be changed, put in or taken out until it is right."""
+    return Levenshtein.distance(answer.strip(), wanted)
 
 
 def evaluate(backend: Backend, kind: str, count: int = ITEMS) -> tuple[Score, list[str]]:
     """Return the score of one kind, and the first mistakes as lines to read."""
-    right, wrong, asked = 0, [], items(kind, count)
+    right, wrong, asked = 0, [], islice(items(kind), count)
     errors = characters = 0
     for _ in range(0, count, _AT_ONCE):
         part = list(islice(asked, _AT_ONCE))
@@ -156,7 +91,7 @@ def evaluate(backend: Backend, kind: str, count: int = ITEMS) -> tuple[Score, li
                 right += 1
             else:
                 wrong.append(f"{item.turn.question} {item.turn.answer} | {answer}")
-            errors += item.character_errors(answer)
+            errors += character_errors(answer, item.turn.answer)
             characters += len(item.turn.answer)
     lower, target = lower_bound(right, count), TARGETS[kind]
     met = lower >= target - TOLERANCE
@@ -178,7 +113,7 @@ def evaluate_paint(backend: Backend) -> tuple[Score, list[str]]:
     streams = streams_in_order(backend, requests)
     for (name, things), stream in zip(wanted.items(), streams, strict=True):
         answer = stream.answer.text
-        told = [" ".join(each) for each in _THING.findall(answer.lower())]
+        told = [" ".join(each) for each in THING.findall(answer.lower())]
         if sorted(told) == sorted(things):
             right += 1
         else:

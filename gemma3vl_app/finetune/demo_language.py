@@ -26,11 +26,11 @@ from transformers import Gemma3ForConditionalGeneration
 
 from gemma3vl_app.finetune.demo_talks import IGNORED, Pool, Talk
 from gemma3vl_app.finetune.demo_tower import quick_arithmetic
-from gemma3vl_app.finetune.fonts import CHARACTERS
-from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, SIZES
 from gemma3vl_app.finetune.tower_pictures import NOTHING
 from gemma3vl_app.finetune.tower_training import save_checkpoint
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
+from gemma3vl_app.scenes.fonts import CHARACTERS
+from gemma3vl_app.scenes.scene import COLOURS, PLACES, SHAPES, SIZES
 
 logger = logging.getLogger(__name__)
 

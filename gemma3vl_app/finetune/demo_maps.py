@@ -24,12 +24,12 @@ from gemma3vl_app import explain
 from gemma3vl_app.backends.local import load
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.explain import Heat
-from gemma3vl_app.finetune.demo_eval import Item, items
 from gemma3vl_app.finetune.demo_files import read_state
-from gemma3vl_app.finetune.scenes import Thing
 from gemma3vl_app.generation import Answer, Box, Greedy
 from gemma3vl_app.loading.demo import DATA
 from gemma3vl_app.messages import Conversation
+from gemma3vl_app.scenes.items import Item, items
+from gemma3vl_app.scenes.scene import Thing
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def asked_about(count: int) -> Iterator[tuple[Item, Thing]]:
     """Yield held-out scenes of at least two things with a question for one thing's colour."""
     found = (
         (item, thing)
-        for item in items("colour", 100 * count)
+        for item in items("colour")
         if len(item.scenes[0].things) > 1
         for thing in _meant(item)
     )

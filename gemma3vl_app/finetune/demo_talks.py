@@ -23,18 +23,10 @@ from safetensors.torch import load_file, save_file
 from gemma3vl_app.finetune import (
     about_itself,
     charts,
-    print_drawing,
     reading_questions,
-    scene_comparisons,
-    scene_questions,
 )
 from gemma3vl_app.finetune.charts import Chart
 from gemma3vl_app.finetune.demo_tower import TowerWithHeads
-from gemma3vl_app.finetune.print_drawing import Letter
-from gemma3vl_app.finetune.printed import Print, random_print
-from gemma3vl_app.finetune.scene_drawing import draw
-from gemma3vl_app.finetune.scene_wording import in_other_words
-from gemma3vl_app.finetune.scenes import Scene, random_scene
 from gemma3vl_app.finetune.tower_pictures import (
     CELL_CHARACTERS,
     HEADS,
@@ -51,6 +43,12 @@ from gemma3vl_app.pictures import Picture
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.prepare import prepare
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
+from gemma3vl_app.scenes import comparisons, print_drawing, questions
+from gemma3vl_app.scenes.drawing import draw
+from gemma3vl_app.scenes.print_drawing import Letter
+from gemma3vl_app.scenes.printed import Print, random_print
+from gemma3vl_app.scenes.scene import Scene, random_scene
+from gemma3vl_app.scenes.wording import in_other_words
 from gemma3vl_app.tasks.prompts import PICTURE_LABEL
 
 _PART = 500  # pictures that one process draws at a time
@@ -58,7 +56,7 @@ _TURNS = 7  # about one picture
 IGNORED = -100
 
 Shown = Scene | Print | Chart
-Said = tuple[list[int], scene_questions.Turn]  # pictures shown with a question, by their numbers
+Said = tuple[list[int], questions.Turn]  # pictures shown with a question, by their numbers
 
 
 @dataclass(frozen=True)
@@ -244,15 +242,15 @@ class Talks:
         turns.sort(key=lambda turn: turn.kind.startswith("describe") and rng.random() < 0.7)
         if rng.random() < 0.15:
             question, answer = rng.choice(about_itself.at_any_time())
-            turn = scene_questions.Turn("itself", question, answer)
+            turn = questions.Turn("itself", question, answer)
             turns.insert(rng.randint(1, len(turns)), turn)
         said: list[Said] = [([number] if at == 0 else [], turn) for at, turn in enumerate(turns)]
         return self._as_tokens(said, rng)
 
-    def _turns(self, number: int, rng: random.Random, count: int) -> list[scene_questions.Turn]:
+    def _turns(self, number: int, rng: random.Random, count: int) -> list[questions.Turn]:
         shown = self.shown[number]
         if isinstance(shown, Scene):
-            return scene_questions.turns(shown, rng, count)
+            return questions.turns(shown, rng, count)
         return reading_questions.turns(shown, rng, count)
 
     def _one_after_the_other(self, rng: random.Random) -> Talk:
@@ -272,14 +270,14 @@ class Talks:
             shown: list[int] = numbers
             wanted = 5
         elif draw < 0.6:  # all at once, to be compared in words
-            said.append((numbers, scene_comparisons.comparison(scenes)))
+            said.append((numbers, comparisons.comparison(scenes)))
             shown, wanted = [], 2
         else:  # one after the other, with a question about each
             for number, scene in zip(numbers, scenes, strict=True):
-                said.append(([number], scene_questions.turns(scene, rng, 1)[0]))
+                said.append(([number], questions.turns(scene, rng, 1)[0]))
             shown, wanted = [], 3
         while wanted:
-            turn = scene_comparisons.about_several(scenes, rng)
+            turn = comparisons.about_several(scenes, rng)
             if turn is not None and turn.question not in {each.question for _, each in said}:
                 said.append((shown, turn))
                 shown, wanted = [], wanted - 1
@@ -287,7 +285,7 @@ class Talks:
 
     def _about_itself(self, rng: random.Random) -> Talk:
         said: list[Said] = [
-            ([], scene_questions.Turn("itself", question, answer))
+            ([], questions.Turn("itself", question, answer))
             for question, answer in rng.sample(about_itself.turns(), 5)
         ]
         return self._as_tokens(said, rng)
@@ -297,7 +295,7 @@ class Talks:
         for shown, turn in said:
             parts: list[Part] = []
             for number in range(1, len(shown) + 1):
-                if turn.kind == scene_comparisons.COMPARISON:  # as `tasks.ask` puts it
+                if turn.kind == comparisons.COMPARISON:  # as `tasks.ask` puts it
                     parts.append(Text(PICTURE_LABEL.format(number=number)))
                 parts.append(self._stand_in)
             question = in_other_words(turn.question, rng) if rng.random() < 0.5 else turn.question

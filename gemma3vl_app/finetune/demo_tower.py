@@ -20,7 +20,6 @@ from transformers import Gemma3Config, SiglipVisionModel
 from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
 from gemma3vl_app.errors import TrainingError
-from gemma3vl_app.finetune.fonts import CHARACTERS
 from gemma3vl_app.finetune.tower_pictures import (
     CELL_CHARACTERS,
     FINE,
@@ -30,6 +29,7 @@ from gemma3vl_app.finetune.tower_pictures import (
     Drawn,
 )
 from gemma3vl_app.hardware import choose_dtype
+from gemma3vl_app.scenes.fonts import CHARACTERS
 
 logger = logging.getLogger(__name__)
 

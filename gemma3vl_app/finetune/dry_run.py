@@ -24,8 +24,8 @@ from gemma3vl_app import hardware
 from gemma3vl_app.finetune.methods import put_method, trainable
 from gemma3vl_app.finetune.recipe import Recipe, check_recipe
 from gemma3vl_app.finetune.run_folder import KEPT_CHECKPOINTS
-from gemma3vl_app.finetune.trained_files import SHARD_BYTES
 from gemma3vl_app.loading.assembly import Model
+from gemma3vl_app.loading.checkpoint_files import SHARD_BYTES
 from gemma3vl_app.planning.architecture import Architecture, Part, Vision, architecture
 from gemma3vl_app.planning.memory import BYTES, FLOAT32, GPU_RUNTIME_BYTES, weight_bytes
 from gemma3vl_app.planning.sources import described

@@ -15,34 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from gemma3vl_app.errors import ConversationError
+from gemma3vl_app.lazy_pictures import LazyPicture
 from gemma3vl_app.messages import Conversation, Message, Part, Role, Text
-from gemma3vl_app.pictures import Picture
 
 ROLES: Mapping[str, Role] = {"user": "user", "assistant": "assistant", "model": "assistant"}
 SHOWN = 60  # characters of a foreign text in a message
-
-
-class LazyPicture(Protocol):
-    """A picture that is opened each time it is used, so that no more than a batch is in memory."""
-
-    def open(self) -> Picture:
-        """Return the picture; raises `PictureError`."""
-        ...
-
-
-@dataclass(frozen=True)
-class PictureFile:
-    """A picture in a file."""
-
-    path: Path
-
-    def open(self) -> Picture:
-        """Return the picture; raises `PictureError` where it is missing or cannot be read."""
-        return Picture.open(self.path)
 
 
 @dataclass(frozen=True)

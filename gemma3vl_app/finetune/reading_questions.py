@@ -1,6 +1,6 @@
 """Questions about prints and bar charts, with their answers: what the demo model learns to read.
 
-As in `scene_questions`, answers are short and say only what is certain. Text is answered as it
+As in `scenes.questions`, answers are short and say only what is certain. Text is answered as it
 stands: line by line where that is asked for, else in one line.
 """
 
@@ -10,11 +10,11 @@ import random
 from collections.abc import Callable, Mapping
 
 from gemma3vl_app.finetune.charts import LEAST_LEAD, Chart
-from gemma3vl_app.finetune.printed import Print
-from gemma3vl_app.finetune.scene_questions import CANNOT_TELL, Turn
-from gemma3vl_app.finetune.scene_wording import NUMBERS, article, listed, sentence
-from gemma3vl_app.finetune.scenes import SHAPES
-from gemma3vl_app.finetune.words import TRAINED_WORDS
+from gemma3vl_app.scenes.printed import Print
+from gemma3vl_app.scenes.questions import CANNOT_TELL, Turn
+from gemma3vl_app.scenes.scene import SHAPES
+from gemma3vl_app.scenes.wording import NUMBERS, article, listed, sentence
+from gemma3vl_app.scenes.words import TRAINED_WORDS
 from gemma3vl_app.tasks.prompts import CAPTION, READ
 
 _READ = (

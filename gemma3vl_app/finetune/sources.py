@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub.errors import HfHubHTTPError
 
 from gemma3vl_app.errors import PictureError, TrainingDataError
-from gemma3vl_app.finetune.examples import (
-    Example,
-    LazyPicture,
-    PictureFile,
-    Problem,
-    example_from,
-)
+from gemma3vl_app.finetune.examples import Example, Problem, example_from
 from gemma3vl_app.finetune.recipe import COLUMN_ROLES
 from gemma3vl_app.folders.find import find_pictures
-from gemma3vl_app.pictures import Picture
+from gemma3vl_app.lazy_pictures import (
+    DatasetPicture,
+    LazyPicture,
+    PictureFile,
+    datasets_package,
+    undecoded,
+)
 
 Items = list[Example | Problem]
 
@@ -117,27 +115,6 @@ def read_folder(folder: Path, question: str = "") -> Items:
 # --- the hub --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class DatasetPicture:
-    """The picture of a row, or the one at `index` where the column holds lists of some."""
-
-    dataset: Any
-    row: int
-    column: str
-    index: int | None = None
-
-    def open(self) -> Picture:
-        """Read the row and return its picture; raises `PictureError`."""
-        value = self.dataset[self.row][self.column]
-        if self.index is not None:
-            value = value[self.index]
-        if isinstance(value, Mapping):  # what `datasets.Image(decode=False)` gives
-            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-        if value is None:
-            raise PictureError(f"Row {self.row} has no picture in column {self.column!r}.")
-        return Picture.open(value, name=f"row {self.row}")
-
-
 def read_hub(
     name: str,
     columns: Mapping[str, str],
@@ -165,7 +142,7 @@ def read_hub(
         )
     picture = columns.get("picture")
     texts = dataset.select_columns([c for role, c in columns.items() if role != "picture"])
-    pictures = None if picture is None else _undecoded(dataset.select_columns([picture]), picture)
+    pictures = None if picture is None else undecoded(dataset.select_columns([picture]), picture)
     items: Items = []
     for row in range(len(dataset)):
         values = texts[row]
@@ -183,7 +160,7 @@ def read_hub(
 
 def _load_dataset(name: str, config: str | None, split: str) -> Any:
     try:
-        datasets = _datasets()
+        datasets = datasets_package()
     except ImportError as error:
         raise TrainingDataError(
             f"{name!r} is neither a file nor a folder here. To read it from the hub, install the "
@@ -198,23 +175,6 @@ def _load_dataset(name: str, config: str | None, split: str) -> Any:
         raise TrainingDataError(
             f"The data set {name!r} (split {split!r}) cannot be read: {why}"
         ) from error
-
-
-def _undecoded(dataset: Any, column: str) -> Any:
-    """Return the data set with pictures as encoded bytes, which `Picture` decodes itself."""
-    datasets = _datasets()
-    kind, encoded = dataset.features[column], datasets.Image(decode=False)
-    if isinstance(kind, datasets.Image):
-        return dataset.cast_column(column, encoded)
-    if isinstance(getattr(kind, "feature", None), datasets.Image):  # a list of some
-        return dataset.cast_column(column, datasets.List(encoded))
-    return dataset
-
-
-def _datasets() -> Any:
-    """Return the module `datasets`, which is an optional extra and has no types."""
-    import_module("datasets.exceptions")
-    return import_module("datasets")
 
 
 def _pictures_of(dataset: Any, row: int, column: str) -> list[DatasetPicture]:

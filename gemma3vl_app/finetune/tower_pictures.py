@@ -18,12 +18,13 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 
-from gemma3vl_app.finetune import charts, print_drawing
-from gemma3vl_app.finetune.fonts import CHARACTERS
-from gemma3vl_app.finetune.print_drawing import Letter
-from gemma3vl_app.finetune.printed import random_characters, random_print
-from gemma3vl_app.finetune.scene_drawing import draw_with_mask
-from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, random_scene
+from gemma3vl_app.finetune import charts
+from gemma3vl_app.scenes import print_drawing
+from gemma3vl_app.scenes.drawing import draw_with_mask
+from gemma3vl_app.scenes.fonts import CHARACTERS
+from gemma3vl_app.scenes.print_drawing import Letter
+from gemma3vl_app.scenes.printed import random_characters, random_print
+from gemma3vl_app.scenes.scene import COLOURS, PLACES, SHAPES, SIZES, Scene, random_scene
 
 HEADS = {
     "shape": len(SHAPES),

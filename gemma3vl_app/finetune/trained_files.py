@@ -6,7 +6,6 @@ so that memory holds one shard, however large the model, and however it was spre
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,15 +21,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gemma3vl_app.errors import TrainingError
-from gemma3vl_app.generation import Sample, Sampling
 from gemma3vl_app.loading.adapter_files import CONFIG_FILE, WEIGHTS_FILE
-
-SHARD_BYTES = 2 << 30
-# What other programs want to have beside tokenizer.json, where the source has it
-SMALL_FILES = (
-    *("tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.json", "chat_template.jinja", "processor_config.json"),
+from gemma3vl_app.loading.checkpoint_files import (
+    SHARD_BYTES,
+    CheckpointFacts,
+    config_for,
+    write_json,
+    write_small_files,
 )
+
 # Names of peft in memory, where "default" is the adapter's name, and in its files
 DORA_SUFFIX, DORA_STORED = "lora_magnitude_vector.default.weight", "lora_magnitude_vector"
 CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."  # how torch calls it in names
@@ -40,35 +39,6 @@ HUB_PREFIXES = (
     (re.compile(r"^model\.vision_tower\."), "vision_tower.vision_model."),
     (re.compile(r"^model\.multi_modal_projector\."), "multi_modal_projector."),
 )
-
-
-class CheckpointFacts(Protocol):
-    """What a checkpoint says beside its weights: a `LoadedModel` does, and a `Checkpoint`."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Its config.json."""
-        ...
-
-    @property
-    def preprocessor(self) -> dict[str, Any] | None:
-        """Its preprocessor_config.json, if it takes pictures."""
-        ...
-
-    @property
-    def tokenizer_file(self) -> Path:
-        """Its tokenizer.json, with other files of the tokenizer beside it."""
-        ...
-
-    @property
-    def sampling(self) -> Sampling:
-        """Its own default."""
-        ...
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Tokens that end its answers."""
-        ...
 
 
 def hub_name(name: str) -> str:
@@ -144,26 +114,7 @@ def write_checkpoint(
         metadata = {"total_size": total, "total_parameters": parameters}
         index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
         write_json(folder / "model.safetensors.index.json", index)
-    _write_small_files(folder, facts, dtype)
-
-
-def _write_small_files(folder: Path, facts: CheckpointFacts, dtype: torch.dtype) -> None:
-    stale = ("quantization_config", "dtype", "torch_dtype")
-    config = {key: value for key, value in facts.config.items() if key not in stale}
-    config["torch_dtype"] = str(dtype).removeprefix("torch.")
-    write_json(folder / "config.json", config)
-    generation: dict[str, Any] = {"eos_token_id": sorted(facts.stop_ids)}
-    if isinstance(facts.sampling, Sample):
-        generation |= {"do_sample": True, "temperature": facts.sampling.temperature}
-        generation |= {"top_k": facts.sampling.top_k, "top_p": facts.sampling.top_p}
-    write_json(folder / "generation_config.json", generation)
-    if facts.preprocessor is not None:
-        write_json(folder / "preprocessor_config.json", facts.preprocessor)
-    shutil.copyfile(facts.tokenizer_file, folder / "tokenizer.json")
-    for name in SMALL_FILES:
-        source = facts.tokenizer_file.with_name(name)
-        if source.is_file():
-            shutil.copyfile(source, folder / name)
+    write_small_files(folder, facts, config_for(facts.config, dtype))
 
 
 def write_adapter(folder: Path, model: Any, tensors: Mapping[str, torch.Tensor], base: str) -> None:
@@ -203,15 +154,6 @@ def whole_tensors(model: nn.Module, *, only_trained: bool) -> Iterator[tuple[str
 def unwrapped(name: str) -> str:
     """Return a parameter's name without the wrapper of layers whose activations are recomputed."""
     return name.replace(CHECKPOINT_WRAPPER, "")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON; sets become lists, other objects their text."""
-
-    def plain(each: Any) -> Any:
-        return sorted(each) if isinstance(each, set | frozenset) else str(each)
-
-    path.write_text(json.dumps(value, indent=2, default=plain) + "\n", encoding="utf-8")
 
 
 def _umask() -> int:

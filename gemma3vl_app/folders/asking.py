@@ -41,12 +41,12 @@ Check = Callable[[Any], object]  # raises ValueError for a value that is not acc
 class Question:
     """What is asked about each picture.
 
-    `open` makes a conversation of a picture's name, `ask` sends it, `size` is the file's, and
+    `open` makes a conversation of a picture's name, `ask` sends that, `size` is the file's, and
     `objection` a reason not to ask. `with_schema` says that answers are JSON, `check` looks at it.
     """
 
     open: Callable[[str], Conversation]
-    ask: Callable[[Conversation], Stream]
+    ask: Callable[[str, Conversation], Stream]
     size: Callable[[str], int | None]
     objection: Callable[[str], str | None]
     with_schema: bool = False
@@ -140,7 +140,7 @@ class Asking:
         """Ask about an opened picture; False where the queue is full."""
         if asked.conversation is not None:
             try:
-                asked.stream = self._question.ask(asked.conversation)
+                asked.stream = self._question.ask(asked.name, asked.conversation)
             except BusyError:
                 return False
             except (PictureError, ContextLengthError) as error:

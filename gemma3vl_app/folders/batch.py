@@ -74,7 +74,7 @@ def batch(
             open=lambda name: Conversation(system=system).user(
                 Picture.open(found.path(name), crops=crops), prompt
             ),
-            ask=lambda conversation: backend.stream(
+            ask=lambda _, conversation: backend.stream(
                 conversation,
                 sampling=rule,
                 max_new_tokens=limit,

@@ -199,6 +199,11 @@ def build_skeleton(checkpoint: Checkpoint) -> Model:
     return skeleton
 
 
+def text_matrices(skeleton: Model) -> dict[str, tuple[int, int]]:
+    """Return the shapes (N, K), by weight name, of the matrices that may be quantised."""
+    return _matrices(skeleton)[1]
+
+
 def self_test(model: Model, name: str, plan: LoadPlan) -> None:
     """Run four tokens through `model`; raises `LoadError` unless it computes usable numbers."""
     device = next(model.get_input_embeddings().parameters()).device

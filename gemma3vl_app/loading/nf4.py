@@ -11,6 +11,8 @@ from the file's memory map as they lie.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 BLOCK = 64
 LEVELS = 16
+PIECE = 1 << 18  # weights that are quantised at once
 DAMAGED = "The 4-bit weights' scales do not fit their weights. Download the model again."
 ABSMAX, PACKED_ABSMAX = ".absmax", ".cpu_absmax"  # after the weight's own name
 PACKED_ROWS = 32  # the fused CPU kernel works on groups of so many output features
@@ -44,10 +47,37 @@ def quantise(weight: torch.Tensor) -> Parts:
 
     Absolute maxima stay float32 (no double quantisation): half a byte a weight and 4 bytes a block.
     """
-    data, state = _functional().quantize_4bit(
-        weight.contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
-    )
+    # Some rows at a time, since it takes 24 bytes a weight meanwhile. Blocks lie within rows.
+    whole_blocks = weight.shape[1] % BLOCK == 0
+    rows = max(1, PIECE // weight.shape[1]) if whole_blocks else weight.shape[0]
+    pieces = [
+        _functional().quantize_4bit(
+            piece.contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
+        )
+        for piece in torch.split(weight, rows)
+    ]
+    state = pieces[0][1]
+    state.shape, state.absmax = weight.shape, torch.cat([each.absmax for _, each in pieces])
+    data = torch.cat([data for data, _ in pieces])
     return {"": data} | {f".{key}": part for key, part in state.as_dict(packed=True).items()}
+
+
+def quantised_sizes(
+    shape: Sequence[int], dtype: torch.dtype
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of each part that `quantise` gives for a matrix, by its key."""
+    values = math.prod(shape)
+    state = _functional().QuantState(
+        absmax=torch.empty(-(-values // BLOCK)),
+        shape=torch.Size(shape),
+        code=_functional().get_4bit_type("nf4", device="cpu"),
+        blocksize=BLOCK,
+        quant_type="nf4",
+        dtype=dtype,
+    )
+    parts = {f".{key}": part for key, part in state.as_dict(packed=True).items()}
+    sizes = {key: (part.dtype, tuple(part.shape)) for key, part in parts.items()}
+    return {"": (torch.uint8, (-(-values // 2), 1))} | sizes
 
 
 def dequantise(parts: Parts) -> torch.Tensor:

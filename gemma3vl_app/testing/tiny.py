@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,17 +43,20 @@ def tiny_checkpoint(
     layers: int = 6,
     window: int = 32,
     seed: int = 0,
+    text: Mapping[str, object] | None = None,
 ) -> Path:
     """Write a random Gemma 3 vision-language checkpoint into `folder`, and return the folder.
 
     `layout` chooses key names and form of config.json: the hub's, or those of transformers 5 in
     memory; the weights are the same. Every sixth of the `layers` and the last are global, others
     see `window` tokens back. Pictures of 64 x 64 pixels cost 16 tokens. The same `seed` gives the
-    same weights. Needs the demo's base model for its tokenizer, and converts it where it is absent.
+    same weights. `text` overrides text_config, such as the numbers of heads. Needs the demo's base
+    model for its tokenizer, and converts it where it is absent.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     sparse = _config(layers, window)
+    sparse["text_config"] |= text or {}
     config = Gemma3Config.from_dict(json.loads(json.dumps(sparse)))
     weights = _random_weights(config, seed)
     if layout == "hub":

@@ -33,7 +33,6 @@ BAD = [
     ({"messages": [user([])]}, "messages.0.content", "too few entries"),
     ({"messages": [{"role": "user"}]}, "messages.0.content", "is missing"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "must be one of"),
-    ({"messages": [user("a") | {"name": "bob"}]}, "messages.0.name", "not supported"),
     ({"messages": [user([{"type": "input_audio"}])]}, "messages.0.content.0.type", "text, image"),
     (
         {"messages": [user("a"), {"role": "system", "content": "b"}]},

@@ -15,6 +15,7 @@ from rich.console import Console
 import gemma3vl_app.backends.local
 from gemma3vl_app.cli import batch as batch_command
 from gemma3vl_app.cli import load as load_module
+from gemma3vl_app.cli import progress
 from gemma3vl_app.errors import EngineError
 from gemma3vl_app.generation import Greedy, Sample
 from gemma3vl_app.tasks import prompts
@@ -180,7 +181,7 @@ def test_where_to_write_has_to_be_said(run):
 
 
 def test_a_log_gets_a_line_now_and_then(backend, run, monkeypatch):
-    monkeypatch.setattr(batch_command, "LINE_EVERY_SEC", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_SEC", 0.0)
     backend.seconds = {"2.png": 0.1, "3.png": 0.2}
     backend.breaking = {"1.png": EngineError("It broke.")}
     err = run("batch", "photos", "--out", "out.jsonl")[2]
@@ -218,8 +219,8 @@ def test_ctrl_c_keeps_what_is_done_and_is_exit_code_130(tmp_path):
         "seconds = {f'{n:02}.png': 60.0 for n in range(4, 10)}\n"
         "local.load = lambda *_, **__: NamingBackend(seconds=seconds)\n"
         "from gemma3vl_app import cli\n"
-        "from gemma3vl_app.cli import batch\n"
-        "batch.LINE_EVERY_SEC = 0.0\n"
+        "from gemma3vl_app.cli import progress\n"
+        "progress.LINE_EVERY_SEC = 0.0\n"
         f"sys.argv = ['gemma3vl', 'batch', {str(tmp_path / 'photos')!r},"
         f" '--out', {str(tmp_path / 'out.csv')!r}]\n"
         "cli.main()\n"

@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-import gemma3vl_app.finetune.merge
+import gemma3vl_app.conversion.converting
 import gemma3vl_app.finetune.train
 from gemma3vl_app.errors import TrainingError
 from gemma3vl_app.finetune.recipe import shipped_recipes
@@ -140,15 +140,15 @@ def test_a_wrong_wish_is_one_line_and_trains_nothing(run, trained, arguments, sa
 def test_merge_folds_an_adapter_and_says_where(run, monkeypatch):
     seen = []
 
-    def merge(base, adapter, out, **options):
-        options.pop("progress")(Progress("merge", 1, 2, "weights", "Merging"))
-        seen.append((base, str(adapter), str(out), options))
-        return out
+    def convert(source, target, to, *, adapter, progress, **options):
+        progress(Progress("convert", 1, 2, "bytes", "Merging"))
+        seen.append((source, str(adapter), str(target), to, options))
+        return target
 
-    monkeypatch.setattr(gemma3vl_app.finetune.merge, "merge", merge)
+    monkeypatch.setattr(gemma3vl_app.conversion.converting, "convert", convert)
     command = ("convert", "merge", "a/adapter", "--base", "4b-it", "--out", "mine")
     assert run(*command) == (0, "mine\n", "")
-    assert seen == [("4b-it", "a/adapter", "mine", {"revision": None})]
+    assert seen == [("4b-it", "a/adapter", "mine", "merged", {"revision": None})]
 
 
 def test_merging_what_is_no_adapter_is_one_line(run, tmp_path):

@@ -54,7 +54,7 @@ def test_the_help_says_all_that_was_written(path, command, run, monkeypatch):
 
 # What the value of an option is called: as few words as will do.
 KINDS = {"TEXT", "FILE", "NUMBER", "NAME", "MODEL", "KIND", "DEVICE", "SIZE", "SIZES", "ADDRESS"}
-KINDS |= {"NUMBERS", "FOLDER", "NAME=PATH", "NAME:PASSWORD"}
+KINDS |= {"NUMBERS", "FOLDER", "FOLDERS", "NAME=PATH", "NAME:PASSWORD"}
 
 
 @named

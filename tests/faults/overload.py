@@ -39,8 +39,9 @@ from gemma3vl_app.api.limits import ApiLimits
 from gemma3vl_app.backends.local import load
 from gemma3vl_app.engine.engine import EngineLimits
 
-folder, keys, running, inside, per_caller = sys.argv[1:]
+folder, keys, running, inside, per_caller, answer_tokens = sys.argv[1:]
 limits = ApiLimits(
+    answer_tokens=int(answer_tokens),
     requests_at_once=int(inside),
     requests_at_once_per_caller=int(per_caller),
     requests_per_minute=1_000_000,
@@ -83,10 +84,10 @@ class Seen:
 
 
 @contextmanager
-def model_process(checkpoint: Path, keys: list[str]):
+def model_process(checkpoint: Path, keys: list[str], *, answer_tokens: int = 8192):
     """Start a server of the tiny model; yields the process and its address."""
     command = [sys.executable, "-c", SERVER, str(checkpoint), ",".join(keys)]
-    figures = [str(each) for each in (RUNNING, INSIDE, INSIDE_PER_CALLER)]
+    figures = [str(each) for each in (RUNNING, INSIDE, INSIDE_PER_CALLER, answer_tokens)]
     process = subprocess.Popen([*command, *figures], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         address = process.stdout.readline().strip()

@@ -126,16 +126,3 @@ def tower_config(layers):
 def but(recipe, **changes):
     """Return the recipe with some fields changed."""
     return dataclasses.replace(recipe, **changes)
-
-
-@pytest.fixture(scope="session")
-def needs_fonts():
-    """Skip where the fonts that text is printed in are not installed; the reason says which."""
-    from gemma3vl_app.errors import TrainingError
-    from gemma3vl_app.finetune import fonts
-
-    try:
-        fonts.faces()
-        fonts.faces(held_out=True)
-    except TrainingError as error:
-        pytest.skip(str(error))  # Debian's packages; .ci/run installs them, a laptop need not

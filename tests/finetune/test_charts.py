@@ -7,11 +7,11 @@ import pytest
 
 from gemma3vl_app.finetune import charts
 from gemma3vl_app.finetune.charts import LEAST_LEAD, Chart, draw_chart, draw_with_letters
-from gemma3vl_app.finetune.fonts import FAMILIES
-from gemma3vl_app.finetune.printed import LEAST_HEIGHT, brightness
-from gemma3vl_app.finetune.scene_drawing import TONES
-from gemma3vl_app.finetune.scenes import COLOURS
-from gemma3vl_app.finetune.words import HELD_OUT_WORDS
+from gemma3vl_app.scenes.drawing import TONES
+from gemma3vl_app.scenes.fonts import FAMILIES
+from gemma3vl_app.scenes.printed import LEAST_HEIGHT, brightness
+from gemma3vl_app.scenes.scene import COLOURS
+from gemma3vl_app.scenes.words import HELD_OUT_WORDS
 
 pytestmark = pytest.mark.usefixtures("needs_fonts")
 

@@ -8,7 +8,8 @@ import torch
 
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.finetune.collate import IGNORED, Collator, answer_loss, encode
-from gemma3vl_app.finetune.examples import Example, PictureFile, Turn
+from gemma3vl_app.finetune.examples import Example, Turn
+from gemma3vl_app.lazy_pictures import PictureFile
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.prompting import prepare

@@ -10,14 +10,14 @@ from transformers import Gemma3ForConditionalGeneration
 
 from gemma3vl_app.finetune.demo_language import Leg, Reader, measured, train
 from gemma3vl_app.finetune.demo_talks import IGNORED, Pool, PoolDrawing, PoolStage, Speech, Talks
-from gemma3vl_app.finetune.fonts import CHARACTERS
-from gemma3vl_app.finetune.printed import random_print
-from gemma3vl_app.finetune.scenes import SHAPES, random_scene
 from gemma3vl_app.finetune.tower_pictures import NOTHING, labels_of
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.prepare import prepare
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
+from gemma3vl_app.scenes.fonts import CHARACTERS
+from gemma3vl_app.scenes.printed import random_print
+from gemma3vl_app.scenes.scene import SHAPES, random_scene
 from gemma3vl_app.testing import tiny_checkpoint
 
 

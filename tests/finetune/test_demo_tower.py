@@ -8,7 +8,6 @@ import torch
 
 from gemma3vl_app.errors import TrainingError
 from gemma3vl_app.finetune.demo_tower import TowerWithHeads, claimed, take_tower
-from gemma3vl_app.finetune.scenes import Scene, Thing
 from gemma3vl_app.finetune.tower_drawing import draw_stage
 from gemma3vl_app.finetune.tower_pictures import (
     HEADS,
@@ -24,6 +23,7 @@ from gemma3vl_app.finetune.tower_training import (
     train_stage,
     whitened_patches,
 )
+from gemma3vl_app.scenes.scene import Scene, Thing
 
 TINY = Stage("single", 32, True, 40, 8, 6, 1e-3, seed=1, heads=("shape", "colour"))
 READING = replace(

@@ -5,9 +5,9 @@ import pytest
 
 from gemma3vl_app.finetune import reading_questions
 from gemma3vl_app.finetune.charts import Bar, Chart, random_chart
-from gemma3vl_app.finetune.fonts import Face
-from gemma3vl_app.finetune.printed import Print, random_print
-from gemma3vl_app.finetune.scene_questions import CANNOT_TELL
+from gemma3vl_app.scenes.fonts import Face
+from gemma3vl_app.scenes.printed import Print, random_print
+from gemma3vl_app.scenes.questions import CANNOT_TELL
 from gemma3vl_app.tasks.prompts import CAPTION, READ
 
 LATO = Face("Lato")

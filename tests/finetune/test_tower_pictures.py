@@ -7,9 +7,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from gemma3vl_app.finetune.fonts import CHARACTERS
-from gemma3vl_app.finetune.print_drawing import Letter
-from gemma3vl_app.finetune.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, random_scene
 from gemma3vl_app.finetune.tower_drawing import Drawing, draw_stage, several_processes
 from gemma3vl_app.finetune.tower_pictures import (
     CELL_CHARACTERS,
@@ -24,6 +21,9 @@ from gemma3vl_app.finetune.tower_pictures import (
     neighbours_of,
     parts_of,
 )
+from gemma3vl_app.scenes.fonts import CHARACTERS
+from gemma3vl_app.scenes.print_drawing import Letter
+from gemma3vl_app.scenes.scene import COLOURS, PLACES, SHAPES, Scene, Thing, random_scene
 
 MIXED = Stage(
     *("reading", 64, False, 60, 8, 6, 1e-3),

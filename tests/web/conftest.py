@@ -30,9 +30,10 @@ def served(
     *,
     manager: ModelManager | None = None,
     port: int = 0,
+    **access: Any,
 ) -> Iterator[str]:
-    """Serve the page for `backend`; yield its address."""
-    app = create_app(backend, store=store, manager=manager)
+    """Serve the page for `backend`; yield its address. `access` is `create_app`'s."""
+    app = create_app(backend, store=store, manager=manager, **access)
     server = uvicorn.Server(
         uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1)
     )

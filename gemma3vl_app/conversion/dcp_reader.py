@@ -1,0 +1,222 @@
+"""Folders of torch.distributed.checkpoint, opened with suspicion: no code of theirs is run.
+
+Their directory is a pickle. Here it may name the classes of a directory and nothing else; what only
+Megatron's writer needs becomes a thing that does nothing. Tensors are read by torch's restricted
+reader (`weights_only`), each piece when a part of it is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import pickle
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path, PosixPath, PurePosixPath
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import filesystem, metadata, planner
+
+from gemma3vl_app.conversion.layouts import Shape, size_bytes
+from gemma3vl_app.errors import LoadError
+
+DIRECTORY = ".metadata"
+MAX_DIRECTORY_BYTES = 1 << 28  # an entry for each piece of each tensor takes some 200 bytes
+MAX_DIMENSIONS = 8
+AGAIN = "Download or copy it again."
+ALLOWED: dict[tuple[str, str], Any] = {
+    **{
+        (metadata.__name__, name): getattr(metadata, name)
+        for name in (
+            *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties"),
+            *("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
+            "_MEM_FORMAT_ENCODING",
+        )
+    },
+    (filesystem.__name__, "_StorageInfo"): filesystem._StorageInfo,
+    ("torch", "Size"): torch.Size,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("pathlib", "PosixPath"): PosixPath,
+    ("pathlib", "PurePosixPath"): PurePosixPath,
+    ("pathlib._local", "PosixPath"): PosixPath,  # as Python 3.13 calls it
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    ("builtins", "set"): set,
+}
+
+
+class Inert:
+    """What stands for an object of another program: it takes anything, and does nothing."""
+
+    def __init__(self, *values: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in ALLOWED:
+            return ALLOWED[module, name]
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        if module.split(".")[0] == "megatron" or module == planner.__name__:
+            return Inert  # Megatron-Core keeps plans of its own there, which nothing here needs
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+@dataclass(frozen=True)
+class DcpTensor:
+    """A tensor of `whole` shape in a checkpoint, or the part of it from `start` on.
+
+    `shape` is that of the part. Nothing is read yet.
+    """
+
+    checkpoint: DcpCheckpoint
+    key: str
+    dtype: torch.dtype
+    whole: Shape
+    start: Shape
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return size_bytes(self.shape, self.dtype)
+
+    @property
+    def file(self) -> Path:
+        """The folder that it is in."""
+        return self.checkpoint.folder
+
+    def layer(self, index: int) -> DcpTensor:
+        """Return the part of one index of the first dimension, without that dimension."""
+        start = (index, *self.start[1:])
+        return dataclasses.replace(self, start=start, shape=self.shape[1:])
+
+    def first_rows(self, rows: int) -> DcpTensor:
+        """Return the first `rows` of the first dimension, or all where there are fewer."""
+        return dataclasses.replace(self, shape=(min(rows, self.shape[0]), *self.shape[1:]))
+
+    def read(self) -> torch.Tensor:
+        """Return it; only the stored pieces that it touches are read. Raises `LoadError`."""
+        extent = (*(1,) * (len(self.whole) - len(self.shape)), *self.shape)
+        return self.checkpoint.region(self, extent).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class DcpCheckpoint:
+    """An opened folder; `tensors` are all it holds, other objects left aside."""
+
+    folder: Path
+    name: str
+    directory: metadata.Metadata
+
+    @property
+    def tensors(self) -> dict[str, DcpTensor]:
+        """Its tensors by key, not read."""
+        return {
+            key: DcpTensor(
+                checkpoint=self,
+                key=key,
+                dtype=entry.properties.dtype,
+                whole=tuple(entry.size),
+                start=(0,) * len(entry.size),
+                shape=tuple(entry.size),
+            )
+            for key, entry in self.directory.state_dict_metadata.items()
+            if isinstance(entry, metadata.TensorStorageMetadata)
+        }
+
+    def region(self, tensor: DcpTensor, extent: Shape) -> torch.Tensor:
+        """Return the values of a tensor from its start on, put together from stored pieces."""
+        entry: Any = self.directory.state_dict_metadata[tensor.key]
+        result = torch.empty(extent, dtype=tensor.dtype)
+        filled = 0
+        for chunk in entry.chunks:
+            low = [max(a, b) for a, b in zip(tensor.start, chunk.offsets, strict=True)]
+            ends = zip(tensor.start, extent, chunk.offsets, chunk.sizes, strict=True)
+            high = [min(a + n, b + m) for a, n, b, m in ends]
+            if any(a >= b for a, b in zip(low, high, strict=True)):
+                continue
+            piece = self._piece(tensor, chunk)
+            ours, theirs = (
+                tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
+                for origin in (tensor.start, chunk.offsets)
+            )
+            result[ours] = piece[theirs]
+            filled += math.prod(b - a for a, b in zip(low, high, strict=True))
+        if filled != result.numel():
+            raise self._damaged(tensor.key)
+        return result
+
+    def _piece(self, tensor: DcpTensor, chunk: metadata.ChunkStorageMetadata) -> torch.Tensor:
+        """Read one stored piece, in the shape that the directory announces."""
+        try:
+            info = self.directory.storage_data[metadata.MetadataIndex(tensor.key, chunk.offsets)]
+            with (self.folder / _plain_name(info.relative_path)).open("rb") as file:
+                file.seek(info.offset)
+                data = io.BytesIO(file.read(info.length))
+            piece: torch.Tensor = torch.load(data, map_location="cpu", weights_only=True)
+            _require(isinstance(piece, torch.Tensor) and piece.dtype == tensor.dtype)
+            _require(tuple(piece.shape) == tuple(chunk.sizes))
+        except FileNotFoundError as error:
+            raise LoadError(f"{self.name!r} lacks a file of its weights. {AGAIN}") from error
+        except Exception as error:  # torch's reader fails in as many ways as bytes can be wrong
+            raise self._damaged(tensor.key) from error
+        return piece
+
+    def _damaged(self, key: str) -> LoadError:
+        return LoadError(f"{self.name!r} is damaged: {ascii(key)[:80]} cannot be read. {AGAIN}")
+
+
+def open_dcp(folder: Path, name: str) -> DcpCheckpoint:
+    """Open a folder of torch.distributed.checkpoint; `name` is the model's, for messages.
+
+    Raises `LoadError` for a directory that is damaged, or that would run code.
+    """
+    path = folder / DIRECTORY
+    try:
+        if path.stat().st_size > MAX_DIRECTORY_BYTES:
+            raise LoadError(f"{DIRECTORY} of {name!r} is far too large for what it should be.")
+        with path.open("rb") as file:
+            directory = _Unpickler(file).load()
+        _check(directory)
+    except pickle.UnpicklingError as error:
+        raise LoadError(
+            f"{DIRECTORY} of {name!r} holds {ascii(str(error))[:80]}, which no directory of "
+            "weights does. It may be made to run code, and was not read."
+        ) from error
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise LoadError(f"{DIRECTORY} of {name!r} cannot be read: {why}.") from error
+    except LoadError:
+        raise
+    except Exception as error:  # a pickle fails in as many ways as bytes can be wrong
+        raise LoadError(f"{DIRECTORY} of {name!r} is damaged. {AGAIN}") from error
+    return DcpCheckpoint(folder, name, directory)
+
+
+def _check(directory: Any) -> None:
+    """Raise `ValueError` unless all that is used of a directory is what it should be."""
+    _require(isinstance(directory, metadata.Metadata))
+    _require(isinstance(directory.storage_data, dict))
+    for key, entry in directory.state_dict_metadata.items():
+        _require(isinstance(key, str))
+        if isinstance(entry, metadata.TensorStorageMetadata):
+            _require(isinstance(entry.properties.dtype, torch.dtype))
+            _require(len(entry.size) <= MAX_DIMENSIONS)
+            for chunk in entry.chunks:
+                _require(len(chunk.offsets) == len(chunk.sizes) == len(entry.size))
+
+
+def _plain_name(name: str) -> str:
+    _require(PurePosixPath(name).name == name)
+    return name
+
+
+def _require(is_so: bool) -> None:
+    if not is_so:
+        raise ValueError("not what it should be")

@@ -1,0 +1,75 @@
+"""Checkpoints of Megatron-Core, opened like other sources: weights by Megatron's names.
+
+What the model is, config.json and tokenizer.json say, which Megatron does not write: a conversion
+puts them beside its iterations, and they have to be there to come back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from gemma3vl_app.conversion.dcp_reader import DIRECTORY, open_dcp
+from gemma3vl_app.conversion.megatron_folder import TRACKER
+from gemma3vl_app.conversion.megatron_layers import by_layer
+from gemma3vl_app.errors import LoadError
+from gemma3vl_app.loading.checkpoint import open_checkpoint
+from gemma3vl_app.loading.loader import build_skeleton
+from gemma3vl_app.loading.sources import Source
+
+ITERATION = re.compile(r"iter_\d{7}|release")
+
+
+def is_megatron(source: str | Path) -> bool:
+    """Whether `source` is a folder of Megatron-Core's checkpoints."""
+    folder = Path(source).expanduser()
+    return folder.is_dir() and (
+        (folder / TRACKER).is_file()
+        or any(ITERATION.fullmatch(each.name) for each in folder.iterdir() if each.is_dir())
+    )
+
+
+def open_megatron(source: str | Path) -> Source:
+    """Open the latest iteration in a folder of Megatron-Core's checkpoints; nothing large is read.
+
+    Raises `LoadError` where the model's own small files are missing, and for weights that are
+    damaged or of another format.
+    """
+    folder = Path(source).expanduser()
+    name = folder.resolve().name
+    if missing := [n for n in ("config.json", "tokenizer.json") if not (folder / n).is_file()]:
+        raise LoadError(
+            f"{name!r} holds Megatron's weights without {missing[0]}. Copy the .json files of the "
+            "model that was trained into it, beside its iterations."
+        )
+    checkpoint = open_checkpoint(folder)
+    iteration = _latest(folder, name)
+    if not (iteration / DIRECTORY).is_file():
+        raise LoadError(
+            f"{iteration.name} of {name!r} is not in the format torch_dist, or not complete: "
+            f"{DIRECTORY} is missing. Save it with ckpt_format=torch_dist."
+        )
+    rows = build_skeleton(checkpoint).config.get_text_config().vocab_size
+    stored = open_dcp(iteration, name)
+    digest = hashlib.sha256((iteration / DIRECTORY).read_bytes()).hexdigest()
+    return Source(
+        checkpoint=checkpoint,
+        tensors=by_layer(stored.tensors, rows),
+        knows=f"A Gemma 3 checkpoint of Megatron-Core, {name!r}.",
+        fingerprint=digest,
+        revision=f"files:{digest[:16]}",
+    )
+
+
+def _latest(folder: Path, name: str) -> Path:
+    """Return the folder of the iteration that the tracker names, or else of the highest one."""
+    there = sorted(each.name for each in folder.iterdir() if ITERATION.fullmatch(each.name))
+    try:
+        said = (folder / TRACKER).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        said = ""
+    wanted = f"iter_{int(said):07}" if said.isdecimal() else said or (there or [""])[-1]
+    if wanted not in there:
+        raise LoadError(f"{name!r} lacks the iteration {ascii(wanted)[:40]}. Copy it again.")
+    return folder / wanted

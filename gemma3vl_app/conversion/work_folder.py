@@ -1,0 +1,107 @@
+"""The folder beside the target in which a conversion grows, until it takes the target's place.
+
+It is kept when a conversion stops half-way, with a note of what it is: the same conversion goes on
+in it, another one begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gemma3vl_app.errors import ConversionError
+
+NOTE = "unfinished.json"  # the recipe of what is being written; goes when it is finished
+SMALL_FILES_BYTES = 100 << 20  # tokenizer and configs, generously
+
+
+def work_folder_of(target: Path) -> Path:
+    """Return where a conversion to `target` grows: on the same disk, so that it can be renamed."""
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def check_target(target: Path) -> None:
+    """Raise `ConversionError` unless `target` can become a new folder."""
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        raise ConversionError(
+            f"{target.name!r} is there already, and nothing is overwritten. "
+            "Choose another folder, or move it away."
+        )
+
+
+def check_room(target: Path, needs_bytes: int) -> None:
+    """Raise `ConversionError` where the disk of `target` has no room for what is still missing."""
+    here = next(each for each in (target, *target.parents) if each.exists())
+    work = work_folder_of(target)
+    there = sum(each.stat().st_size for each in work.iterdir()) if work.is_dir() else 0
+    missing = needs_bytes + SMALL_FILES_BYTES - there
+    free = shutil.disk_usage(here).free
+    if missing > free:
+        raise ConversionError(
+            f"{target.name!r} needs {missing / 2**30:.1f} GiB of disk space, and "
+            f"{free / 2**30:.1f} GiB are free. Free some, or choose another disk."
+        )
+
+
+@contextlib.contextmanager
+def growing_folder(target: Path, recipe: Mapping[str, object]) -> Iterator[Path]:
+    """Give the folder in which `recipe` grows, and make it `target` when the block ends well.
+
+    What a block that fails, or is killed, has written stays for the same recipe to go on with.
+    Raises `ConversionError` where the disk refuses, or another process writes there now.
+    """
+    work = work_folder_of(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(work):
+            _prepare(work, recipe)
+            yield work
+            (work / NOTE).unlink()
+            if target.is_dir():
+                target.rmdir()  # it is empty
+            work.rename(target)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConversionError(
+            f"{target.name!r} cannot be written: {why}. Free some disk space or choose another "
+            "folder; on the same disk, the same command goes on where it stopped."
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    lock = FileLock(f"{work}.lock", timeout=0)
+    try:
+        with lock:
+            try:
+                yield
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout as error:
+        raise ConversionError(
+            f"Another process is writing {work.name[1:].removesuffix('.unfinished')!r} now. "
+            "Wait for it, or choose another folder."
+        ) from error
+
+
+def _prepare(work: Path, recipe: Mapping[str, object]) -> None:
+    """Keep what an earlier run of the same recipe has left; remove what another one has."""
+    note = json.dumps(recipe, sort_keys=True, indent=2)
+    if work.exists() and _note_in(work) != note:
+        shutil.rmtree(work)
+    work.mkdir(exist_ok=True)
+    (work / NOTE).write_text(note, encoding="utf-8")
+
+
+def _note_in(work: Path) -> str:
+    try:
+        return (work / NOTE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""

@@ -1,0 +1,35 @@
+"""What becomes of an error in one request: words for whoever asked, the rest for the log."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from gemma3vl_app.errors import EngineError, Gemma3VLError, MemoryLimitError
+
+logger = logging.getLogger(__name__)
+
+
+def as_told(error: Exception) -> Gemma3VLError:
+    """Return an error fit for people; logs what only a developer can use."""
+    if isinstance(error, Gemma3VLError):
+        # Its traceback would keep alive what the frames hold, the model among it.
+        return error.with_traceback(None)
+    if is_out_of_memory(error):
+        return MemoryLimitError(
+            "Memory ran out while computing this answer. Use fewer or smaller pictures, "
+            "switch crops off, shorten the conversation, or load a smaller precision."
+        )
+    logger.error("a request failed inside the engine", exc_info=error)
+    return EngineError(
+        f"This answer failed inside the engine ({type(error).__name__}); "
+        "others go on. The log has the details; please try again."
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell exhausted memory from other failures; torch's CPU allocator has no own class."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )

@@ -1,0 +1,122 @@
+"""Two finished runs of the same items: is one better than chance would have it?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma3vl_app.errors import EvaluationError
+from gemma3vl_app.evaluation.intervals import Interval, difference, total
+from gemma3vl_app.evaluation.metrics.metric import Metric, Part
+from gemma3vl_app.evaluation.results import ALL, RESULTS, SCORED, VERSION_KEY
+from gemma3vl_app.evaluation.suites import find_suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A metric of both runs over the items of a kind, and b - a with its 95 % interval."""
+
+    metric: Metric
+    kind: str
+    a: float
+    b: float
+    gained: float
+    interval: Interval | None
+    items: int
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Changes from run `a` to run `b`, by their models' names."""
+
+    suite: str
+    a: str
+    b: str
+    changes: tuple[Change, ...]
+
+
+def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
+    """Compare the runs in two folders by the paired bootstrap, over the items of both.
+
+    Raises `EvaluationError` where a folder holds no finished run, or they asked other things.
+    """
+    first, second = _read(Path(a)), _read(Path(b))
+    for key in ("suite", "prompt"):
+        if first.told[key] != second.told[key]:
+            raise EvaluationError(
+                f"The runs differ in their {key}: {first.told[key]!r} and {second.told[key]!r}. "
+                "Compare two runs of the same suite."
+            )
+    if first.told["data"]["sha256"] != second.told["data"]["sha256"]:
+        raise EvaluationError(
+            "The runs asked about different data. Compare two runs over the same data."
+        )
+    shared = [id for id in first.items if id in second.items]
+    if not shared:
+        raise EvaluationError("No item is in both runs. Run them with the same limit and seed.")
+    metrics = find_suite(first.told["suite"]).metrics
+    kinds = sorted({kind for id in shared for kind in first.items[id]["kinds"]})
+    groups = {ALL: shared}
+    if len(kinds) > 1:
+        groups |= {k: [id for id in shared if k in first.items[id]["kinds"]] for k in kinds}
+    return Comparison(
+        suite=first.told["suite"],
+        a=_name(first, Path(a)),
+        b=_name(second, Path(b)),
+        changes=tuple(
+            _change(metric, kind, first.parts(metric, ids), second.parts(metric, ids), seed)
+            for kind, ids in groups.items()
+            for metric in metrics
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What was written of a finished run: `results.json`, and the lines of `scored.jsonl`."""
+
+    told: dict[str, Any]
+    items: dict[str, dict[str, Any]]
+
+    def parts(self, metric: Metric, ids: list[str]) -> list[Part]:
+        return [Part(*self.items[id]["parts"][metric.name]) for id in ids]
+
+
+def _read(folder: Path) -> _Run:
+    try:
+        told = json.loads((folder / RESULTS).read_bytes())
+        told[VERSION_KEY], told["suite"], told["prompt"], told["data"]["sha256"]
+        with (folder / SCORED).open("rb") as lines:
+            scored = [json.loads(line) for line in lines]
+        return _Run(told, {line["id"]: line for line in scored})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise EvaluationError(
+            f"The folder '{folder.name}' holds no finished run: it needs {RESULTS} and {SCORED} "
+            "as an evaluation writes them."
+        ) from error
+
+
+def _name(run: _Run, folder: Path) -> str:
+    model = run.told.get("model", {})
+    words = [model.get("name", ""), model.get("weights", ""), f"({folder.name})"]
+    return " ".join(str(word) for word in words if word)
+
+
+def _change(metric: Metric, kind: str, a: list[Part], b: list[Part], seed: int) -> Change:
+    gained, interval = difference(a, b, seed)
+    return Change(
+        metric=metric,
+        kind=kind,
+        a=total(a),
+        b=total(b),
+        gained=gained,
+        interval=interval,
+        items=len(a),
+    )

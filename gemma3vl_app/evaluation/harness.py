@@ -1,0 +1,185 @@
+"""The same results in the files of lm-eval, so that whatever reads those reads ours.
+
+`results_DATE.json` and `samples_SUITE_DATE.jsonl` have the fields that lm-eval 0.4.13 writes; what
+we do not know is null. Written answers are a "generate_until", letters a "multiple_choice".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gemma3vl_app.evaluation.intervals import RESAMPLES, standard_error
+from gemma3vl_app.evaluation.results import ALL, Case, Evaluation, write_text
+from gemma3vl_app.evaluation.suites import Suite
+
+FOLDER = "lm_eval"
+SUITE_VERSION = 1.0  # of prompts and metrics: raised when scores before and after differ
+_FILTER = "none"
+
+
+def write_harness_files(evaluation: Evaluation, suite: Suite, folder: Path) -> None:
+    """Write both files below `folder`, in place of those of an earlier run."""
+    inside = folder / FOLDER
+    inside.mkdir(exist_ok=True)
+    for old in (*inside.glob("results_*.json"), *inside.glob(f"samples_{suite.name}_*.jsonl")):
+        old.unlink()
+    date = datetime.now(UTC).replace(tzinfo=None).isoformat().replace(":", "-")
+    samples = [_sample(number, case, suite) for number, case in enumerate(evaluation.cases)]
+    lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    write_text(inside / f"samples_{suite.name}_{date}.jsonl", "".join(lines))
+    hashes = "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)
+    told = {**_results(evaluation, suite), "task_hashes": {suite.name: _sha256(hashes)}}
+    told |= _model(evaluation.about)
+    write_text(inside / f"results_{date}.json", json.dumps(told, indent=2, ensure_ascii=False))
+
+
+def _results(evaluation: Evaluation, suite: Suite) -> dict[str, Any]:
+    name, about = suite.name, evaluation.about
+    directions = {metric.name: metric.higher_is_better for metric in suite.metrics}
+    count = {"original": about["data"]["items"], "effective": len(evaluation.cases)}
+    return {
+        "results": {name: _scores(evaluation)},
+        "group_subtasks": {},
+        "configs": {name: _config(evaluation, suite)},
+        "versions": {name: SUITE_VERSION},
+        "n-shot": {name: 0},
+        "higher_is_better": {name: directions},
+        "n-samples": {name: count},
+        "config": {
+            "model": "gemma3vl",
+            "model_args": about["model"],
+            "batch_size": None,
+            "batch_sizes": [],
+            "device": None,
+            "use_cache": None,
+            "limit": about["limit"],
+            "bootstrap_iters": RESAMPLES,
+            "gen_kwargs": _generation(about),
+            **dict.fromkeys(
+                ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed"), about["seed"]
+            ),
+        },
+        "git_hash": None,
+        "date": time.time(),
+        "pretty_env_info": json.dumps(about["versions"]),
+        "transformers_version": about["versions"].get("transformers"),
+        "lm_eval_version": _installed("lm_eval"),
+        "upper_git_hash": None,
+    }
+
+
+def _scores(evaluation: Evaluation) -> dict[str, Any]:
+    name = evaluation.suite
+    told: dict[str, Any] = {"name": name, "alias": name, "sample_len": len(evaluation.cases)}
+    for score in evaluation.scores:
+        if score.kind == ALL:
+            parts = [case.parts[score.metric] for case in evaluation.cases]
+            error = standard_error(parts, evaluation.about["seed"])
+            told[f"{score.metric},{_FILTER}"] = score.value
+            told[f"{score.metric}_stderr,{_FILTER}"] = error
+    return told
+
+
+def _config(evaluation: Evaluation, suite: Suite) -> dict[str, Any]:
+    about = evaluation.about
+    return {
+        "task": suite.name,
+        "dataset_path": about["data"]["name"],
+        "dataset_kwargs": {},
+        "test_split": suite.published.split if suite.published else None,
+        "doc_to_text": suite.prompt,
+        "doc_to_target": "answers",
+        "unsafe_code": False,
+        "description": suite.about,
+        "target_delimiter": " ",
+        "fewshot_delimiter": "\n\n",
+        "fewshot_config": None,
+        "num_fewshot": 0,
+        "metric_list": [
+            {"metric": m.name, "aggregation": "mean", "higher_is_better": m.higher_is_better}
+            for m in suite.metrics
+        ],
+        "output_type": "generate_until",
+        "generation_kwargs": _generation(about),
+        "repeats": 1,
+        "should_decontaminate": False,
+        "metadata": {"version": SUITE_VERSION},
+    }
+
+
+def _generation(about: Mapping[str, Any]) -> dict[str, Any]:
+    limit = about["settings"]["max_new_tokens"]
+    return {"max_gen_toks": limit, "do_sample": False, "temperature": 0.0, "until": []}
+
+
+def _model(about: Mapping[str, Any]) -> dict[str, Any]:
+    name = about["model"]["name"]
+    return {
+        "model_source": "gemma3vl",
+        "model_name": name,
+        "model_name_sanitized": name.replace("/", "__"),
+        "system_instruction": None,
+        "system_instruction_sha": None,
+        "fewshot_as_multiturn": None,
+        "chat_template": None,
+        "chat_template_sha": None,
+        "total_evaluation_time_seconds": str(about["seconds"]),
+    }
+
+
+def _sample(number: int, case: Case, suite: Suite) -> dict[str, Any]:
+    item, prompt = case.item, suite.ask(case.item)
+    doc = {
+        "id": item.id,
+        "question": item.question,
+        "answers": list(item.answers),
+        "options": list(item.options),
+        "kinds": list(item.kinds),
+    }
+    target = item.answers[0] if len(item.answers) == 1 else str(list(item.answers))
+    calls, resps = zip(*_calls(case), strict=True)
+    return {
+        "doc_id": number,
+        "doc": doc,
+        "target": target,
+        "arguments": {
+            f"gen_args_{at}": {"arg_0": prompt, "arg_1": call} for at, call in enumerate(calls)
+        },
+        "resps": [[resp] for resp in resps],
+        "filtered_resps": list(resps),
+        "filter": _FILTER,
+        "metrics": [metric.name for metric in suite.metrics],
+        "doc_hash": _sha256(json.dumps(doc, indent=2, ensure_ascii=False)),
+        "prompt_hash": _sha256(prompt),
+        "target_hash": _sha256(target),
+        **{name: part.score for name, part in case.parts.items()},
+    }
+
+
+def _calls(case: Case) -> Iterator[tuple[Any, Any]]:
+    """Yield what the model was asked besides the prompt, with what it gave back."""
+    logprobs = case.logprobs
+    if not logprobs:
+        yield {"do_sample": False, "temperature": 0.0, "until": []}, case.text
+        return
+    likeliest = max(logprobs, key=lambda letter: logprobs[letter])
+    for letter, logprob in logprobs.items():
+        yield letter, [str(logprob), str(letter == likeliest)]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,75 @@
+"""Error rates as the package `jiwer` has them, and OCRBench's rule."""
+
+import random
+
+import jiwer
+import pytest
+
+from gemma3vl_app.evaluation.intervals import total
+from gemma3vl_app.evaluation.items import Item
+from gemma3vl_app.evaluation.metrics.reading import (
+    CHARACTER_ERRORS,
+    CONTAINS,
+    FORMULAS,
+    WORD_ERRORS,
+)
+
+
+def item(*answers, kinds=()):
+    return Item("1", "Read.", answers, (), kinds)
+
+
+def test_the_rates_of_many_texts_together_are_those_of_jiwer():
+    rng = random.Random(5)
+    words = [
+        "Total",
+        "due",
+        "on",
+        "receipt",
+        "12.50",
+        "EUR",
+        "thank",
+        "you",
+        "Müller",
+        "&",
+        "Söhne",
+        "7:30",
+        "pm",
+    ]
+    wanted = [" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(60)]
+    said = [" ".join(w for w in text.split() if rng.random() < 0.8) + " x" for text in wanted]
+    items = [item(text) for text in wanted]
+    assert total(CHARACTER_ERRORS.score_all(items, said)) == pytest.approx(jiwer.cer(wanted, said))
+    assert total(WORD_ERRORS.score_all(items, said)) == pytest.approx(jiwer.wer(wanted, said))
+
+
+def test_line_breaks_and_composed_characters_are_no_errors():
+    parts = CHARACTER_ERRORS.score_all([item("Café\nat  noon")], ["Cafe\u0301 at noon"])
+    assert parts[0].value == 0
+
+
+def test_the_nearest_of_several_references_counts():
+    assert CHARACTER_ERRORS.score_all([item("one", "only")], ["only"])[0].score == 0
+
+
+def test_a_text_without_an_answer_is_all_errors():
+    parts = CHARACTER_ERRORS.score_all([item("four"), item("five")], [None, "five"])
+    assert total(parts) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("answers", "said", "kinds", "right"),
+    [
+        (["CENTRE"], "The sign says: Centre.", (), 1),
+        (["CENTRE"], "Center", (), 0),
+        (["a b"], "A\nB", (), 1),
+        (["one", "two"], "two", (), 1),
+        (["\uff11\uff12"], "It is 12", (), 1),  # full width
+        (["x ^ { 2 }"], "x^{2}", (FORMULAS,), 1),
+        (["X"], "x", (FORMULAS,), 0),
+        (["x ^ { 2 }"], "x^{2}", (), 0),
+    ],
+)
+def test_a_reference_has_to_stand_in_the_answer(answers, said, kinds, right):
+    parts = CONTAINS.score_all([item(*answers, kinds=kinds)], [said])
+    assert parts[0].score == right
