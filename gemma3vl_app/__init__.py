@@ -37,8 +37,14 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from gemma3vl_app.errors import LoadError as LoadError
     from gemma3vl_app.errors import MemoryLimitError as MemoryLimitError
     from gemma3vl_app.errors import PictureError as PictureError
+    from gemma3vl_app.errors import VerificationError as VerificationError
     from gemma3vl_app.evaluation.results import Evaluation as Evaluation
     from gemma3vl_app.evaluation.run import evaluate as evaluate
+    from gemma3vl_app.faithfulness.bounds import Bounds as Bounds
+    from gemma3vl_app.faithfulness.path_results import PathsVerification as PathsVerification
+    from gemma3vl_app.faithfulness.paths import verify_paths as verify_paths
+    from gemma3vl_app.faithfulness.results import Verification as Verification
+    from gemma3vl_app.faithfulness.verifying import verify as verify
     from gemma3vl_app.folders.batch import batch as batch
     from gemma3vl_app.folders.items import BatchItem as BatchItem
     from gemma3vl_app.folders.items import BatchReport as BatchReport
@@ -111,6 +117,12 @@ _CONTENTS = {
     # Evaluation: how much of a suite a model gets right
     "evaluate": "evaluation.run",
     "Evaluation": "evaluation.results",
+    # Faithfulness: is it still the same model
+    "verify": "faithfulness.verifying",
+    "verify_paths": "faithfulness.paths",
+    "Bounds": "faithfulness.bounds",
+    "Verification": "faithfulness.results",
+    "PathsVerification": "faithfulness.path_results",
     # Answers: how to sample, what streams out, what it cost
     "Greedy": "generation",
     "Sample": "generation",
@@ -133,6 +145,7 @@ _CONTENTS = {
     "EngineError": "errors",
     "ConversionError": "errors",
     "EvaluationError": "errors",
+    "VerificationError": "errors",
 }
 
 

@@ -59,3 +59,7 @@ class StoreError(Gemma3VLError):
 
 class UnknownConversationError(StoreError):
     """This owner has no conversation of that id."""
+
+
+class VerificationError(Gemma3VLError):
+    """Models cannot be compared, or what they shall be asked cannot be used."""

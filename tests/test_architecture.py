@@ -29,7 +29,10 @@ ROWS = [
     {"manager", "store"},
     {"chat", "tasks", "explain", "folders", "replay", "export"},
     {"scenes"},
-    {"webui", "api", "notebook", "finetune", "conversion", "evaluation", "benchmark"},
+    {
+        *("webui", "api", "notebook", "finetune", "conversion", "evaluation", "faithfulness"),
+        "benchmark",
+    },
     {"shield"},
     {"server", "launching"},
     {"space"},
@@ -44,7 +47,7 @@ SURFACES_IMPORT = ROWS[0] | ROWS[1] | ROWS[2] | ROWS[6] | ROWS[7] | {"backends.p
 HOMES = {
     "torch": {
         *("loading", "prompting", "engine", "backends.local", "backends.borrowed", "testing"),
-        *("hardware", "finetune", "conversion", "evaluation", "benchmark"),
+        *("hardware", "finetune", "conversion", "evaluation", "faithfulness", "benchmark"),
     },
     "gradio": {"webui", "server", "launching"},
     "fastapi": {"api", "server", "space"},

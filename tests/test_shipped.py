@@ -18,9 +18,10 @@ from gemma3vl_app import cli
 from gemma3vl_app.benchmark.ceilings import Ceilings
 from gemma3vl_app.benchmark.speed import Speed
 from gemma3vl_app.chat import Chat
-from gemma3vl_app.cli import bench
+from gemma3vl_app.cli import bench, verify
 from gemma3vl_app.conversation_file import SUFFIX
 from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES, ScriptedBackend
+from tests.cli.test_verify import EQUAL, on_paths, two
 from tests.evaluation.shown import prepare
 from tests.folders.naming_backend import draw_pictures
 from tests.loading.peft_adapters import TEXT, save_adapter
@@ -117,6 +118,9 @@ def run_on_scripted_backend(command: list[str], monkeypatch, folder: Path) -> No
     nothing = Speed(ceilings=Ceilings(1.0, 1.0), figures=(), sec_per_token={})
     about = {"model": "", "weights": "", "arithmetic": ""}
     monkeypatch.setattr(bench, "_measured", lambda *_, **__: (about, nothing))
+    # Really run, on a tiny checkpoint, in tests/faithfulness/test_docs.py
+    monkeypatch.setattr(verify, "_two", lambda *_, **__: two(EQUAL))
+    monkeypatch.setattr(verify, "_paths", lambda *_, **__: on_paths(EQUAL))
     if command[1] == "convert":  # tests/conversion/test_docs.py really converts
         monkeypatch.setattr("gemma3vl_app.conversion.converting.convert", lambda _, out, **__: out)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))

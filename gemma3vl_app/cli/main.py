@@ -37,6 +37,7 @@ from gemma3vl_app.cli import (
     replay,
     serve,
     tasks,
+    verify,
 )
 from gemma3vl_app.cli.load import stderr
 from gemma3vl_app.cli.messages import PROGRAM, in_options, usage_line
@@ -72,6 +73,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "models": models.models,
         "plan": models.plan,
         "bench": bench.bench,
+        "verify": verify.verify,
         "doctor": doctor.doctor,
     },
 }

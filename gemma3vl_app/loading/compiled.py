@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -41,6 +42,7 @@ GROUP = 32  # 4-bit weights that share a scale
 CLOSE = 1e-5  # relative error against torch's own product
 
 logger = logging.getLogger(__name__)
+_is_off = False
 
 
 def few_rows(dtype: torch.dtype) -> Multiply | None:
@@ -48,14 +50,25 @@ def few_rows(dtype: torch.dtype) -> Multiply | None:
 
     The matrix is bfloat16 or int8 (without its scales).
     """
-    kernels = _kernels()
+    kernels = None if _is_off else _kernels()
     return kernels.multiply[dtype] if kernels else None
 
 
 def widen_4() -> Widen | None:
     """Return what turns 4-bit weights in the order of `int4` into float32; None: not here."""
-    kernels = _kernels()
+    kernels = None if _is_off else _kernels()
     return kernels.widen_4 if kernels else None
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Let torch stand in for the kernels meanwhile, in all threads: to compare the two."""
+    global _is_off
+    before, _is_off = _is_off, True
+    try:
+        yield
+    finally:
+        _is_off = before
 
 
 @dataclass(frozen=True)

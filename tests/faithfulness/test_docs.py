@@ -1,0 +1,68 @@
+"""docs/faithfulness.md: its commands run, and its tables say what the code has."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from gemma3vl_app import cli
+from gemma3vl_app.faithfulness import paths
+from gemma3vl_app.faithfulness.bounds import FORM_BOUNDS
+from gemma3vl_app.faithfulness.engine_paths import PATHS
+
+PAGE = Path(__file__).parents[2] / "docs" / "faithfulness.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+COMMANDS = [
+    words
+    for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.M | re.S)
+    for line in block.splitlines()
+    if (words := shlex.split(line, comments=True))[:2] == ["gemma3vl", "verify"]
+]
+MODELS = {"4b-it", "runs/my-4b", "my-4b.gguf", "demo"}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=map(shlex.join, COMMANDS))
+def test_the_commands_run(command, tiny, questions, shown, tmp_path, monkeypatch, capsys):
+    """On the tiny checkpoint: with one question, in one form, on some paths."""
+    some = ("engine, prompt at once", "without compiled kernels", "written together")
+    monkeypatch.setattr(paths, "PATHS", {name: PATHS[name] for name in some})
+    told = {**dict.fromkeys(MODELS, str(tiny)), "photos": str(shown)}
+    words = [told.get(word, word) for word in command]
+    if "--pictures" not in words:
+        words += ["--prompts", str(questions)]
+    if "--against" in words and "--weights" not in words:
+        words += ["--weights", "w16"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not ended.value.code, err
+    assert "Every bound holds" in out
+    if "--json" in words:
+        assert (tmp_path / "figures.json").stat().st_size > 1000
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The rows of the table below a line of the page that begins with `heading`."""
+    table = TEXT.split(f"| {heading} |", 1)[1].split("\n\n", 1)[0]
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    assert lines
+    return lines
+
+
+def test_the_page_says_which_paths_there_are():
+    named = [name for cells in rows("path") for name in cells[0].split(", ") if name in PATHS]
+    assert "\n| engine, prompt at once |" in TEXT
+    assert {*named, "engine, prompt at once"} == {*PATHS}
+
+
+def test_the_page_says_the_bounds():
+    shown = {form: cells[1] for cells in rows("form") for form in cells[0].split(", ")}
+    assert shown.keys() == FORM_BOUNDS.keys()
+    for form, bounds in FORM_BOUNDS.items():
+        if bounds.max_mean_kl is not None:
+            assert shown[form] == f"mean KL {bounds.max_mean_kl:g}"
+        else:
+            assert shown[form] == f"difference {bounds.max_difference:g}, top-1 100 %"
