@@ -28,6 +28,7 @@ _LIMITS, _REFUSALS = "test_picture_limits.py::test_", "test_picture_refusals.py:
 _PIXELS, _WORKERS = "test_picture_decoding.py::test_", "test_picture_workers.py::test_"
 _REMOTE, _SERVER = "test_remote_pictures.py::test_", "test_server.py::test_"
 _DIES = _WORKERS + "a_picture_that_takes_its_worker_along_is_refused_and_the_next_one_works"
+DCP, _MEGATRON = "conversion/dcp_reader.py", "conversion/test_megatron.py::test_"
 _HEADER = "loading/test_gguf_header.py::test_"
 
 CONTROLS = (
@@ -279,6 +280,11 @@ CONTROLS = (
         "webui/test_conversation_view.py::test_the_scripts_put_no_text_in_as_markup",
     ),
     Control(
+        *("markup", "reports escape what was asked and said", "evaluation/report.py"),
+        *('lang="">{escape(shown)}</dd>', 'lang="">{shown}</dd>'),
+        "evaluation/test_report.py::test_other_peoples_text_is_text",
+    ),
+    Control(
         *("markup", "exported pages escape what people and models wrote", "export/html_page.py"),
         *("{escape(printable(text))}", "{printable(text)}"),
         "export/test_html_page.py::test_nothing_in_a_hostile_chat_becomes_markup",
@@ -389,6 +395,22 @@ CONTROLS = (
         *("model files", "a GGUF's tensors do not overlap", GGUF),
         *("if tensor.start < end:", "if False:"),
         _HEADER + "damage_is_named",
+    ),
+    Control(
+        *("model files", "Megatron's directory names its own classes and no other", DCP),
+        'raise pickle.UnpicklingError(f"{module}.{name}")',
+        "return super().find_class(module, name)",
+        _MEGATRON + "a_directory_that_would_run_code_is_refused",
+    ),
+    Control(
+        *("model files", "pieces of Megatron's weights are numbers alone", DCP),
+        *("weights_only=True", "weights_only=False"),
+        _MEGATRON + "a_weight_that_would_run_code_is_refused",
+    ),
+    Control(
+        *("model files", "pieces of Megatron's weights lie in their folder", DCP),
+        *("_require(PurePosixPath(name).name == name)", "pass"),
+        _MEGATRON + "a_piece_outside_of_the_folder_is_not_read",
     ),
     # --- who may come in ---
     Control(
