@@ -83,8 +83,8 @@ def test_the_commands_people_are_shown_exist(command, monkeypatch, tmp_path, cap
         command = command[command.index("|") + 1 :]
     if command[0] == "source":
         assert command[1:] == [".venv/bin/activate"]
-    elif command[0] == "cp":
-        assert command[2] == "runs/megatron"  # done for real by tests/conversion/test_docs.py
+    elif command[0] == "find":
+        assert "runs/megatron" in command  # done for real by tests/conversion/test_docs.py
     elif command[0] == "make":
         targets = re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.M)
         assert set(command[1:]) <= set(targets)

@@ -23,8 +23,9 @@ from gemma3vl_app.conversion.formats import Format, check_wishes, format_named
 from gemma3vl_app.conversion.layouts import Cast
 from gemma3vl_app.conversion.opening import Detected, open_for_conversion
 from gemma3vl_app.conversion.options import SHARD_BYTES, GgufType, Options, Precision
-from gemma3vl_app.conversion.work_folder import check_room, check_target, growing_folder
-from gemma3vl_app.errors import ConversionError
+from gemma3vl_app.conversion.settings_files import small_files
+from gemma3vl_app.conversion.work_folder import check_target, growing_folder
+from gemma3vl_app.errors import ConversionError, LoadError
 from gemma3vl_app.generation import Progress
 from gemma3vl_app.loading.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from gemma3vl_app.loading.checkpoint import read_json
@@ -33,8 +34,8 @@ from gemma3vl_app.loading.conversion import Stored
 from gemma3vl_app.loading.sources import Source
 
 RECORD = "conversion.json"  # in what was written: where it came from, and what was done
-CONVERTER = 1  # raise when files change, so that half of an old conversion is not gone on with
-PACKAGES = ("gemma3vl-app", "torch", "transformers", "bitsandbytes")
+CONVERTER = 2  # raise when files change, so that half of an old conversion is not gone on with
+PACKAGES = ("gemma3vl-app", "torch", "transformers", "bitsandbytes", "gguf")
 DTYPES: Mapping[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -109,12 +110,13 @@ class Bridge:
         path = Path(target).expanduser().absolute()
         writer = format.writer()
         check_target(path)
-        check_room(path, writer.needs_bytes(source, options))
-        with growing_folder(path, _recipe(self, format, options)) as folder:
+        needs_bytes = writer.needs_bytes(source, options)
+        record = self._record(format, options, checked=check)
+        with growing_folder(path, _recipe(self, format, options), needs_bytes) as folder:
             writer.write(source, folder, options, report)
             if check:
                 _check(source, folder, report)
-            write_json(folder / RECORD, self._record(format, options, checked=check))
+            write_json(folder / RECORD, record)
         report(Progress("convert", 1, 1, "folders", f"{path.name} is ready"))
         return path
 
@@ -132,7 +134,7 @@ class Bridge:
             "adapter": None if self.adapter is None else _about_adapter(self.adapter),
             "checked": checked,
             "versions": {package: version(package) for package in PACKAGES},
-            "source_conversion": read_json(before, name) if before.is_file() else None,
+            "source_conversion": _earlier_record(before, name),
         }
 
 
@@ -174,6 +176,14 @@ def convert(
     )
 
 
+def _earlier_record(path: Path, name: str) -> dict[str, Any] | None:
+    """Return what a source's own record says; None where there is none that can be read."""
+    try:
+        return read_json(path, name) if path.is_file() else None
+    except LoadError:
+        return None
+
+
 def _check(source: Source, folder: Path, report: Callable[[Progress], None]) -> None:
     try:
         check_same(source, folder, report)
@@ -202,12 +212,23 @@ def _recipe(bridge: Bridge, format: Format, options: Options) -> dict[str, objec
     return {
         "revision": bridge.source.revision,
         "fingerprint": bridge.source.fingerprint,
+        "name": bridge.source.checkpoint.name,  # GGUF files are named after it
+        "small_files": _digest(small_files(bridge.source.checkpoint)),
         "adapter": None if bridge.adapter is None else _about_adapter(bridge.adapter),
         "format": format.name,
         "options": asdict(options),
         "converter": CONVERTER,
         "versions": {package: version(package) for package in PACKAGES},
     }
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:  # a tokenizer has 33 MB: not all of it at once
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{file.name} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def _about_adapter(folder: Path) -> dict[str, str]:

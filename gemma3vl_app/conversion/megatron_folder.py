@@ -27,7 +27,8 @@ from gemma3vl_app.loading.conversion import Stored
 from gemma3vl_app.loading.loader import build_skeleton
 from gemma3vl_app.loading.sources import Source
 
-ITERATION, TRACKER = "iter_0000000", "latest_checkpointed_iteration.txt"
+# Megatron takes no iteration 0 for a place to start from: what no training has written is a release
+RELEASE, TRACKER = "release", "latest_checkpointed_iteration.txt"
 BACKENDS = {  # what Megatron-Core's dist_checkpointing looks for first
     **{"sharded_backend": "torch_dist", "sharded_backend_version": 1},
     **{"common_backend": "torch", "common_backend_version": 1},
@@ -42,7 +43,7 @@ COMMON = {
 
 def write(source: Source, target: Path, options: Options, report: Report) -> None:
     """Write `source` into the folder `target`; weights that are finished there stay as they are."""
-    folder = target / ITERATION
+    folder = target / RELEASE
     folder.mkdir(exist_ok=True)
     if not (folder / DIRECTORY).is_file():  # it is written last
         _write_weights(folder, _named(source), report)
@@ -53,7 +54,7 @@ def write(source: Source, target: Path, options: Options, report: Report) -> Non
     text = run_config(build_skeleton(source.checkpoint).config, dtype)
     (folder / "run_config.yaml").write_text(text, encoding="utf-8")
     write_settings(target, source.checkpoint, published_config(source.checkpoint, dtype))
-    (target / TRACKER).write_text("0", encoding="utf-8")
+    (target / TRACKER).write_text(RELEASE, encoding="utf-8")
 
 
 def needs_bytes(source: Source, options: Options) -> int:

@@ -10,23 +10,25 @@ import hashlib
 import re
 from pathlib import Path
 
+from gemma3vl_app import catalog
 from gemma3vl_app.conversion.dcp_reader import DIRECTORY, open_dcp
-from gemma3vl_app.conversion.megatron_folder import TRACKER
+from gemma3vl_app.conversion.megatron_folder import RELEASE, TRACKER
 from gemma3vl_app.conversion.megatron_layers import by_layer
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.loading.checkpoint import open_checkpoint
 from gemma3vl_app.loading.loader import build_skeleton
 from gemma3vl_app.loading.sources import Source
 
-ITERATION = re.compile(r"iter_\d{7}|release")
+ITERATION = re.compile(r"iter_\d{7,18}|release")
 
 
 def is_megatron(source: str | Path) -> bool:
     """Whether `source` is a folder of Megatron-Core's checkpoints."""
     folder = Path(source).expanduser()
-    return folder.is_dir() and (
-        (folder / TRACKER).is_file()
-        or any(ITERATION.fullmatch(each.name) for each in folder.iterdir() if each.is_dir())
+    if catalog.find(str(source)) or not folder.is_dir() or any(folder.glob("model*.safetensors")):
+        return False
+    return (folder / TRACKER).is_file() or any(
+        ITERATION.fullmatch(each.name) and (each / DIRECTORY).is_file() for each in folder.iterdir()
     )
 
 
@@ -40,8 +42,9 @@ def open_megatron(source: str | Path) -> Source:
     name = folder.resolve().name
     if missing := [n for n in ("config.json", "tokenizer.json") if not (folder / n).is_file()]:
         raise LoadError(
-            f"{name!r} holds Megatron's weights without {missing[0]}. Copy the .json files of the "
-            "model that was trained into it, beside its iterations."
+            f"{name!r} holds Megatron's weights without {missing[0]}. Copy all small files "
+            "of the model that was trained into it, beside its iterations: the .json files (not "
+            "conversion.json), chat_template.jinja and tokenizer.model."
         )
     checkpoint = open_checkpoint(folder)
     iteration = _latest(folder, name)
@@ -64,12 +67,14 @@ def open_megatron(source: str | Path) -> Source:
 
 def _latest(folder: Path, name: str) -> Path:
     """Return the folder of the iteration that the tracker names, or else of the highest one."""
-    there = sorted(each.name for each in folder.iterdir() if ITERATION.fullmatch(each.name))
+    found = [each.name for each in folder.iterdir() if ITERATION.fullmatch(each.name)]
+    there = sorted(found, key=lambda each: (each != RELEASE, len(each), each))
     try:
         said = (folder / TRACKER).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         said = ""
-    wanted = f"iter_{int(said):07}" if said.isdecimal() else said or (there or [""])[-1]
+    number = said.lstrip("0").zfill(7)
+    wanted = f"iter_{number}" if said.isdecimal() else said or (there or [""])[-1]
     if wanted not in there:
         raise LoadError(f"{name!r} lacks the iteration {ascii(wanted)[:40]}. Copy it again.")
     return folder / wanted

@@ -134,7 +134,15 @@ TRANSFORMERS5_SAVED = _table(
     tower="vision_tower.",
     projector="multi_modal_projector.",
 )
-READABLE = (HUB, TRANSFORMERS5, TRANSFORMERS5_SAVED)
+# In memory from transformers 4.52 on, until 5 left `vision_model` out
+TRANSFORMERS4 = _table(
+    "transformers 4's names",
+    text=MEMORY_TEXT,
+    head="lm_head.weight",
+    tower=MEMORY_TOWER + "vision_model.",
+    projector=MEMORY_PROJECTOR,
+)
+READABLE = (HUB, TRANSFORMERS5, TRANSFORMERS5_SAVED, TRANSFORMERS4)
 
 
 # --- both directions ---

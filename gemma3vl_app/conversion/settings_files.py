@@ -30,6 +30,12 @@ def write_settings(folder: Path, checkpoint: Checkpoint, config: Mapping[str, An
             shutil.copyfile(source, folder / name)
 
 
+def small_files(checkpoint: Checkpoint) -> list[Path]:
+    """Return the files beside the weights that what is written depends on."""
+    there = [checkpoint.folder / name for name in ("config.json", *KEPT)]
+    return [checkpoint.tokenizer_file, *(each for each in there if each.is_file())]
+
+
 def main_dtype(tensors: Mapping[str, Stored]) -> torch.dtype:
     """Return the dtype of the largest tensor, which config.json names."""
     return max(tensors.values(), key=lambda each: each.nbytes).dtype

@@ -27,9 +27,21 @@ def work_folder_of(target: Path) -> Path:
 
 def check_target(target: Path) -> None:
     """Raise `ConversionError` unless `target` can become a new folder."""
-    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+    try:
+        target.lstat()
+        is_empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
+    except FileNotFoundError:
         return
-    if target.exists() or target.is_symlink():
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", None) or "it is no name of a folder"
+        raise ConversionError(
+            f"{ascii(target.name)[:80]} cannot be written: {why}. Choose another folder."
+        ) from error
+    if target.is_mount():
+        raise ConversionError(
+            f"{target.name!r} is where a disk is mounted. Name a folder inside it."
+        )
+    if not is_empty:
         raise ConversionError(
             f"{target.name!r} is there already, and nothing is overwritten. "
             "Choose another folder, or move it away."
@@ -38,11 +50,10 @@ def check_target(target: Path) -> None:
 
 def check_room(target: Path, needs_bytes: int) -> None:
     """Raise `ConversionError` where the disk of `target` has no room for what is still missing."""
-    here = next(each for each in (target, *target.parents) if each.exists())
     work = work_folder_of(target)
-    there = sum(each.stat().st_size for each in work.iterdir()) if work.is_dir() else 0
+    there = sum(each.stat().st_size for each in work.rglob("*") if each.is_file())
     missing = needs_bytes + SMALL_FILES_BYTES - there
-    free = shutil.disk_usage(here).free
+    free = shutil.disk_usage(work.parent).free
     if missing > free:
         raise ConversionError(
             f"{target.name!r} needs {missing / 2**30:.1f} GiB of disk space, and "
@@ -51,22 +62,25 @@ def check_room(target: Path, needs_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def growing_folder(target: Path, recipe: Mapping[str, object]) -> Iterator[Path]:
+def growing_folder(target: Path, recipe: Mapping[str, object], needs_bytes: int) -> Iterator[Path]:
     """Give the folder in which `recipe` grows, and make it `target` when the block ends well.
 
     What a block that fails, or is killed, has written stays for the same recipe to go on with.
-    Raises `ConversionError` where the disk refuses, or another process writes there now.
+    Raises `ConversionError` where the disk refuses or has no room for `needs_bytes`, or another
+    process writes there now.
     """
     work = work_folder_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(work):
+            check_room(target, needs_bytes)
             _prepare(work, recipe)
             yield work
-            (work / NOTE).unlink()
             if target.is_dir():
                 target.rmdir()  # it is empty
             work.rename(target)
+            with contextlib.suppress(OSError):  # it is finished, with the note or without
+                (target / NOTE).unlink()  # last: without it the work would be begun anew
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise ConversionError(
@@ -94,10 +108,14 @@ def _alone(work: Path) -> Iterator[None]:
 def _prepare(work: Path, recipe: Mapping[str, object]) -> None:
     """Keep what an earlier run of the same recipe has left; remove what another one has."""
     note = json.dumps(recipe, sort_keys=True, indent=2)
-    if work.exists() and _note_in(work) != note:
+    if work.exists():
+        if _note_in(work) == note:
+            return  # a disk that is full would leave an empty note, and so lose what is finished
         shutil.rmtree(work)
-    work.mkdir(exist_ok=True)
-    (work / NOTE).write_text(note, encoding="utf-8")
+    work.mkdir()
+    aside = work / f"{NOTE}.new"
+    aside.write_text(note, encoding="utf-8")
+    aside.rename(work / NOTE)
 
 
 def _note_in(work: Path) -> str:

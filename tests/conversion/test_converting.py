@@ -17,7 +17,7 @@ from gemma3vl_app.conversion import shard_files, work_folder
 from gemma3vl_app.conversion.converting import Bridge, convert
 from gemma3vl_app.errors import ConversionError
 from gemma3vl_app.generation import Progress
-from tests.conversion.conftest import assert_same_bits, weights_of, with_config
+from tests.conversion.conftest import assert_same_bits, stored_as, weights_of, with_config
 
 SHARDS = 60_000  # bytes: the small checkpoint takes some twenty files
 
@@ -222,3 +222,84 @@ def test_the_function_of_the_table_of_contents_stays_one(small, tmp_path):
     for number in (1, 2):  # a folder of that name would take its place after the first use
         gv.convert(small, tmp_path / str(number), progress=progress.append)
     assert progress[-1] == Progress("convert", 1, 1, "folders", "2 is ready")
+
+
+def test_finished_work_is_kept_where_the_last_step_fails(small, tmp_path, work, monkeypatch):
+    refused = OSError(16, "Device or resource busy")
+
+    def rename(path, target):
+        if path == work:
+            raise refused
+        return renamed(path, target)
+
+    renamed = Path.rename
+    with monkeypatch.context() as patched, pytest.raises(ConversionError, match="goes on where"):
+        patched.setattr(Path, "rename", rename)
+        convert(small, tmp_path / "out")
+    steps = []
+    convert(small, tmp_path / "out", progress=steps.append)
+    assert [step for step in steps if "is there already" in step.message]
+    assert not (tmp_path / "out" / work_folder.NOTE).exists()
+
+
+def test_where_a_disk_is_mounted_is_no_target(small, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
+    with pytest.raises(ConversionError, match="Name a folder inside it"):
+        convert(small, tmp_path / "out")
+
+
+def test_the_note_is_not_written_again(tmp_path, work):
+    for _ in range(2):
+        with pytest.raises(ValueError), work_folder.growing_folder(tmp_path / "out", {}, 0):
+            before = (work / work_folder.NOTE).stat()
+            raise ValueError
+    assert (work / work_folder.NOTE).stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_room_counts_what_lies_deeper_and_passes_over_dangling_links(tmp_path, work, monkeypatch):
+    (work / "release").mkdir(parents=True)
+    (work / "release" / "weights").write_bytes(bytes(1000))
+    (work / "dangling").symlink_to("nowhere")
+    free = work_folder.SMALL_FILES_BYTES
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(free))
+    work_folder.check_room(tmp_path / "out", 1000)
+    with pytest.raises(ConversionError, match="disk space"):
+        work_folder.check_room(tmp_path / "out", 1001)
+
+
+def test_another_tokenizer_config_begins_anew(small, tmp_path, work):
+    source = shutil.copytree(small, tmp_path / "source")
+    again = partial(convert, source, tmp_path / "out", shard_bytes=SHARDS)
+    with pytest.raises(KeyboardInterrupt):
+        again(progress=stopping_after(5, KeyboardInterrupt))
+    (source / "tokenizer_config.json").write_text("{}")
+    steps = []
+    again(progress=steps.append)
+    assert not [step for step in steps if "is there already" in step.message]
+
+
+def test_an_unreadable_record_of_the_source_is_left_out(small, tmp_path):
+    source = shutil.copytree(small, tmp_path / "source")
+    (source / "conversion.json").write_text("{")
+    out = convert(source, tmp_path / "out")
+    assert json.loads((out / "conversion.json").read_text())["source_conversion"] is None
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+def test_an_impossible_name_of_a_target_is_refused(name, tmp_path):
+    with pytest.raises(ConversionError, match="cannot be written"):
+        convert("no/such-model", tmp_path / name)
+
+
+def test_names_of_transformers_4_in_memory_are_read(small, tmp_path):
+    def change(weights):
+        return {
+            key.replace("language_model.model.", "model.language_model.")
+            .replace("vision_tower.", "model.vision_tower.")
+            .replace("multi_modal_projector.", "model.multi_modal_projector."): each
+            for key, each in weights.items()
+        }
+
+    source = stored_as(tmp_path / "source", small, change)
+    assert_same_bits(weights_of(convert(source, tmp_path / "out")), weights_of(small))

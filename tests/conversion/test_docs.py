@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,11 +28,13 @@ def test_the_commands_of_the_page_convert(few_tokens, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     written = []
     for command in commands():
-        if command[0] == "cp":
-            (trained,) = tmp_path.glob("my-megatron/iter_*")  # as a training would leave one
-            shutil.copytree(trained, tmp_path / command[2] / trained.name)
-            for file in tmp_path.glob(command[1]):
-                shutil.copy(file, command[2])
+        if command[0] == "find":
+            (trained,) = tmp_path.glob("my-megatron/release")  # as a training would leave one
+            shutil.copytree(trained, tmp_path / "runs" / "megatron" / "iter_0000120")
+            subprocess.run(command, check=True, cwd=tmp_path)
+            copied = {each.name for each in Path("runs/megatron").iterdir() if each.is_file()}
+            assert {"config.json", "tokenizer.json"} <= copied
+            assert not copied & {"conversion.json", "latest_checkpointed_iteration.txt"}
         if command[:2] != ["gemma3vl", "convert"]:
             continue
         target = command[-1] if "merge" in command else command[3]

@@ -17,11 +17,12 @@ from gemma3vl_app.conversion.dcp_reader import DIRECTORY, Inert, _Unpickler, ope
 from gemma3vl_app.conversion.dcp_writer import write_dcp
 from gemma3vl_app.conversion.megatron_layers import by_layer, in_pieces
 from gemma3vl_app.conversion.megatron_names import Interleaved, megatron_table
+from gemma3vl_app.conversion.megatron_opening import _latest, is_megatron
 from gemma3vl_app.errors import ConversionError, LoadError
 from gemma3vl_app.loading.conversion import HeldTensor
 
 NAMES = json.loads((Path(__file__).parent / "megatron_names.json").read_text())
-ITERATION = "iter_0000000"
+ITERATION = "release"
 # Heads, key heads and head width of the three sizes, an eighth or a sixteenth as wide
 ROWS, PADDED_ROWS = 300, 384  # of the embeddings, here and there
 HEADS = {"4b": (8, 4, 16), "12b": (16, 8, 8), "27b": (32, 16, 8)}
@@ -192,7 +193,7 @@ def test_the_small_files_are_what_megatron_looks_for(written):
     assert json.loads((folder / "metadata.json").read_text())["sharded_backend"] == "torch_dist"
     common = torch.load(folder / "common.pt", weights_only=True)
     assert common["content_metadata"] == {"singleton_local_shards": False}
-    assert (written / "latest_checkpointed_iteration.txt").read_text() == "0"
+    assert (written / "latest_checkpointed_iteration.txt").read_text() == "release"
     run = yaml.safe_load((folder / "run_config.yaml").read_text())
     assert run["model"]["_target_"].endswith("Gemma3VLModelProvider")
     assert run["model"]["num_query_groups"] == 2
@@ -268,7 +269,7 @@ def test_a_key_of_another_model_is_an_error_that_names_it(trained, tmp_path):
 def test_weights_without_the_models_small_files_say_what_to_copy(written, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(written / ITERATION, bare / ITERATION)
-    with pytest.raises(LoadError, match=r"without config\.json\. Copy the \.json files"):
+    with pytest.raises(LoadError, match=r"without config\.json\. Copy all small files"):
         convert(bare, tmp_path / "back", "hub")
 
 
@@ -277,6 +278,33 @@ def test_a_tracker_that_names_a_missing_iteration_is_refused(trained, tmp_path):
     (folder / "latest_checkpointed_iteration.txt").write_text("130")
     with pytest.raises(LoadError, match="lacks the iteration 'iter_0000130'"):
         convert(folder, tmp_path / "back", "hub")
+
+
+def test_megatron_bridge_may_start_from_what_is_written(written):
+    """Its `read_metadata` takes an iteration above 0, or `release`, and looks for that folder."""
+    said = (written / "latest_checkpointed_iteration.txt").read_text().strip()
+    assert said == "release" or int(said) > 0
+    assert (written / said / DIRECTORY).is_file()
+
+
+def test_an_iteration_is_newer_than_the_release(written, trained):
+    folder = trained()
+    (folder / "release").mkdir()
+    (folder / "latest_checkpointed_iteration.txt").unlink()
+    assert _latest(folder, "trained").name == "iter_0000120"
+
+
+def test_a_tracker_of_thousands_of_digits_is_refused(trained, tmp_path):
+    folder = trained()
+    (folder / "latest_checkpointed_iteration.txt").write_text("1" * 5000)
+    with pytest.raises(LoadError, match="lacks the iteration"):
+        convert(folder, tmp_path / "back", "hub")
+
+
+def test_an_ordinary_folder_with_a_subfolder_named_release_stays_ordinary(small, tmp_path):
+    folder = shutil.copytree(small, tmp_path / "mine")
+    (folder / "release").mkdir()
+    assert not is_megatron(folder)
 
 
 # --- foreign files ---
