@@ -88,6 +88,10 @@ def evaluate(
     Example: gemma3vl evaluate demo scenes --limit 60
     """
     if compare is not None:
+        if model is not None or suite is not None:
+            raise typer.BadParameter(
+                "--compare asks no model: give it two folders, and neither model nor suite."
+            )
         _tell_comparison(compare, seed)
         return
     if model is None or suite is None:
@@ -163,6 +167,8 @@ def _tell_comparison(runs: tuple[Path, Path], seed: int) -> None:
         _row(table, change.kind, change.metric.name, f"{change.items:,}", *values)
     Console(highlight=False).print(table)
     one_shot.note(f"a is {comparison.a}, b is {comparison.b}, on {comparison.suite}")
+    for note in comparison.notes:
+        one_shot.note(f"They were asked otherwise: {note}")
     one_shot.note("* the interval leaves out zero")
 
 

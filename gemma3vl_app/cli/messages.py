@@ -13,6 +13,7 @@ OPTIONS = {
     "adapters": "--adapter",
     "branches": "--branches",
     "context_tokens": "--context-tokens",
+    "data": "--data",
     "deep": "--deep",
     "device_map": "--device-map",
     "find_port": "--find-port",

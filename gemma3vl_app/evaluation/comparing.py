@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gemma3vl_app.errors import EvaluationError
 from gemma3vl_app.evaluation.intervals import Interval, difference, total
+from gemma3vl_app.evaluation.items import ALL
 from gemma3vl_app.evaluation.metrics.metric import Metric, Part
-from gemma3vl_app.evaluation.results import ALL, RESULTS, SCORED, VERSION_KEY
+from gemma3vl_app.evaluation.results import RESULTS, SCORED, VERSION_KEY
 from gemma3vl_app.evaluation.suites import find_suite
 
 
@@ -34,12 +36,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Changes from run `a` to run `b`, by their models' names."""
+    """Changes from run `a` to run `b`, by their models' names.
+
+    `notes` say in which settings they differ: then these may be what the difference is of.
+    """
 
     suite: str
     a: str
     b: str
     changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
 
 
 def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
@@ -48,10 +54,11 @@ def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
     Raises `EvaluationError` where a folder holds no finished run, or they asked other things.
     """
     first, second = _read(Path(a)), _read(Path(b))
-    for key in ("suite", "prompt"):
-        if first.told[key] != second.told[key]:
+    for key in ("suite", "prompt", "free_prompt"):
+        one, other = first.told.get(key, ""), second.told.get(key, "")
+        if one != other:
             raise EvaluationError(
-                f"The runs differ in their {key}: {first.told[key]!r} and {second.told[key]!r}. "
+                f"The runs differ in their {key}: {one!r} and {other!r}. "
                 "Compare two runs of the same suite."
             )
     if first.told["data"]["sha256"] != second.told["data"]["sha256"]:
@@ -75,6 +82,7 @@ def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
             for kind, ids in groups.items()
             for metric in metrics
         ),
+        notes=tuple(_differences(first.told["settings"], second.told["settings"])),
     )
 
 
@@ -93,6 +101,7 @@ def _read(folder: Path) -> _Run:
     try:
         told = json.loads((folder / RESULTS).read_bytes())
         told[VERSION_KEY], told["suite"], told["prompt"], told["data"]["sha256"]
+        told["settings"] = dict(told["settings"])
         with (folder / SCORED).open("rb") as lines:
             scored = [json.loads(line) for line in lines]
         return _Run(told, {line["id"]: line for line in scored})
@@ -101,6 +110,16 @@ def _read(folder: Path) -> _Run:
             f"The folder '{folder.name}' holds no finished run: it needs {RESULTS} and {SCORED} "
             "as an evaluation writes them."
         ) from error
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
+    for key in dict.fromkeys([*a, *b]):
+        if a.get(key) != b.get(key):
+            yield f"{key} is {_shown(a.get(key))} in a, {_shown(b.get(key))} in b"
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def _name(run: _Run, folder: Path) -> str:

@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError
 
 from gemma3vl_app.errors import EvaluationError, TrainingError
-from gemma3vl_app.evaluation.items import LETTERS, Item
-from gemma3vl_app.evaluation.suites import Columns, Published, Suite
+from gemma3vl_app.evaluation.items import ALL, LETTERS, Item
+from gemma3vl_app.evaluation.metrics.vqa import ENOUGH
+from gemma3vl_app.evaluation.suites import SUITES, Columns, Published, Suite
 from gemma3vl_app.lazy_pictures import (
     DatasetPicture,
     LazyPicture,
@@ -46,17 +47,23 @@ SCENES_OF_A_KIND = 100  # unless more are asked for
 PROBLEMS_SHOWN = 3
 _ROWS_AT_ONCE = 1_000
 
+Loaded = TypeVar("Loaded")
 OpenPictures = Callable[[str, Any], Sequence[LazyPicture]]  # a column and its value
 
 
 @dataclass(frozen=True)
 class Data:
-    """Items to choose from. `sha256` is that of questions and answers: others are other data."""
+    """Items to choose from. `sha256` is that of questions and answers: others are other data.
+
+    `config` and `split` say which part of a data set they are, None where it has no parts.
+    """
 
     name: str
     items: tuple[Item, ...]
     sha256: str
     notes: tuple[str, ...] = ()
+    config: str | None = None
+    split: str | None = None
 
     def chosen(self, limit: int | None, seed: int) -> tuple[Item, ...]:
         """Return `limit` items drawn at random, in their order; a larger limit holds them too."""
@@ -91,30 +98,28 @@ def read_data(
     given = Path(source).expanduser() if source is not None else None
     if given is not None and given.suffix == ".jsonl":
         return _made(given.name, _read_jsonl(given, suite))
-    if given is not None and not given.exists():
-        published = Published(name=str(source), config=config, split=split or _split_of(suite))
-        return _made(published.name, _read_dataset(_load(published), suite, published.name))
+    wanted = split or (suite.published.split if suite.published else "test")
+    if given is not None and given.exists():
+        dataset, config, found = _load_folder(given, config, wanted)
+        return _made(given.name, _read_dataset(dataset, suite, given.name), config, found)
     if given is not None:
-        dataset = _load_folder(given, config, split or _split_of(suite))
-        return _made(given.name, _read_dataset(dataset, suite, given.name))
-    assert suite.published is not None
-    published = replace(
-        suite.published,
-        config=config or suite.published.config,
-        split=split or suite.published.split,
-    )
-    return _made(published.name, _read_dataset(_load(published), suite, published.name))
+        published = Published(name=str(source), config=config, split=wanted)
+    else:
+        assert suite.published is not None
+        config = config or suite.published.config
+        published = Published(name=suite.published.name, config=config, split=wanted)
+    rows = _read_dataset(_load(published), suite, published.name)
+    return _made(published.name, rows, published.config, published.split)
 
 
-def _split_of(suite: Suite) -> str:
-    return suite.published.split if suite.published else "test"
-
-
-def _made(name: str, items: Iterable[Item | str]) -> Data:
+def _made(
+    name: str, items: Iterable[Item | str], config: str | None = None, split: str | None = None
+) -> Data:
     """Return data of items; a text among them says what is wrong with a row."""
     found = list(items)
     if problems := [each for each in found if isinstance(each, str)]:
-        shown = "; ".join(problems[:PROBLEMS_SHOWN]) + ("; ..." if problems[3:] else "")
+        more = "; ..." if len(problems) > PROBLEMS_SHOWN else ""
+        shown = "; ".join(problems[:PROBLEMS_SHOWN]) + more
         raise EvaluationError(
             f"{len(problems):,} of {len(found):,} rows of {name!r} cannot be used: {shown}. "
             "Mend or remove them."
@@ -128,19 +133,23 @@ def _made(name: str, items: Iterable[Item | str]) -> Data:
     for item in ready:
         told = [item.id, item.question, item.answers, item.options, len(item.pictures)]
         digest.update(json.dumps(told).encode() + b"\n")
-    return Data(name, ready, digest.hexdigest())
+    return Data(name, ready, digest.hexdigest(), config=config, split=split)
 
 
 # --- rows -----------------------------------------------------------------------------------------
 
 
 def item_from(
-    where: str, row: Mapping[str, Any], columns: Columns, open_pictures: OpenPictures
+    where: str, row: Mapping[str, Any], suite: Suite, open_pictures: OpenPictures
 ) -> Item | str:
     """Return the item of a row, or what is wrong with it, beginning with `where`."""
+    columns = suite.columns
     try:
         options = _options(row.get("options"))
-        answers = _answers(_first(row, columns.answers + OWN.answers), options)
+        if options and not suite.choices:
+            asking = ", ".join(each.name for each in SUITES.values() if each.choices)
+            raise _Unusable(f"options, which {suite.name} does not ask for; use {asking} for them")
+        answers = _answers(_first(row, columns.answers + OWN.answers), options, suite)
         question = _first(row, columns.question + OWN.question)
         if question is not None and not isinstance(question, str):
             raise _Unusable("a question that is no text")
@@ -167,8 +176,11 @@ def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _answers(given: Any, options: tuple[str, ...]) -> tuple[str, ...]:
-    """Return references: texts, numbers, or VQA's objects with an "answer"."""
+def _answers(given: Any, options: tuple[str, ...], suite: Suite) -> tuple[str, ...]:
+    """Return references: texts, numbers, or VQA's objects with an "answer".
+
+    Blank ones are left out: every answer would be like them. A person who voted so stays one.
+    """
     listed = given if isinstance(given, list | tuple) else [] if given is None else [given]
     texts = [each.get("answer") if isinstance(each, Mapping) else each for each in listed]
     if len(texts) == 1 and str(texts[0]).startswith("['"):  # MMMU's, written as Python does
@@ -176,6 +188,13 @@ def _answers(given: Any, options: tuple[str, ...]) -> tuple[str, ...]:
     answers = tuple(str(text) for text in texts if isinstance(text, str | int | float))
     if not any(answer.strip() for answer in answers):
         raise _Unusable("no answer that is right; splits for submission have none")
+    if not suite.votes:
+        answers = tuple(answer for answer in answers if answer.strip())
+    elif 1 < len(answers) <= ENOUGH:
+        raise _Unusable(
+            f"the answers of {len(answers)} people, of whom nobody can be fully right; "
+            f"give one answer, or those of {ENOUGH + 1} people or more"
+        )
     if options and not set(answers) <= set(LETTERS[: len(options)]):
         raise _Unusable("an answer that is no letter of its options")
     return answers
@@ -200,8 +219,8 @@ def _kinds(row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
     if given is None and columns.kind_of is not None:
         given = columns.kind_of(row)
     listed = given if isinstance(given, list | tuple) else [given]
-    # ChartQA's "human_test" is the kind "human" of the split "test".
-    return tuple(str(each).removesuffix("_test") for each in listed if each not in (None, ""))
+    named = [str(each) for each in listed if each not in (None, "")]
+    return tuple(f"{kind} (kind)" if kind == ALL else kind for kind in named)
 
 
 def _read_jsonl(path: Path, suite: Suite) -> Iterable[Item | str]:
@@ -221,7 +240,7 @@ def _read_jsonl(path: Path, suite: Suite) -> Iterable[Item | str]:
                 where = f"{path.name}:{number}"
                 row = _parsed(line)
                 if isinstance(row, dict):
-                    yield item_from(where, row, suite.columns, open_pictures)
+                    yield item_from(where, row, suite, open_pictures)
                 else:
                     yield f"{where} has no JSON object"
     except (OSError, UnicodeDecodeError) as error:
@@ -251,23 +270,29 @@ def _load(published: Published) -> Any:
     )
 
 
-def _load_folder(folder: Path, config: str | None, split: str) -> Any:
-    """Return what `save_to_disk` wrote into `folder`, or the data files that lie in it."""
+def _load_folder(
+    folder: Path, config: str | None, split: str
+) -> tuple[Any, str | None, str | None]:
+    """Return what `save_to_disk` wrote into `folder`, or the data files that lie in it.
 
-    def load(datasets: Any) -> Any:
+    Then which configuration and split that is, None where the folder does not tell.
+    """
+
+    def load(datasets: Any) -> tuple[Any, str | None, str | None]:
         if (folder / "dataset_dict.json").exists():
             splits = datasets.load_from_disk(str(folder))
             if split not in splits:
                 raise ValueError(f"it has the splits {', '.join(sorted(splits))}")
-            return splits[split]
+            return splits[split], None, split
         if (folder / "state.json").exists():
-            return datasets.load_from_disk(str(folder))
-        return datasets.load_dataset(str(folder), config, split=split)
+            whole = datasets.load_from_disk(str(folder))
+            return whole, None, None if whole.split is None else str(whole.split)
+        return datasets.load_dataset(str(folder), config, split=split), config, split
 
     return _telling(folder.name, load)
 
 
-def _telling(name: str, load: Callable[[Any], Any]) -> Any:
+def _telling(name: str, load: Callable[[Any], Loaded]) -> Loaded:
     """Load with the package `datasets`, and tell what it says in one line."""
     try:
         datasets = datasets_package()
@@ -287,8 +312,7 @@ def _telling(name: str, load: Callable[[Any], Any]) -> Any:
 def _read_dataset(dataset: Any, suite: Suite, name: str) -> Iterable[Item | str]:
     """Yield an item a row; pictures stay encoded, and in the file, until they are asked about."""
     known = list(dataset.column_names)
-    columns = suite.columns
-    shown = [c for c in dict.fromkeys(columns.pictures + OWN.pictures) if c in known]
+    shown = [c for c in dict.fromkeys(suite.columns.pictures + OWN.pictures) if c in known]
     pictures = dataset.select_columns(shown)
     for column in shown:
         pictures = undecoded(pictures, column)
@@ -298,7 +322,7 @@ def _read_dataset(dataset: Any, suite: Suite, name: str) -> Iterable[Item | str]
     for number, row in enumerate(texts):
         told = {c: names[c](v) if c in names and v is not None else v for c, v in row.items()}
         told |= {column: lazy[number] for column, lazy in held.items()}
-        yield item_from(f"{name}:{number}", told, columns, lambda _, lazy: lazy)
+        yield item_from(f"{name}:{number}", told, suite, lambda _, lazy: lazy)
 
 
 def _pictures_of(dataset: Any, column: str) -> list[list[LazyPicture]]:

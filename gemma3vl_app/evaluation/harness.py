@@ -1,7 +1,8 @@
 """The same results in the files of lm-eval, so that whatever reads those reads ours.
 
 `results_DATE.json` and `samples_SUITE_DATE.jsonl` have the fields that lm-eval 0.4.13 writes; what
-we do not know is null. Written answers are a "generate_until", letters a "multiple_choice".
+we do not know is null. Written answers are a "generate_until"; where letters were weighed it is a
+"multiple_choice", the questions without options among them too.
 """
 
 from __future__ import annotations
@@ -16,20 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from gemma3vl_app.evaluation.intervals import RESAMPLES, standard_error
-from gemma3vl_app.evaluation.results import ALL, Case, Evaluation, write_text
+from gemma3vl_app.evaluation.items import ALL, LETTERS
+from gemma3vl_app.evaluation.results import Case, Evaluation, telling, write_text
 from gemma3vl_app.evaluation.suites import Suite
 
 FOLDER = "lm_eval"
 SUITE_VERSION = 1.0  # of prompts and metrics: raised when scores before and after differ
 _FILTER = "none"
+_OPTIONS = (
+    f"{{% for option in options %}}{{{{ '{LETTERS}'[loop.index0] }}}}. {{{{ option }}}}"
+    "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+)
 
 
 def write_harness_files(evaluation: Evaluation, suite: Suite, folder: Path) -> None:
     """Write both files below `folder`, in place of those of an earlier run."""
     inside = folder / FOLDER
-    inside.mkdir(exist_ok=True)
-    for old in (*inside.glob("results_*.json"), *inside.glob(f"samples_{suite.name}_*.jsonl")):
-        old.unlink()
+    with telling(inside):
+        inside.mkdir(exist_ok=True)
+    delete_harness_files(folder)
     date = datetime.now(UTC).replace(tzinfo=None).isoformat().replace(":", "-")
     samples = [_sample(number, case, suite) for number, case in enumerate(evaluation.cases)]
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
@@ -38,6 +44,14 @@ def write_harness_files(evaluation: Evaluation, suite: Suite, folder: Path) -> N
     told = {**_results(evaluation, suite), "task_hashes": {suite.name: _sha256(hashes)}}
     told |= _model(evaluation.about)
     write_text(inside / f"results_{date}.json", json.dumps(told, indent=2, ensure_ascii=False))
+
+
+def delete_harness_files(folder: Path) -> None:
+    """Delete what `write_harness_files` wrote of earlier runs."""
+    inside = folder / FOLDER
+    with telling(inside):
+        for old in (*inside.glob("results_*.json"), *inside.glob("samples_*.jsonl")):
+            old.unlink()
 
 
 def _results(evaluation: Evaluation, suite: Suite) -> dict[str, Any]:
@@ -88,13 +102,14 @@ def _scores(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _config(evaluation: Evaluation, suite: Suite) -> dict[str, Any]:
-    about = evaluation.about
+    about, weighed = evaluation.about, any(case.logprobs for case in evaluation.cases)
     return {
         "task": suite.name,
         "dataset_path": about["data"]["name"],
+        "dataset_name": about["data"]["config"],
         "dataset_kwargs": {},
-        "test_split": suite.published.split if suite.published else None,
-        "doc_to_text": suite.prompt,
+        "test_split": about["data"]["split"],
+        "doc_to_text": _template(suite),
         "doc_to_target": "answers",
         "unsafe_code": False,
         "description": suite.about,
@@ -103,15 +118,28 @@ def _config(evaluation: Evaluation, suite: Suite) -> dict[str, Any]:
         "fewshot_config": None,
         "num_fewshot": 0,
         "metric_list": [
-            {"metric": m.name, "aggregation": "mean", "higher_is_better": m.higher_is_better}
-            for m in suite.metrics
+            {
+                "metric": metric.name,
+                "aggregation": "weighted_mean" if metric.weighted else "mean",
+                "higher_is_better": metric.higher_is_better,
+            }
+            for metric in suite.metrics
         ],
-        "output_type": "generate_until",
+        "output_type": "multiple_choice" if weighed else "generate_until",
         "generation_kwargs": _generation(about),
         "repeats": 1,
         "should_decontaminate": False,
         "metadata": {"version": SUITE_VERSION},
     }
+
+
+def _template(suite: Suite) -> str:
+    """Return what a suite asks as lm-eval's template (Jinja) over the samples' `doc`."""
+    asked, free = (
+        text.replace("{question}", "{{question}}").replace("{options}", _OPTIONS)
+        for text in (suite.prompt, suite.free_prompt)
+    )
+    return f"{{% if options %}}{asked}{{% else %}}{free}{{% endif %}}" if free else asked
 
 
 def _generation(about: Mapping[str, Any]) -> dict[str, Any]:

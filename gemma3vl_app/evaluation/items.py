@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gemma3vl_app.lazy_pictures import LazyPicture
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ALL = "all"  # the row of all kinds together; no kind is called so
 
 
 @dataclass(frozen=True)

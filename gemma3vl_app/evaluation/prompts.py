@@ -9,7 +9,7 @@ from gemma3vl_app.evaluation.suites import Suite
 from gemma3vl_app.messages import Conversation, Part, Text
 from gemma3vl_app.pictures import Crops
 
-_PLACE = re.compile(r"<image (\d+)>")  # as MMMU says where a picture belongs
+_PLACE = re.compile(r"<image (\d{1,3})>")  # as MMMU says where a picture belongs
 
 
 def conversation_of(suite: Suite, item: Item, crops: Crops) -> Conversation:

@@ -11,9 +11,10 @@ from html import escape
 from pathlib import Path
 
 from gemma3vl_app.errors import PictureError
+from gemma3vl_app.evaluation.items import ALL
 from gemma3vl_app.evaluation.metrics.metric import Metric
 from gemma3vl_app.evaluation.report_style import REPORT_STYLE
-from gemma3vl_app.evaluation.results import ALL, Case, Evaluation, Score, write_text
+from gemma3vl_app.evaluation.results import Case, Evaluation, Score, telling, write_text
 from gemma3vl_app.export.html_page import CONTENT_POLICY, HEAD
 from gemma3vl_app.export.html_style import STYLE
 from gemma3vl_app.export.pictures import encode_shown
@@ -32,6 +33,12 @@ _REFERENCES_SHOWN = 5
 def write_report(evaluation: Evaluation, folder: Path) -> None:
     """Write the page into `folder`."""
     write_text(folder / REPORT, "\n".join(_lines(evaluation)) + "\n")
+
+
+def delete_report(folder: Path) -> None:
+    """Delete the page of an earlier run."""
+    with telling(folder / REPORT):
+        (folder / REPORT).unlink(missing_ok=True)
 
 
 def _lines(evaluation: Evaluation) -> Iterator[str]:
@@ -163,8 +170,8 @@ def _failed(evaluation: Evaluation) -> Iterator[str]:
         reason = escape(one_line(case.error or ""))
         yield f"<li><bdi>{escape(one_line(case.item.id))}</bdi>: {reason}</li>"
     yield "</ul>"
-    if more := len(evaluation.failed) - FAILED_SHOWN:
-        yield f"<p>and {more:,} more</p>" if more > 0 else ""
+    if more := evaluation.failed[FAILED_SHOWN:]:
+        yield f"<p>and {len(more):,} more</p>"
     yield "</section>"
 
 
@@ -173,10 +180,7 @@ def _failed(evaluation: Evaluation) -> Iterator[str]:
 
 def _facts(evaluation: Evaluation) -> Iterator[str]:
     about = evaluation.about
-    model, settings, tokens, data = (about[key] for key in ("model", "settings", "tokens", "data"))
-    drawn = (
-        "" if about["limit"] is None else f", {about['limit']:,} of them by seed {about['seed']}"
-    )
+    model, settings = about["model"], about["settings"]
     rows = {
         "Model": model["name"],
         "Revision": model["revision"],
@@ -184,12 +188,13 @@ def _facts(evaluation: Evaluation) -> Iterator[str]:
         "Arithmetic": model["arithmetic"],
         "Adapter": settings["adapter"] or "",
         "Placement": " ".join((about["plan"] or {}).get("reasons", ())),
-        "Data": f"{data['name']}, {counted(data['items'], 'item')}{drawn}",
+        "Data": _data(evaluation),
         "Prompt": about["prompt"],
+        "Prompt without options": about["free_prompt"],
         "Answers": f"{settings['answers']}, greedy, at most {settings['max_new_tokens']:,} tokens",
         "Crops": settings["crops"],
         "Time": f"{about['seconds']:,.1f} s in the last run",
-        "Tokens": f"{tokens['prompt_tokens']:,} read, {tokens['completion_tokens']:,} written",
+        "Tokens": _tokens(evaluation),
         "Versions": ", ".join(f"{name} {each}" for name, each in about["versions"].items()),
         "Notes": " ".join(about["notes"]),
     }
@@ -198,3 +203,21 @@ def _facts(evaluation: Evaluation) -> Iterator[str]:
         if text:
             yield f"<dt>{name}</dt><dd><bdi>{escape(one_line(text))}</bdi></dd>"
     yield "</dl></section>"
+
+
+def _data(evaluation: Evaluation) -> str:
+    about, asked = evaluation.about["data"], len(evaluation.cases)
+    drawn = f", {asked:,} of them drawn by seed {evaluation.about['seed']}"
+    parts = (about["name"], about["config"], about["split"], counted(about["items"], "item"))
+    return ", ".join(filter(None, parts)) + (drawn if asked < about["items"] else "")
+
+
+def _tokens(evaluation: Evaluation) -> str:
+    """Return the tokens of written answers; a backend tells none for letters that it weighs."""
+    tokens = evaluation.about["tokens"]
+    told = f"{tokens['prompt_tokens']:,} read, {tokens['completion_tokens']:,} written"
+    weighed = len(evaluation.cases) - tokens["items"]
+    if not weighed:
+        return told
+    those = f"those of {counted(weighed, 'question')} whose letters were weighed are not counted"
+    return f"{told}; {those}" if tokens["items"] else those

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -13,28 +14,25 @@ from typing import Any
 from gemma3vl_app.atomic_file import atomic_file
 from gemma3vl_app.errors import EvaluationError
 from gemma3vl_app.evaluation.intervals import LEVEL, RESAMPLES, Interval, interval, total
-from gemma3vl_app.evaluation.items import Item
-from gemma3vl_app.evaluation.metrics.choices import logprobs_in
+from gemma3vl_app.evaluation.items import ALL, Item
 from gemma3vl_app.evaluation.metrics.metric import Metric, Part
 
 RESULTS, SCORED = "results.json", "scored.jsonl"
 VERSION_KEY, VERSION = "gemma3vl_evaluation", 1
-ALL = "all"  # the row of all kinds together
 
 
 @dataclass(frozen=True)
 class Case:
-    """One item and what became of it: the model's text or the error, and a part a metric."""
+    """One item and what became of it: the model's text or the error, and a part a metric.
+
+    `logprobs` are the letters' log-probabilities, where these were asked for in place of a text.
+    """
 
     item: Item
     text: str
     error: str | None
     parts: Mapping[str, Part] = field(hash=False)
-
-    @property
-    def logprobs(self) -> dict[str, float]:
-        """The letters' log-probabilities, where these were asked for in place of a text."""
-        return logprobs_in(self.text, self.item.letters)
+    logprobs: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def said(self) -> str:
@@ -42,7 +40,8 @@ class Case:
         if not self.logprobs:
             return self.text
         ordered = sorted(self.logprobs.items(), key=lambda each: -each[1])
-        return ", ".join(f"{letter} {math.exp(logprob):.0%}" for letter, logprob in ordered)
+        shares = [(letter, math.exp(min(0.0, logprob))) for letter, logprob in ordered]
+        return ", ".join(f"{letter} {share:.0%}" for letter, share in shares)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +169,24 @@ def _scored(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
         }
 
 
+def delete_results(folder: Path) -> None:
+    """Delete what `write_results` wrote of an earlier run."""
+    for name in (RESULTS, SCORED):
+        with telling(folder / name):
+            (folder / name).unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; raises `EvaluationError` with the system's words."""
+    with telling(path), atomic_file(path) as file:
+        file.write(text.encode("utf-8", "replace"))
+
+
+@contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """Raise `EvaluationError` where the system does not let us write `path`."""
     try:
-        with atomic_file(path) as file:
-            file.write(text.encode("utf-8", "replace"))
+        yield
     except OSError as error:
         raise EvaluationError(
             f"'{path.name}' cannot be written ({error.strerror or type(error).__name__}). The "

@@ -18,9 +18,15 @@ from gemma3vl_app.errors import ConversationError, EvaluationError
 from gemma3vl_app.evaluation import harness, report
 from gemma3vl_app.evaluation.data import Data, read_data
 from gemma3vl_app.evaluation.items import Item
-from gemma3vl_app.evaluation.letters import Letters
+from gemma3vl_app.evaluation.letters import Letters, read_logprobs
 from gemma3vl_app.evaluation.prompts import conversation_of
-from gemma3vl_app.evaluation.results import Case, Evaluation, scores_of, write_results
+from gemma3vl_app.evaluation.results import (
+    Case,
+    Evaluation,
+    delete_results,
+    scores_of,
+    write_results,
+)
 from gemma3vl_app.evaluation.suites import Suite, find_suite
 from gemma3vl_app.folders.asking import Asking, Question
 from gemma3vl_app.folders.items import BatchItem
@@ -73,19 +79,21 @@ def evaluate(
     if not isinstance(data, Data):
         data = read_data(suite, data, config=config, split=split, limit=limit)
     items = data.chosen(limit, seed)
-    _check(backend, items)
-    how = _how(backend, items)
+    _check(backend, suite, items)
+    how = _how(backend, suite, data)
     limits = suite.max_new_tokens if max_new_tokens is None else max_new_tokens
     settings = _settings(
         suite, data, backend, answers=how, max_new_tokens=limits, crops=crops, adapter=adapter
     )
     folder = None if out is None else _made_folder(out)
     with _output(folder, settings, restart=restart) as output:
+        if folder is not None and restart:
+            _delete_written(folder)
         earlier = _done_before(output, items, retry_failed=retry_failed)
         with _question(backend, suite, items, settings) as question:
             _ask_all(question, items, output, earlier, progress)
         answers = {each.file: each for each in output.items()}
-    cases = _cases(suite, items, answers)
+    cases = _cases(suite, items, answers, how)
     evaluation = Evaluation(
         suite=suite.name,
         metrics=suite.metrics,
@@ -93,17 +101,18 @@ def evaluate(
         cases=cases,
         folder=folder,
         about={
-            "data": {"name": data.name, "sha256": data.sha256, "items": len(data.items)},
+            "data": _told(data),
             "limit": limit,
             "seed": seed,
             "prompt": suite.prompt,
+            "free_prompt": suite.free_prompt,
             "settings": {key: settings[key] for key in _SHOWN_SETTINGS},
             "model": dataclasses.asdict(backend.capabilities.identity),
             "plan": None if backend.plan is None else backend.plan.to_dict(),
             "versions": _versions(),
             "seconds": round(time.perf_counter() - began, 1),
             "answered_earlier": len(earlier),
-            "tokens": _tokens([answers[item.id] for item in items]),
+            "tokens": _tokens(cases, answers),
             "notes": list(data.notes),
         },
     )
@@ -119,8 +128,13 @@ def evaluate(
 _SHOWN_SETTINGS = ("answers", "sampling", "max_new_tokens", "crops", "adapter")
 
 
-def _check(backend: Backend, items: Sequence[Item]) -> None:
-    """Raise `ConversationError` for what would fail for each item in the same way."""
+def _check(backend: Backend, suite: Suite, items: Sequence[Item]) -> None:
+    """Raise an error for what would go wrong with each item in the same way."""
+    if not suite.choices and any(item.options for item in items):
+        raise EvaluationError(
+            f"The data have options, which {suite.name} does not ask for. Read them for a suite of "
+            "multiple choice."
+        )
     able = backend.capabilities
     if not able.pictures and all(item.pictures for item in items):
         raise ConversationError(
@@ -128,10 +142,18 @@ def _check(backend: Backend, items: Sequence[Item]) -> None:
         )
 
 
-def _how(backend: Backend, items: Sequence[Item]) -> str:
-    """Return how options are chosen from: by their likelihood, where the backend can tell it."""
-    has_options = any(item.options for item in items)
+def _how(backend: Backend, suite: Suite, data: Data) -> str:
+    """Return how options are chosen from: by their likelihood, where the backend can tell it.
+
+    All data are looked at: a larger limit asks in the same way, and may go on.
+    """
+    has_options = suite.choices and any(item.options for item in data.items)
     return LIKELIEST if has_options and backend.capabilities.score else WRITTEN
+
+
+def _weighs(item: Item, how: str) -> bool:
+    """Whether an item's letters are weighed, and nothing is written."""
+    return bool(item.options) and how == LIKELIEST
 
 
 def _settings(suite: Suite, data: Data, backend: Backend, **chosen: Any) -> dict[str, Any]:
@@ -141,6 +163,7 @@ def _settings(suite: Suite, data: Data, backend: Backend, **chosen: Any) -> dict
     return {
         "suite": suite.name,
         "prompt": suite.prompt,
+        "free_prompt": suite.free_prompt,
         "data": data.sha256,
         "model": model,
         "sampling": "greedy",
@@ -160,7 +183,7 @@ def _question(
     with Letters(backend, adapter=adapter, session=session) as letters:
 
         def ask(id: str, conversation: Conversation) -> Stream:
-            if by_id[id].options and settings["answers"] == LIKELIEST:
+            if _weighs(by_id[id], settings["answers"]):
                 return letters.ask(conversation, by_id[id].letters)
             return backend.stream(
                 conversation,
@@ -222,6 +245,13 @@ def _output(folder: Path | None, settings: Mapping[str, Any], *, restart: bool) 
     return Lines(path, settings, restart=restart, journal_path=path)
 
 
+def _delete_written(folder: Path) -> None:
+    """Delete results of an earlier run: they are not those of the answers that come now."""
+    delete_results(folder)
+    report.delete_report(folder)
+    harness.delete_harness_files(folder)
+
+
 def _done_before(output: Output, items: Sequence[Item], *, retry_failed: bool) -> set[str]:
     """Return the items that earlier runs asked, after forgetting what shall be asked again."""
     present = {item.id: item for item in items if item.id in output.earlier}
@@ -251,21 +281,48 @@ def _picture_bytes(item: Item) -> int | None:
 
 
 def _cases(
-    suite: Suite, items: Sequence[Item], answers: Mapping[str, BatchItem]
+    suite: Suite, items: Sequence[Item], answers: Mapping[str, BatchItem], how: str
 ) -> tuple[Case, ...]:
     """Score all items: some metrics look at all of them together."""
     given = [answers[item.id] for item in items]
     texts = [None if answer.failed else answer.text.strip() for answer in given]
-    scored = {metric.name: metric.score_all(items, texts) for metric in suite.metrics}
+    logprobs = [
+        read_logprobs(text, item.letters) if text is not None and _weighs(item, how) else {}
+        for item, text in zip(items, texts, strict=True)
+    ]
+    chosen = [
+        max(weighed, key=lambda letter: weighed[letter]) if weighed else text
+        for weighed, text in zip(logprobs, texts, strict=True)
+    ]
+    scored = {metric.name: metric.score_all(items, chosen) for metric in suite.metrics}
     return tuple(
-        Case(item, text or "", answer.error, {name: parts[at] for name, parts in scored.items()})
-        for at, (item, text, answer) in enumerate(zip(items, texts, given, strict=True))
+        Case(
+            item=item,
+            text=texts[at] or "",
+            error=given[at].error,
+            parts={name: parts[at] for name, parts in scored.items()},
+            logprobs=logprobs[at],
+        )
+        for at, item in enumerate(items)
     )
 
 
-def _tokens(answers: Sequence[BatchItem]) -> dict[str, int]:
+def _told(data: Data) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "config": data.config,
+        "split": data.split,
+        "sha256": data.sha256,
+        "items": len(data.items),
+    }
+
+
+def _tokens(cases: Sequence[Case], answers: Mapping[str, BatchItem]) -> dict[str, int]:
+    """Return the tokens of written answers, and of how many: scored letters tell none."""
+    written = [answers[case.item.id] for case in cases if not case.logprobs]
     names = ("prompt_tokens", "image_tokens", "completion_tokens")
-    return {name: sum(getattr(each.usage, name) for each in answers) for name in names}
+    told = {name: sum(getattr(each.usage, name) for each in written) for name in names}
+    return {**told, "items": len(written)}
 
 
 def _versions() -> dict[str, str]:

@@ -54,8 +54,10 @@ class Suite:
     """Questions of one sort. The first of `metrics` is the one that answers are ordered by.
 
     `prompt` is what the model is told, with `{question}` and `{options}` filled in; `free_prompt`
-    takes its place for questions without options in a suite of multiple choice. Without `published`
-    and unless `drawn`, data have to be given.
+    takes its place for questions without options in a suite of multiple choice (`choices`), the
+    only ones whose items may have options. In a suite of `votes`, references are the answers of
+    several people, each of whom counts. Without `published` and unless `drawn`, data have to be
+    given.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Suite:
     columns: Columns = field(default_factory=Columns)
     published: Published | None = None
     free_prompt: str = ""
+    choices: bool = False
+    votes: bool = False
     drawn: bool = False
 
     def ask(self, item: Item) -> str:
@@ -81,6 +85,12 @@ def _subject(row: Mapping[str, Any]) -> str:
     """Return MMMU's subject from an id such as "validation_Art_Theory_3"."""
     found = re.fullmatch(r"[a-z]+_(.+)_\d+", str(row.get("id", "")))
     return found[1].replace("_", " ") if found else ""
+
+
+def _half(row: Mapping[str, Any]) -> str:
+    """Return ChartQA's half: "human_test" is the kind "human" of the split "test"."""
+    told = (row.get(name) for name in ("type", "human_or_machine"))
+    return str(next((each for each in told if each is not None), "")).removesuffix("_test")
 
 
 _ALL = (
@@ -99,6 +109,7 @@ _ALL = (
         prompt=SHORT,
         metrics=(TEXTVQA_ACCURACY,),
         max_new_tokens=16,
+        votes=True,
         columns=Columns(id=("question_id",)),
         published=Published(name="lmms-lab/textvqa", split="validation"),
     ),
@@ -108,6 +119,7 @@ _ALL = (
         prompt=SHORT,
         metrics=(VQA_ACCURACY,),
         max_new_tokens=16,
+        votes=True,
         columns=Columns(id=("question_id",), kinds=("answer_type",)),
         published=Published(name="lmms-lab/VQAv2", split="validation"),
     ),
@@ -117,9 +129,7 @@ _ALL = (
         prompt="{question}\nAnswer the question with a single word.",
         metrics=(RELAXED_ACCURACY,),
         max_new_tokens=16,
-        columns=Columns(
-            question=("query",), answers=("label",), kinds=("type", "human_or_machine")
-        ),
+        columns=Columns(question=("query",), answers=("label",), kind_of=_half),
         published=Published(name="lmms-lab/ChartQA", split="test"),
     ),
     Suite(
@@ -156,6 +166,7 @@ _ALL = (
         free_prompt="{question}\n\nAnswer the question using a single word or phrase.",
         metrics=(CHOICE_ACCURACY,),
         max_new_tokens=128,
+        choices=True,
         columns=Columns(
             kind_of=_subject, pictures=tuple(f"image_{number}" for number in range(1, 8))
         ),

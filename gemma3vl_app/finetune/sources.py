@@ -45,7 +45,7 @@ def read_items(
     """
     path = Path(data).expanduser()
     if not data:
-        raise TrainingDataError("The recipe names no data. Set data=FILE.jsonl or data=FOLDER.")
+        raise TrainingDataError("The recipe names no data. Set `data=FILE.jsonl` or `data=FOLDER`.")
     if not is_local(data):
         items = read_hub(data, columns, split, question, config)
     elif path.is_dir():

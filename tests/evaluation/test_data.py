@@ -8,6 +8,7 @@ import pytest
 from gemma3vl_app.errors import EvaluationError, PictureError, TrainingError
 from gemma3vl_app.evaluation import data as module
 from gemma3vl_app.evaluation.data import read_data
+from gemma3vl_app.evaluation.items import Item
 from gemma3vl_app.evaluation.prompts import conversation_of
 from gemma3vl_app.evaluation.suites import SUITES
 from gemma3vl_app.pictures import Picture
@@ -45,6 +46,7 @@ def test_a_file_of_ones_own_has_a_question_a_line(tmp_path):
         ({"question": "?", "options": "['a'", "answer": "A"}, "options that are no list"),
         ({"question": "?", "options": ["a"], "answer": "A"}, "no list of 2 to 26"),
         ({"question": "?", "options": ["a", "b"], "answer": "C"}, "no letter of its options"),
+        ({"question": "?", "options": ["a", "b"], "answer": " "}, "no answer that is right"),
     ],
 )
 def test_rows_that_cannot_be_used_are_counted_and_named(tmp_path, row, problem):
@@ -53,6 +55,54 @@ def test_rows_that_cannot_be_used_are_counted_and_named(tmp_path, row, problem):
     with pytest.raises(EvaluationError, match="1 of 2 rows") as told:
         read_data(SUITES["mmmu"], path)
     assert "data.jsonl:2 has " in str(told.value) and problem in str(told.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(SUITES) - {"mmmu", "scenes"}))
+def test_options_are_refused_by_suites_that_do_not_ask_for_them(tmp_path, name):
+    good = {"picture": "a.png", "question": "What?", "answer": "red", "options": []}
+    path = write_jsonl(tmp_path, good, good | {"options": ["red", "blue"], "answer": "B"})
+    with pytest.raises(EvaluationError, match=rf"1 of 2 .*:2 has options, which {name} does not"):
+        read_data(SUITES[name], path)
+    with pytest.raises(EvaluationError, match="use mmmu for them"):
+        read_data(SUITES[name], path)
+
+
+@pytest.mark.parametrize("name", ["docvqa", "ocrbench", "reading", "chartqa"])
+def test_a_blank_reference_beside_a_real_one_is_left_out(tmp_path, name):
+    row = {"picture": "a.png", "question": "What?", "answers": ["", "red", " \u3000\n"]}
+    assert read_data(SUITES[name], write_jsonl(tmp_path, row)).items[0].answers == ("red",)
+
+
+@pytest.mark.parametrize("name", ["textvqa", "vqav2"])
+def test_votes_are_of_one_person_or_of_so_many_that_an_answer_can_be_fully_right(tmp_path, name):
+    def read(*answers):
+        row = {"picture": "a.png", "question": "What?", "answers": answers}
+        return read_data(SUITES[name], write_jsonl(tmp_path, row)).items[0].answers
+
+    for few in (("red", "crimson"), ("red", "red", "red")):
+        with pytest.raises(EvaluationError, match=rf":1 has the answers of {len(few)} people"):
+            read(*few)
+    assert read("red") == ("red",)
+    four = ("red", "red", "red", "")  # whoever wrote nothing is one of those who were asked
+    assert read(*four) == four
+    item = Item("1", "What?", ("red",) * 4, ())
+    assert SUITES[name].metrics[0].score_all([item], ["red"])[0].score == 1.0
+
+
+def test_a_kind_has_not_the_name_of_all_kinds_together(tmp_path):
+    rows = [
+        {"picture": "a.png", "question": f"{kind}?", "answer": "red", "kinds": ["x", kind]}
+        for kind in ("all", "b")
+    ]
+    first, second = read_data(SUITES["docvqa"], write_jsonl(tmp_path, *rows)).items
+    assert (first.kinds, second.kinds) == (("x", "all (kind)"), ("x", "b"))
+
+
+def test_a_kind_keeps_its_name_but_for_the_halves_of_chartqa(tmp_path):
+    row = {"picture": "a.png", "question": "What?", "answer": "red", "kind": "blood_test"}
+    path = write_jsonl(tmp_path, row)
+    assert read_data(SUITES["docvqa"], path).items[0].kinds == ("blood_test",)
+    assert read_data(SUITES["chartqa"], path).items[0].kinds == ("blood_test",)
 
 
 def test_lines_that_are_no_objects_and_files_that_are_no_text(tmp_path):
@@ -121,6 +171,7 @@ def test_every_published_form_is_read_from_a_folder(name, folder_of):
     data = read_data(suite, folder_of(columns, suite.published.split))
     count = len(columns["question"])
     assert len(data.items) == count
+    assert data.config is None and data.split in (None, suite.published.split)
     told = [conversation_of(suite, item, "off") for item in data.items]
     assert all(len(asked.pictures) >= 1 for asked in told)
     assert opened(data.items[0])[0] == (255, 0, 0)
@@ -179,6 +230,14 @@ def test_a_place_without_a_picture_stays_text_and_a_picture_without_a_place_come
     assert asked.text.startswith("Is <image 3> red?")
 
 
+def test_a_place_of_more_digits_than_any_number_has_stays_text(tmp_path):
+    place = f"<image {'9' * 5_000}>"
+    path = write_jsonl(tmp_path, {"picture": "a.png", "question": place, "answer": "A"})
+    (item,) = read_data(SUITES["docvqa"], path).items
+    (asked,) = conversation_of(SUITES["docvqa"], item, "off").messages
+    assert asked.text.startswith(place)
+
+
 def test_no_picture_is_read_before_its_item_is_asked(monkeypatch):
     columns = published.DOCVQA | {"image": ["red", None]}
     monkeypatch.setattr(Picture, "open", lambda *_, **__: pytest.fail("a picture was opened"))
@@ -207,9 +266,13 @@ def test_the_hub_is_asked_for_the_suites_own_set(monkeypatch):
         return published.dataset(published.DOCVQA)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert len(read_data(SUITES["docvqa"]).items) == 2
-    read_data(SUITES["docvqa"], "me/mine", config="small", split="dev")
-    read_data(SUITES["docvqa"], "me/mine")
+    parts = [
+        read_data(SUITES["docvqa"]),
+        read_data(SUITES["docvqa"], "me/mine", config="small", split="dev"),
+        read_data(SUITES["docvqa"], "me/mine"),
+    ]
+    assert [len(data.items) for data in parts] == [2, 2, 2]
+    assert [(data.name, data.config, data.split) for data in parts] == asked
     assert asked == [
         ("lmms-lab/DocVQA", "DocVQA", "validation"),
         ("me/mine", "small", "dev"),

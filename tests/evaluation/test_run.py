@@ -163,7 +163,7 @@ def test_an_item_that_cannot_be_asked_counts_as_wrong_and_is_named(tmp_path):
 
 
 def test_nothing_is_scored_right_for_failing(tmp_path):
-    rows = [{"picture": "a.png", "question": "What?", "answers": ["the", "the", "a"]}]
+    rows = [{"picture": "a.png", "question": "What?", "answers": ["the", "the", "a", "a"]}]
     data = write_jsonl(tmp_path, *rows)
     said_nothing = gv.evaluate(AnsweringBackend({"What?": "the"}), "vqav2", data=data)
     assert said_nothing.score.value > 0  # articles fall away: "the" is the same as nothing

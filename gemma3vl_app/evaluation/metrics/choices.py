@@ -1,11 +1,10 @@
 """Multiple choice: the letter that was chosen, or what a free answer says (MMMU, Yue et al. 2024).
 
-An answer is a letter's text, or JSON of each letter's log-probability (see `letters`).
+Where letters were weighed (see `letters`), the answer is the likeliest of them.
 """
 
 from __future__ import annotations
 
-import json
 import re
 
 from gemma3vl_app.evaluation.items import Item
@@ -23,49 +22,34 @@ def is_chosen(item: Item, answer: str) -> float:
 
 
 def chosen(item: Item, answer: str) -> str:
-    """Return the letter that an answer chooses; "" where it chooses none."""
-    if logprobs := logprobs_in(answer, item.letters):
-        return max(logprobs, key=lambda letter: logprobs[letter])
-    return parsed(answer, item.options, item.letters)
-
-
-def logprobs_in(answer: str, letters: str) -> dict[str, float]:
-    """Return what JSON such as {"A": -1.2, "B": -0.3} says of all `letters`; else nothing."""
-    try:
-        found = json.loads(answer) if letters and answer.startswith("{") else None
-    except (ValueError, RecursionError):  # a model may write anything
-        return {}
-    if not isinstance(found, dict) or "".join(found) != letters:
-        return {}
-    return found if all(isinstance(each, float) for each in found.values()) else {}
-
-
-def parsed(answer: str, options: tuple[str, ...], letters: str) -> str:
     """Return the letter in a written answer: "(B)", then "B", then the text of an option.
 
     Where there are several, the last one counts, as in MMMU's own script; where there is none, the
     answer is wrong, while that script guesses.
     """
-    in_brackets = re.findall(rf"\(([{letters}])\)", answer)
-    alone = re.findall(rf"(?<![\w'])([{letters}])(?![\w'])", answer)
+    in_brackets = re.findall(rf"\(([{item.letters}])\)", answer)
+    alone = re.findall(rf"(?<![\w'])([{item.letters}])(?![\w'])", answer)
     if found := in_brackets or alone:
         return str(found[-1])
     said = answer.lower()
     places = {
         letter: said.rfind(option.lower())
-        for letter, option in zip(letters, options, strict=True)
+        for letter, option in zip(item.letters, item.options, strict=True)
         if option and option.lower() in said
     }
     return max(places, key=lambda letter: places[letter]) if places else ""
 
 
 def _agrees(answer: str, wanted: str) -> bool:
-    """Whether the end of a free answer has the number or the text that is wanted."""
+    """Whether the last line of a free answer ends in the number, or has the text, that is wanted.
+
+    A text is looked for in the whole line, since it may have a colon or "=" itself.
+    """
     last_line = answer.rstrip(". \n").rpartition("\n")[2]
-    tail = _LEAD.sub("", last_line)
     if (number := _as_number(wanted)) is not None:
+        tail = _LEAD.sub("", last_line)
         return number in [_as_number(each) for each in _NUMBER.findall(tail)]
-    return re.search(rf"(?<!\w){re.escape(wanted.lower())}(?!\w)", tail.lower()) is not None
+    return re.search(rf"(?<!\w){re.escape(wanted.lower())}(?!\w)", last_line.lower()) is not None
 
 
 def _as_number(text: str) -> float | None:

@@ -30,7 +30,7 @@ class Metric:
     """A metric: `parts` takes all items with their answers, since some look at all of them at once.
 
     `about` says in a line what it is and where it comes from. `percent` ones are shares, shown in
-    per cent.
+    per cent. `weighted` ones count an item by the weight of its part, others each item once.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Metric:
     parts: Callable[[Sequence[Item], Sequence[str]], Sequence[Part]]
     higher_is_better: bool = True
     percent: bool = True
+    weighted: bool = False
 
     def score_all(self, items: Sequence[Item], answers: Sequence[str | None]) -> tuple[Part, ...]:
         """Return each item's part; None, an item without an answer, is as wrong as can be."""

@@ -53,12 +53,14 @@ CHARACTER_ERRORS = Metric(
     about="character error rate: all edits by all characters of the references",
     parts=_error_parts(lambda text: text),
     higher_is_better=False,
+    weighted=True,
 )
 WORD_ERRORS = Metric(
     name="wer",
     about="word error rate: all edits by all words of the references",
     parts=_error_parts(str.split),
     higher_is_better=False,
+    weighted=True,
 )
 CONTAINS = Metric(
     name="contains",

@@ -32,8 +32,7 @@ def free(*answers):
         ("b", ""),
         ("", ""),
         ("Bananas", ""),
-        ('{"A": -1.5, "B": -0.2, "C": -4.0, "D": -5.5}', "B"),
-        ('{"A": -1.5}', "A"),  # no probabilities of all letters: a text like others
+        ('{"A": -1.5, "B": -0.2, "C": -4.0, "D": -5.5}', "D"),  # a text like others
         ("{not json", ""),
     ],
 )
@@ -56,6 +55,12 @@ def test_no_letter_is_wrong_not_guessed():
         ("The capital is Paris", ("Paris",), 1),
         ("Parisian", ("Paris",), 0),
         ("two", ("1", "two"), 1),
+        ("2:30", ("2:30",), 1),
+        ("The ratio is 1:2", ("1:2",), 1),
+        ("y = 2x", ("y = 2x",), 1),
+        ("So y = 2x.", ("2x",), 1),
+        ("It is Rome.\nThe answer is Paris", ("Rome",), 0),
+        ("12 is the number of legs: 4", ("12",), 0),
         ("", ("1",), 0),
         ("...", ("1",), 0),
     ],
