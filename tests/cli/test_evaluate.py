@@ -79,7 +79,11 @@ def test_two_runs_are_compared(backend, run):
     assert code == 0
     assert re.search(r"all +anls +6 +83.3% +100.0% +16.7%", out)
     assert "a is scripted (a), b is scripted (b), on docvqa" in err
-    assert run("evaluate", "--compare", "a", "c")[0] == 1
+    assert "asked otherwise" not in err
+    run("evaluate", "demo", "docvqa", "--data", "data.jsonl", "--out", "c", "--crops", "off")
+    err = run("evaluate", "--compare", "a", "c")[2]
+    assert "They were asked otherwise: crops is auto in a, off in b" in err
+    assert run("evaluate", "--compare", "a", "d")[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -87,6 +91,7 @@ def test_two_runs_are_compared(backend, run):
     [
         (("demo", "docvqs"), "There is no suite 'docvqs'. There are: docvqa,"),
         (("demo",), "Say which model and which suite"),
+        (("demo", "scenes", "--compare", "a", "b"), "--compare asks no model"),
         (("demo", "docvqa", "--limit", "0"), "--limit"),
         (("demo", "docvqa", "--weights", "fp17"), "fp17"),
     ],
@@ -103,6 +108,12 @@ def test_data_that_cannot_be_used_is_told_before_a_model_is_loaded(run, monkeypa
     code, _, err = run("evaluate", "demo", "docvqa", "--data", str(tmp_path / "bad.jsonl"))
     assert code == 1
     assert "1 of 1 rows of 'bad.jsonl' cannot be used: bad.jsonl:1 has no answer" in err
+
+
+def test_a_suite_without_data_of_its_own_names_the_option(run, monkeypatch):
+    monkeypatch.setattr(gemma3vl_app.backends.load, "load", None)
+    code, _, err = run("evaluate", "demo", "reading")
+    assert code == 1 and "Give --data FILE." in err
 
 
 def test_the_help_names_every_suite():

@@ -14,6 +14,7 @@ from gemma3vl_app.cli.messages import in_options
         ("It was cut. Raise max_new_tokens.", "It was cut. Raise --max-new-tokens."),
         ("top_k is -1; it must be 0.", "--top-k is -1; it must be 0."),
         ("temperature is 0; use Greedy().", "--temperature is 0; use --greedy."),
+        ("Give data=FILE.", "Give --data FILE."),
         ("Begin anew with restart=True.", "Begin anew with --restart."),
         ("Have it replaced with overwrite=True.", "Have it replaced with --force."),
     ],
@@ -29,6 +30,7 @@ def test_arguments_of_python_are_told_as_options(message, told):
         "Picture 'max_new_tokens' was not found.",
         "'top_k.png' and photos/top_p.png and top_k.png are damaged.",
         "The file 'weights=1.gguf' is no model.",
+        "The recipe names no data. Set `data=FILE.jsonl` or `data=FOLDER`.",
     ],
 )
 def test_other_words_and_names_of_files_stay(message):

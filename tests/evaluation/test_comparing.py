@@ -7,7 +7,7 @@ import pytest
 import gemma3vl_app as gv
 from gemma3vl_app.errors import EvaluationError
 from gemma3vl_app.evaluation.comparing import compare
-from tests.evaluation.answering import AnsweringBackend, animals
+from tests.evaluation.answering import AnsweringBackend, animals, write_jsonl
 
 RIGHT = {f"number {n}?": f"animal {n}" for n in range(60)}
 
@@ -41,6 +41,31 @@ def test_one_item_more_is_not_certain(tmp_path):
 def test_only_items_of_both_runs_count(tmp_path):
     a, b = run(tmp_path, "a", 30, limit=10), run(tmp_path, "b", 30)
     assert compare(a, b).changes[0].items == 10
+
+
+def test_settings_that_differ_are_told(tmp_path):
+    a = run(tmp_path, "a", 30)
+    assert compare(a, run(tmp_path, "b", 30)).notes == ()
+    other = run(tmp_path, "c", 30, crops="off", max_new_tokens=5)
+    assert compare(a, other).notes == (
+        "max_new_tokens is 32 in a, 5 in b",
+        "crops is auto in a, off in b",
+    )
+
+
+def test_a_kind_called_all_is_not_all_kinds(tmp_path):
+    rows = [
+        {"picture": "a.png", "question": f"number {n}?", "answer": "x", "kind": kind}
+        for n, kind in enumerate(["all", "b", "b"])
+    ]
+    data = write_jsonl(tmp_path, *rows)
+    gv.evaluate(AnsweringBackend(), "docvqa", data=data, out=tmp_path / "a")
+    found = compare(tmp_path / "a", tmp_path / "a").changes
+    assert [(change.kind, change.items) for change in found] == [
+        ("all", 3),
+        ("all (kind)", 1),
+        ("b", 2),
+    ]
 
 
 def test_runs_of_other_things_are_not_compared(tmp_path):

@@ -3,12 +3,17 @@
 `lm_eval/` holds what its command wrote for two tasks with its dummy model.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
+import jinja2
 import pytest
 
 import gemma3vl_app as gv
+from gemma3vl_app.errors import EvaluationError
+from gemma3vl_app.evaluation.data import read_data
+from gemma3vl_app.evaluation.suites import SUITES
 from tests.evaluation.answering import AnsweringBackend, animals, write_jsonl
 
 THEIRS = Path(__file__).parent / "lm_eval"
@@ -88,6 +93,54 @@ def test_samples_of_letters_are_those_of_a_multiple_choice(tmp_path):
     assert kind(ours["resps"][0][0][0]) == kind(real["resps"][0][0][0])
     assert list(ours["arguments"]) == list(real["arguments"])
     assert (ours["target"], ours["accuracy"]) == ("B", 1.0)
+    (config,) = written(tmp_path / "run")[0]["configs"].values()
+    assert config["output_type"] == "multiple_choice"
+
+
+def test_the_template_gives_the_prompts_of_questions_with_and_without_options(tmp_path):
+    rows = [
+        {"question": "Which {one}?", "options": ["red", "{{ blue }}"], "answer": "B"},
+        {"question": "How many?", "answer": "3"},
+    ]
+    backend = AnsweringBackend(letters={"A": -1.5, "B": -0.25})
+    gv.evaluate(backend, "mmmu", data=write_jsonl(tmp_path, *rows), out=tmp_path / "run")
+    results, samples = written(tmp_path / "run")
+    template = jinja2.Template(results["configs"]["mmmu"]["doc_to_text"])
+    prompts = [sample["arguments"]["gen_args_0"]["arg_0"] for sample in samples]
+    assert [template.render(sample["doc"]) for sample in samples] == prompts
+
+
+def test_error_rates_are_no_means_of_the_samples(tmp_path):
+    rows = [{"picture": "a.png", "text": text} for text in ("one", "a longer text")]
+    gv.evaluate(
+        AnsweringBackend({"": "one"}),
+        "reading",
+        data=write_jsonl(tmp_path, *rows),
+        out=tmp_path / "run",
+    )
+    (config,) = written(tmp_path / "run")[0]["configs"].values()
+    assert [each["aggregation"] for each in config["metric_list"]] == ["weighted_mean"] * 2
+
+
+def test_the_split_is_that_of_the_data_that_were_asked(run, tmp_path):
+    (config,) = written(run)[0]["configs"].values()
+    assert (config["dataset_name"], config["test_split"]) == (None, None)
+    data = dataclasses.replace(
+        read_data(SUITES["docvqa"], tmp_path / "data.jsonl"), config="small", split="dev"
+    )
+    gv.evaluate(AnsweringBackend(), "docvqa", data=data, out=tmp_path / "other")
+    (config,) = written(tmp_path / "other")[0]["configs"].values()
+    assert (config["dataset_name"], config["test_split"]) == ("small", "dev")
+    told = json.loads((tmp_path / "other" / "results.json").read_text())["data"]
+    assert (told["config"], told["split"]) == ("small", "dev")
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "lm_eval").write_text("a file")
+    with pytest.raises(EvaluationError, match="'lm_eval' cannot be written"):
+        gv.evaluate(AnsweringBackend(), "docvqa", data=animals(tmp_path), out=out)
 
 
 def test_the_package_datasets_reads_the_samples(run):

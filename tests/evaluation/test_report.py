@@ -48,6 +48,17 @@ def test_items_without_an_answer_are_listed_with_their_reasons(tmp_path):
     assert "1 failed, counted as wrong" in page
 
 
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [(None, "6 items"), (1_000, "6 items"), (4, "6 items, 4 of them drawn by seed 0")],
+)
+def test_it_tells_how_many_items_were_drawn_of_how_many(tmp_path, limit, told):
+    data = animals(tmp_path)
+    gv.evaluate(AnsweringBackend(), "docvqa", data=data, out=tmp_path / "run", limit=limit)
+    page = (tmp_path / "run" / report.REPORT).read_text(encoding="utf-8")
+    assert f"<bdi>data.jsonl, {told}</bdi>" in page
+
+
 def test_a_picture_that_has_gone_meanwhile_is_told(tmp_path, monkeypatch):
     backend, data = AnsweringBackend(), animals(tmp_path, 2)
     gv.evaluate(backend, "docvqa", data=data, out=tmp_path / "run")

@@ -1,6 +1,8 @@
 """`evaluate`: asking, scoring, going on, and what fails."""
 
+import dataclasses
 import json
+import threading
 
 import pytest
 from PIL import Image
@@ -8,16 +10,19 @@ from PIL import Image
 import gemma3vl_app as gv
 from gemma3vl_app.backends.local import load
 from gemma3vl_app.errors import (
+    BusyError,
     ConversationError,
     EngineError,
     EvaluationError,
     MemoryLimitError,
 )
 from gemma3vl_app.evaluation.data import read_data
+from gemma3vl_app.evaluation.letters import Letters
 from gemma3vl_app.evaluation.run import LIKELIEST, WRITTEN
 from gemma3vl_app.evaluation.suites import SUITES
 from gemma3vl_app.folders import asking
-from gemma3vl_app.generation import Greedy
+from gemma3vl_app.generation import Greedy, Token
+from gemma3vl_app.messages import Conversation, Text
 from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES
 from tests.evaluation.answering import AnsweringBackend, animals, write_jsonl
 
@@ -68,6 +73,7 @@ def test_many_are_in_flight_at_once_but_not_all(tmp_path, monkeypatch):
 def test_everything_about_the_run_is_written_down(tmp_path):
     gv.evaluate(AnsweringBackend(RIGHT), "docvqa", data=animals(tmp_path), out=tmp_path / "run")
     told = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert told["data"]["config"] is told["data"]["split"] is None and told["free_prompt"] == ""
     assert told["suite"] == "docvqa" and told["data"]["items"] == 6
     assert told["model"]["name"] == "scripted" and set(told["model"]) >= {"revision", "weights"}
     assert told["settings"] == {
@@ -139,6 +145,46 @@ def test_other_settings_another_model_and_other_data_are_refused_by_name(tmp_pat
     assert backend.asked == []
     done = gv.evaluate(backend, suite, data=data, out=out, restart=True, **change)
     assert len(backend.asked) == len(done.cases)
+
+
+def test_results_of_what_was_forgotten_are_deleted_before_anything_is_asked(tmp_path):
+    out, data = tmp_path / "run", animals(tmp_path)
+    gv.evaluate(AnsweringBackend(RIGHT), "docvqa", data=data, out=out)
+    (out / "notes.txt").write_text("mine")
+    closed = AnsweringBackend()
+    closed.close()
+    with pytest.raises(EngineError):
+        gv.evaluate(closed, "textvqa", data=data, out=out, restart=True)
+    left = {path.name for path in out.rglob("*") if path.is_file()}
+    assert left == {"answers.jsonl", "answers.jsonl.settings.json", "notes.txt"}
+
+
+def test_a_run_that_is_refused_deletes_nothing(tmp_path):
+    out, data = tmp_path / "run", animals(tmp_path)
+    gv.evaluate(AnsweringBackend(RIGHT), "docvqa", data=data, out=out)
+    before = {path.name for path in out.rglob("*")}
+    with pytest.raises(ConversationError, match="other settings"):
+        gv.evaluate(AnsweringBackend(), "textvqa", data=data, out=out)
+    assert {path.name for path in out.rglob("*")} == before
+
+
+def test_another_prompt_for_questions_without_options_is_another_setting(tmp_path):
+    data, out = write_jsonl(tmp_path, CHOICES[2]), tmp_path / "run"
+    gv.evaluate(AnsweringBackend(), "mmmu", data=data, out=out)
+    other = dataclasses.replace(SUITES["mmmu"], free_prompt="{question} In short.")
+    with pytest.raises(ConversationError, match=r"other settings: .*free_prompt"):
+        gv.evaluate(AnsweringBackend(), other, data=data, out=out)
+
+
+def test_a_kind_called_all_is_not_all_kinds(tmp_path):
+    rows = [
+        {"picture": "a.png", "question": f"{n}?", "answer": "red", "kind": kind}
+        for n, kind in enumerate(["all", "b", "b", "b"])
+    ]
+    backend = AnsweringBackend({"0?": "red"})
+    done = gv.evaluate(backend, "docvqa", data=write_jsonl(tmp_path, *rows))
+    told = {score.kind: (score.items, score.value) for score in done.scores}
+    assert told == {"all": (4, 0.25), "all (kind)": (1, 1.0), "b": (3, 0.0)}
 
 
 # --- what fails -----------------------------------------------------------------------------------
@@ -253,7 +299,56 @@ def test_elsewhere_the_written_answer_is_read(tmp_path):
     assert backend.scored == []
 
 
-@pytest.mark.parametrize("said", ["{B}", '{"A": "x"}', '{"B": 1.0}', "[" * 9, "{" * 9, "..."])
+def test_data_that_were_read_for_multiple_choice_are_refused_by_other_suites(tmp_path):
+    data = read_data(SUITES["mmmu"], write_jsonl(tmp_path, *CHOICES))
+    backend = AnsweringBackend(letters={"A": -2.0, "B": -0.1})
+    with pytest.raises(EvaluationError, match="options, which docvqa does not ask for"):
+        gv.evaluate(backend, "docvqa", data=data)
+    assert backend.asked == backend.scored == []
+
+
+def test_a_limit_that_draws_no_options_can_be_raised(tmp_path):
+    data, out = write_jsonl(tmp_path, *CHOICES), tmp_path / "run"
+    read = read_data(SUITES["mmmu"], data)
+    seed = next(n for n in range(99) if not read.chosen(1, n)[0].options)
+    backend = AnsweringBackend({"How many?": "3"}, letters={"A": -1.0, "B": -2.0, "C": -3.0})
+    gv.evaluate(backend, "mmmu", data=data, out=out, limit=1, seed=seed)
+    assert backend.scored == []
+    done = gv.evaluate(backend, "mmmu", data=data, out=out, seed=seed)
+    assert done.about["answered_earlier"] == 1 and done.score.items == 3
+
+
+def test_tokens_are_those_of_written_answers_and_it_is_told_of_how_many(tmp_path):
+    backend = AnsweringBackend({"How many?": "3"}, letters={"A": -1.0, "B": -2.0, "C": -3.0})
+    data = write_jsonl(tmp_path, *CHOICES)
+    done = gv.evaluate(backend, "mmmu", data=data, out=tmp_path / "run")
+    assert done.about["tokens"]["items"] == 1 == done.about["tokens"]["completion_tokens"]
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "those of 2 questions whose letters were weighed are not counted" in page
+
+
+def test_what_was_kept_as_log_probabilities_but_is_none_is_told(tmp_path):
+    data, out = write_jsonl(tmp_path, CHOICES[0]), tmp_path / "run"
+    gv.evaluate(AnsweringBackend(letters={"A": -1.0, "B": -2.0}), "mmmu", data=data, out=out)
+    journal = out / "answers.jsonl"
+    journal.write_text(journal.read_text().replace('\\"B\\"', '\\"D\\"'))
+    with pytest.raises(EvaluationError, match=r"no log-probabilities .*restart=True"):
+        gv.evaluate(AnsweringBackend(), "mmmu", data=data, out=out)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{B}",
+        '{"A": 1000.0, "B": 0.0}',
+        '{"A": -1.0, "B": -2.0}',
+        '{"A": "x"}',
+        '{"B": 1.0}',
+        "[" * 9,
+        "{" * 9,
+        "...",
+    ],
+)
 def test_whatever_a_model_writes_in_place_of_a_letter_is_scored(tmp_path, said):
     able = DEFAULT_CAPABILITIES.__class__(**{**vars(DEFAULT_CAPABILITIES), "score": False})
     backend = AnsweringBackend({"": said}, capabilities=able)
@@ -271,6 +366,82 @@ def test_letters_that_cannot_be_scored_fail_by_themselves(tmp_path):
     done = gv.evaluate(Failing(), "mmmu", data=write_jsonl(tmp_path, CHOICES[0]))
     assert [case.error for case in done.failed] == ["Too long."]
     assert done.score.value == 0.0
+
+
+class Dying(AnsweringBackend):
+    """Scores letters so many times, and never again; its written answers are not asked for."""
+
+    def __init__(self, scores):
+        super().__init__(letters=dict.fromkeys("ABC", -1.0))
+        self.left = scores
+
+    def score(self, conversation, text, **options):
+        with self._score_lock:
+            self.left -= 1
+        if self.left < 0:
+            raise EngineError("The model has been closed.")
+        return super().score(conversation, text, **options)
+
+
+def choices(count):
+    return [{"question": f"{n}?", "options": ["red", "blue"], "answer": "A"} for n in range(count)]
+
+
+@pytest.mark.parametrize("scores", [0, 41])
+def test_a_backend_that_dies_ends_a_run_that_scores_letters_and_the_next_one_goes_on(
+    tmp_path, scores
+):
+    data, out = write_jsonl(tmp_path, *choices(40)), tmp_path / "run"
+    with pytest.raises(EngineError, match="has been closed"):
+        gv.evaluate(Dying(scores), "mmmu", data=data, out=out)
+    lines = (out / "answers.jsonl").read_text().splitlines()
+    assert len(lines) <= scores // 2
+    assert not any("error" in json.loads(line) for line in lines)
+    done = gv.evaluate(AnsweringBackend(letters={"A": -1, "B": -2}), "mmmu", data=data, out=out)
+    assert done.score.value == 1.0 and not done.failed
+    assert done.about["answered_earlier"] == len(lines)
+
+
+def test_a_question_whose_letters_the_engine_cannot_score_fails_by_itself(tmp_path):
+    class Failing(AnsweringBackend):
+        def score(self, conversation, text, **options):
+            if conversation.messages[-1].text.startswith("3?"):
+                raise EngineError("It broke.")
+            return super().score(conversation, text, **options)
+
+    backend = Failing(letters={"A": -1.0, "B": -2.0})
+    done = gv.evaluate(backend, "mmmu", data=write_jsonl(tmp_path, *choices(4)))
+    assert [(case.item.id, case.error) for case in done.failed] == [("4", "It broke.")]
+    assert done.score.value == 0.75
+
+
+@pytest.mark.parametrize("tokens", [(), (Token(0, "A", -1.0), Token(1, " ", None))])
+def test_a_letter_without_a_log_probability_is_no_certainty(tmp_path, tokens):
+    class Silent(AnsweringBackend):
+        def score(self, conversation, text, **options):
+            return tokens
+
+    done = gv.evaluate(Silent(), "mmmu", data=write_jsonl(tmp_path, CHOICES[0]))
+    assert "did not tell the log-probability of the letter 'A'" in done.failed[0].error
+
+
+def test_whoever_waits_for_a_full_queue_stops_when_cancelled():
+    asked, cancelled = threading.Event(), threading.Event()
+
+    class Full(AnsweringBackend):
+        def score(self, conversation, text, **options):
+            if cancelled.is_set():
+                return (Token(0, text, -1.0),)  # so that who goes on comes to an end
+            asked.set()
+            cancelled.wait(60)
+            raise BusyError("Full.")
+
+    with Letters(Full(), adapter=None, session="") as letters:
+        stream = letters.ask(Conversation().user(Text("Which?")), "A")
+        assert asked.wait(60)
+        stream.cancel()
+        cancelled.set()
+        assert stream.answer.finish_reason == "cancelled"
 
 
 # --- a real model ---------------------------------------------------------------------------------
