@@ -37,7 +37,7 @@ def logprobs_in(answer: str, letters: str) -> dict[str, float]:
         return {}
     if not isinstance(found, dict) or "".join(found) != letters:
         return {}
-    return found if all(isinstance(each, float) for each in found.values()) else {}
+    return found if all(isinstance(each, float) and each <= 0 for each in found.values()) else {}
 
 
 def parsed(answer: str, options: tuple[str, ...], letters: str) -> str:
