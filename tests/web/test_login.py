@@ -32,6 +32,7 @@ def log_in(page, address, password):
 def test_who_logs_in_chats_though_the_api_has_keys(browser, address):
     page = browser.new_page()
     log_in(page, address, LOGIN[1])
+    page.locator("#composer").wait_for()  # the login leads to the page by itself
     chat = ChatPage(page, address)
     chat.send("Hello there")
     assert chat.wait_for_answer() == "Hello there"
@@ -51,7 +52,7 @@ def test_a_wrong_password_shows_no_page(browser, address):
 def test_a_login_opens_no_api_and_a_key_does(browser, address):
     page = browser.new_page()
     log_in(page, address, LOGIN[1])
-    ChatPage(page, address)
+    page.locator("#composer").wait_for()
     refused = page.request.post(f"{address}/v1/chat/completions", data=QUESTION)
     assert refused.status == 401
     headers = {"authorization": f"Bearer {KEY}"}
