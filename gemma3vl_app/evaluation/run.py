@@ -79,7 +79,7 @@ def evaluate(
     if not isinstance(data, Data):
         data = read_data(suite, data, config=config, split=split, limit=limit)
     items = data.chosen(limit, seed)
-    _check(backend, suite, items)
+    _check(backend, suite, data, items)
     how = _how(backend, suite, data)
     limits = suite.max_new_tokens if max_new_tokens is None else max_new_tokens
     settings = _settings(
@@ -128,9 +128,9 @@ def evaluate(
 _SHOWN_SETTINGS = ("answers", "sampling", "max_new_tokens", "crops", "adapter")
 
 
-def _check(backend: Backend, suite: Suite, items: Sequence[Item]) -> None:
+def _check(backend: Backend, suite: Suite, data: Data, items: Sequence[Item]) -> None:
     """Raise an error for what would go wrong with each item in the same way."""
-    if not suite.choices and any(item.options for item in items):
+    if not suite.choices and any(item.options for item in data.items):
         raise EvaluationError(
             f"The data have options, which {suite.name} does not ask for. Read them for a suite of "
             "multiple choice."
