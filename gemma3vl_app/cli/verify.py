@@ -195,7 +195,7 @@ def _bounds(
 def _two(a: str, b: str, **options: Any) -> Verification:
     """Compare two models, with what is going on told on a terminal."""
     with load.spinner(f"Loading {a}") as status:
-        from gemma3vl_app.faithfulness.verifying import verify as compare
+        from gemma3vl_app.faithfulness.two_models import verify as compare
 
         return compare(a, b, progress=_telling(status.update), **options)
 

@@ -5,6 +5,7 @@ A difference is that of a logit; divergence is KL(reference || found) in nats. K
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -56,9 +57,17 @@ class Bounds:
             ("the mean KL divergence", found.mean_kl, self.max_mean_kl),
         ):
             if most is not None and not value <= most:  # so that not-a-number is over, too
-                times = f", {value / most:,.3g} times as much" if most else ""
+                told = most and math.isfinite(value)
+                times = f", {value / most:,.3g} times as much" if told else ""
                 yield f"{name} is {value:.3g}, over {most:g}{times}"
-        if self.min_top1 is not None and not found.top1 >= self.min_top1:
+        if self.min_top1 is None:
+            return
+        if found.top1 is None:
+            yield (
+                f"top-1 agreement cannot be judged: at none of {found.positions} places one token "
+                "is clearly the reference's likeliest"
+            )
+        elif not found.top1 >= self.min_top1:
             yield (
                 f"top-1 agreement is {found.top1:.2%}, under {self.min_top1:.2%}: "
                 f"{found.decided - found.kept} of {found.decided} likeliest tokens are others"
@@ -90,3 +99,9 @@ FORM_BOUNDS = {
     "int4": Bounds(max_mean_kl=0.5, why=_OVER_A_TEXT),
     "nf4": Bounds(max_mean_kl=0.5, why=_OVER_A_TEXT),
 }
+_OWN_32 = Bounds(max_mean_kl=1e-6, why="")
+_OWN_16 = Bounds(max_mean_kl=1e-2, why="")
+
+
+def own_pass_bounds(weights: str, dtype: str, *, kernels: bool) -> Bounds:
+    return _OWN_32 if dtype == "float32" and kernels else _OWN_16

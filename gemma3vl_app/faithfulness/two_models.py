@@ -76,7 +76,7 @@ def verify(
     and every stored tensor. `revision` and `revision_b` are of the hub. Raises `LoadError`, and
     `VerificationError` where the two cannot be compared.
     """
-    sources = (here(a), here(b))
+    sources = (local_source(a), local_source(b))
     check_weights(weights)
     check_weights(weights_b or weights)
     report = progress or (lambda step: None)
@@ -103,7 +103,7 @@ def verify(
     return replace(found, exceeded=chosen.exceeded(found.total), bounds=chosen.why)
 
 
-def here(source: str | Path) -> str:
+def local_source(source: str | Path) -> str:
     """Return a source as text; raises `VerificationError` for one that a server has."""
     if not isinstance(source, Path) and is_address(source):
         raise VerificationError(

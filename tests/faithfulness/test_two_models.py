@@ -13,7 +13,7 @@ from gemma3vl_app.errors import LoadError, VerificationError
 from gemma3vl_app.faithfulness import reader, record, verify
 from gemma3vl_app.faithfulness.bounds import Bounds
 from gemma3vl_app.faithfulness.measuring import compare_logits
-from gemma3vl_app.faithfulness.verifying import common_columns
+from gemma3vl_app.faithfulness.two_models import common_columns
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 from gemma3vl_app.testing import tiny_checkpoint
