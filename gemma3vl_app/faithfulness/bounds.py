@@ -99,9 +99,23 @@ FORM_BOUNDS = {
     "int4": Bounds(max_mean_kl=0.5, why=_OVER_A_TEXT),
     "nf4": Bounds(max_mean_kl=0.5, why=_OVER_A_TEXT),
 }
-_OWN_32 = Bounds(max_mean_kl=1e-6, why="")
-_OWN_16 = Bounds(max_mean_kl=1e-2, why="")
+
+# Next to transformers' pass in the same form only the order of sums differs, so that these are much
+# tighter: ten times what the built-in prompts gave on the tiny random checkpoint, whose sharpest
+# form they are. There: 6e-5 for bf16, 2.4e-4 where weights of fewer bits meet rows in bfloat16, and
+# differences of 3e-5 in float32, for which 1e-4 is what tests/engine allow.
+_IN_FLOAT32 = Bounds(max_difference=10 * SAME_DIFFERENCE, why="order of sums in float32")
+_IN_BFLOAT16 = Bounds(max_mean_kl=6e-4, why="order of sums in bfloat16")
+_MIXED = Bounds(max_mean_kl=2.5e-3, why="products of few bits with rows in bfloat16")
 
 
 def own_pass_bounds(weights: str, dtype: str, *, kernels: bool) -> Bounds:
-    return _OWN_32 if dtype == "float32" and kernels else _OWN_16
+    """Return how far a path may be from transformers' pass in the same form.
+
+    `dtype` is that of the arithmetic. Without our `kernels`, torch multiplies few rows with 8 bits
+    in bfloat16, and so it does with 4 bits (`int4`) in any case.
+    """
+    if dtype != "float32":
+        return _IN_BFLOAT16 if weights == "bf16" else _MIXED
+    exact = weights in ("fp32", "w16") or (weights != "int4" and kernels)
+    return _IN_FLOAT32 if exact else _MIXED

@@ -82,11 +82,10 @@ class Judge:
         total = self._joined(found, lambda each: each.rows)
         bounds = self._given or FORM_BOUNDS[self._weights]
         exceeded = bounds.exceeded(total)
-        own = None
+        own, own_bounds = None, own_pass_bounds(self._weights, dtype, kernels=kernels)
         if all(each.own_rows is not None for each in found.values()):
             own = self._joined(found, lambda each: each.own_rows)
             if self._given is None:
-                own_bounds = own_pass_bounds(self._weights, dtype, kernels=kernels)
                 over = own_bounds.exceeded(own)
                 exceeded += tuple(f"next to transformers in the same form, {line}" for line in over)
         return replace(
@@ -96,6 +95,7 @@ class Judge:
             features_error=self._features_error(found, features or {}),
             exceeded=exceeded,
             bounds=bounds.why,
+            own_bounds=own_bounds.why if own is not None and self._given is None else "",
         )
 
     def _joined(self, found: dict[int, Found], rows: Callable[[Found], Rows | None]) -> Agreement:

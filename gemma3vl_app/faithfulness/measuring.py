@@ -172,5 +172,5 @@ def _coarse_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     rest_p = (1 - p.exp().sum()).clamp(min=least)
     rest_q = (1 - q.exp().sum()).clamp(min=least)
     named = (p.exp() * (p - q)).sum()
-    kl: torch.Tensor = (named + rest_p * (rest_p.log() - rest_q.log())).clamp(min=0.0)
-    return kl
+    kl: torch.Tensor = named + rest_p * (rest_p.log() - rest_q.log())
+    return kl.clamp(min=0.0) if kl.isfinite() else kl.abs()

@@ -17,7 +17,7 @@ class PathResult:
     `agreement` is with the reference in fp32, `own_pass` with what transformers computes in the
     same form. `agreement` is None where the form is not for this machine, where the path did not
     come about, and where it failed, which counts as over the bound; `note` says why, or what else
-    is to be known. `bounds` says where those come from, `exceeded` what is over them.
+    is to be known. `bounds` and `own_bounds` say where those come from, `exceeded` what is over.
     """
 
     weights: str
@@ -28,6 +28,7 @@ class PathResult:
     features_error: float | None = None
     exceeded: tuple[str, ...] = ()
     bounds: str = ""
+    own_bounds: str = ""
     note: str = ""
 
     @property

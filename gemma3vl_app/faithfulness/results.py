@@ -132,6 +132,11 @@ class Verification:
     deep: Deep | None = None
 
     @property
+    def differs(self) -> bool:
+        """Whether a bound is exceeded, as `PathsVerification` says it."""
+        return bool(self.exceeded)
+
+    @property
     def within(self) -> bool:
         """Whether every bound holds."""
         return not self.exceeded

@@ -80,9 +80,7 @@ def verify(
     check_weights(weights)
     check_weights(weights_b or weights)
     report = progress or (lambda step: None)
-    own = own_prompts(
-        prompts, pictures
-    )  # what is wrong with them comes up before a model is loaded
+    own = own_prompts(prompts, pictures)  # their faults come up before a model is loaded
     with Record() as record:
         first = _record(
             *(sources[0], weights, revision, record, own),
@@ -297,13 +295,14 @@ def common_columns(a: Vocabulary, b: Vocabulary) -> tuple[int, list[str]]:
 
 
 def _add_layers(errors: dict[str, RelativeError], expected: Reading, found: Reading) -> None:
-    for name, outputs in expected.layers.items():
-        if name not in found.layers or outputs.shape != found.layers[name].shape:
+    for name in sorted(expected.layers.keys() | found.layers.keys()):
+        outputs, other = expected.layers.get(name), found.layers.get(name)
+        if outputs is None or other is None or outputs.shape != other.shape:
             raise VerificationError(
                 f"The models are built differently ({name}), so that their layers cannot be "
                 "compared one by one. Leave deep=True out."
             )
-        errors.setdefault(name, RelativeError()).add(outputs, found.layers[name])
+        errors.setdefault(name, RelativeError()).add(outputs, other)
     if expected.features:
         # The projector comes after the tower, which is before the language model.
         error = errors.setdefault("model.multi_modal_projector", RelativeError())
