@@ -39,11 +39,12 @@ class Judge:
         return [reading for _, reading in self._asked]
 
     def results(
-        self, path: str, run: PathRun, *, dtype: str, kernels: bool
+        self, path: str, run: PathRun, about: str, *, dtype: str, kernels: bool
     ) -> Iterator[PathResult]:
         """Yield a result for each crop mode that the prompts have.
 
-        `dtype` is that of the arithmetic, `kernels` whether our compiled ones had their part in it.
+        `about` goes before the path's own note. `dtype` is that of the arithmetic, `kernels`
+        whether our compiled ones had their part in it.
         """
         for crops in CROPS:
             numbers = [at for at, (prompt, _) in enumerate(self._asked) if prompt.crops == crops]
@@ -52,11 +53,11 @@ class Judge:
             found = {at: each for at in numbers if (each := run.found[at]) is not None}
             blank = PathResult(weights=self._weights, path=path, crops=crops, agreement=None)
             if not found:
-                yield replace(blank, note=f"it did not come about: {run.note}")
+                yield replace(blank, note=_joined_notes(about, f"did not come about: {run.note}"))
                 continue
             left_out = len(numbers) - len(found)
             more = f"not at {left_out} of {len(numbers)} prompts" if left_out else ""
-            note = "; ".join(each for each in (run.note, more) if each)
+            note = _joined_notes(about, run.note, more)
             yield self._judged(replace(blank, note=note), found, run.features, dtype, kernels)
 
     def failed(self, path: str, failure: str, note: str = "") -> PathResult:
@@ -66,7 +67,7 @@ class Judge:
             path=path,
             crops="",
             agreement=None,
-            note="; ".join(each for each in (note, failure) if each),
+            note=_joined_notes(note, failure),
             exceeded=(f"not compared: {failure.rstrip('.')}",),
         )
 
@@ -121,3 +122,7 @@ class Judge:
         return features_error(
             [*expected.values()], [features[key].float().cpu() for key in expected]
         )
+
+
+def _joined_notes(*notes: str) -> str:
+    return "; ".join(each for each in notes if each)

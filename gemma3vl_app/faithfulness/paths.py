@@ -7,7 +7,6 @@ form is loaded, each form before the next.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -177,9 +176,6 @@ def _on_paths(
             except (Gemma3VLError, RuntimeError, MemoryError) as error:
                 results.append(judge.failed(name, str(as_told(error)), about))
                 continue
-            told = "; ".join(each for each in (about, run.note) if each)
             kernels = name != NO_KERNELS and _has_kernels()
-            results += judge.results(
-                name, replace(run, note=told), dtype=loaded.plan.dtype, kernels=kernels
-            )
+            results += judge.results(name, run, about, dtype=loaded.plan.dtype, kernels=kernels)
     return results

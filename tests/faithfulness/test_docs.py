@@ -8,7 +8,7 @@ import pytest
 
 from gemma3vl_app import cli
 from gemma3vl_app.faithfulness import paths, reader
-from gemma3vl_app.faithfulness.bounds import FORM_BOUNDS
+from gemma3vl_app.faithfulness.bounds import FORM_BOUNDS, own_pass_bounds
 from gemma3vl_app.faithfulness.engine_paths import AT_ONCE, BY_TRANSFORMERS, NO_KERNELS, PATHS
 
 PAGE = Path(__file__).parents[2] / "docs" / "faithfulness.md"
@@ -67,3 +67,15 @@ def test_the_page_says_the_bounds():
             assert shown[form] == f"mean KL {bounds.max_mean_kl:g}"
         else:
             assert shown[form] == f"difference {bounds.max_difference:g}, top-1 100 %"
+
+
+def test_the_page_says_the_bounds_next_to_the_own_pass():
+    float32, bfloat16, mixed = (cells[1] for cells in rows("arithmetic"))
+    for form in FORM_BOUNDS:
+        slow = own_pass_bounds(form, "bfloat16", kernels=True)
+        assert f"mean KL {slow.max_mean_kl:g}" == (bfloat16 if form == "bf16" else mixed)
+    for form in ("fp32", "w16", "nf4", "int8"):
+        bound = own_pass_bounds(form, "float32", kernels=True)
+        assert f"difference {bound.max_difference:g}" == float32
+    for form, kernels in (("int4", True), ("int8", False), ("nf4", False)):
+        assert f"mean KL {own_pass_bounds(form, 'float32', kernels=kernels).max_mean_kl:g}" == mixed

@@ -50,3 +50,13 @@ def test_for_training_norms_are_transformers_own_and_learn(tiny):
         each for each in model.model.language_model.modules() if isinstance(each, Gemma3RMSNorm)
     ]
     assert all(each.weight.grad is not None and each.weight.grad.abs().max() > 0 for each in text)
+
+
+def test_transformers_own_norms_stand_in_meanwhile():
+    fused = FusedRMSNorm(4)
+    fused.take(torch.tensor([0.5, 0.0, -0.5, 1.0]))
+    model, x = torch.nn.Sequential(fused), torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    with plain_norms(model):
+        assert type(model[0]) is Gemma3RMSNorm
+        assert torch.allclose(model(x), FusedRMSNorm.forward(fused, x))
+    assert type(model[0]) is FusedRMSNorm
