@@ -5,7 +5,7 @@ import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from gemma3vl_app.loading import load_model
-from gemma3vl_app.loading.norms import FusedRMSNorm
+from gemma3vl_app.loading.norms import FusedRMSNorm, plain_norms
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
