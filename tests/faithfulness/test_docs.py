@@ -9,7 +9,7 @@ import pytest
 from gemma3vl_app import cli
 from gemma3vl_app.faithfulness import paths, reader
 from gemma3vl_app.faithfulness.bounds import FORM_BOUNDS, own_pass_bounds
-from gemma3vl_app.faithfulness.engine_paths import AT_ONCE, BY_TRANSFORMERS, NO_KERNELS, PATHS
+from gemma3vl_app.faithfulness.engine_paths import AT_ONCE, NO_KERNELS, PATHS
 
 PAGE = Path(__file__).parents[2] / "docs" / "faithfulness.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ MODELS = {"4b-it", "runs/my-4b", "my-4b.gguf", "demo"}
 @pytest.mark.parametrize("command", COMMANDS, ids=map(shlex.join, COMMANDS))
 def test_the_commands_run(command, tiny, questions, shown, tmp_path, monkeypatch, capsys):
     """On the tiny checkpoint: with one question, in one form, on some paths."""
-    some = (BY_TRANSFORMERS, AT_ONCE, NO_KERNELS)
+    some = (AT_ONCE, NO_KERNELS)
     monkeypatch.setattr(paths, "PATHS", {name: PATHS[name] for name in some})
     told = {**dict.fromkeys(MODELS, str(tiny)), "photos": str(shown)}
     words = [told.get(word, word) for word in command]
@@ -33,7 +33,8 @@ def test_the_commands_run(command, tiny, questions, shown, tmp_path, monkeypatch
         words += ["--prompts", str(questions)]
     if "--against" in words and "--weights" not in words:
         words += ["--weights", "w16"]
-    monkeypatch.setattr(reader, "ANSWER_TOKENS", 3)
+    monkeypatch.setattr(reader, "ANSWER_TOKENS", 2)
+    monkeypatch.setattr(reader, "MOST_POSITIONS", 20)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit) as ended:
