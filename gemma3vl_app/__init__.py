@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors; a test keeps 
     from gemma3vl_app.faithfulness.path_results import PathsVerification as PathsVerification
     from gemma3vl_app.faithfulness.paths import verify_paths as verify_paths
     from gemma3vl_app.faithfulness.results import Verification as Verification
-    from gemma3vl_app.faithfulness.verifying import verify as verify
+    from gemma3vl_app.faithfulness.two_models import verify as verify
     from gemma3vl_app.folders.batch import batch as batch
     from gemma3vl_app.folders.items import BatchItem as BatchItem
     from gemma3vl_app.folders.items import BatchReport as BatchReport
@@ -118,7 +118,7 @@ _CONTENTS = {
     "evaluate": "evaluation.run",
     "Evaluation": "evaluation.results",
     # Faithfulness: is it still the same model
-    "verify": "faithfulness.verifying",
+    "verify": "faithfulness.two_models",
     "verify_paths": "faithfulness.paths",
     "Bounds": "faithfulness.bounds",
     "Verification": "faithfulness.results",

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 from gemma3vl_app import catalog
 from gemma3vl_app.addresses import is_address
-from gemma3vl_app.cli import load
+from gemma3vl_app.cli import load, page
 from gemma3vl_app.cli.completion import complete_model
-from gemma3vl_app.cli.exit_codes import FAILED
+from gemma3vl_app.cli.exit_codes import FAILED, INCOMPLETE
+from gemma3vl_app.cli.messages import in_options
 from gemma3vl_app.cli.verify_tables import paths_report, two_report
-from gemma3vl_app.errors import VerificationError
+from gemma3vl_app.errors import Gemma3VLError, VerificationError
 from gemma3vl_app.plain import plain
 from gemma3vl_app.planning.wishes import check_weights
 
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from gemma3vl_app.faithfulness.bounds import Bounds
     from gemma3vl_app.faithfulness.path_results import PathsVerification
     from gemma3vl_app.faithfulness.results import Verification
+
+logger = logging.getLogger(__name__)
 
 _LOCAL = "A name of `gemma3vl models`, a hub id, a folder or a GGUF file."
 STDOUT = Path("-")
@@ -107,8 +113,8 @@ def verify(
     """Compare two models, or one with itself in fp32, and say whether they are the same.
 
     Both get the same pictures and prompts, one after the other, so one of them has to fit into
-    memory. Exit code 1 where a bound is exceeded; without bounds, the numbers must be the same but
-    for rounding. See docs/faithfulness.md.
+    memory. Exit code 1 where a bound is exceeded, 3 where something could not be compared; without
+    bounds, the numbers must be the same but for rounding. See docs/faithfulness.md.
 
     Example: gemma3vl verify 4b-it my-4b --deep
 
@@ -117,31 +123,66 @@ def verify(
     _check_sides(a, b, against, weights, weights_b, deep=deep, revision_b=revision_b)
     with load.mistakes():
         bounds = _bounds(max_difference, max_kl, max_mean_kl, min_top1)
-    options: dict[str, Any] = {
-        "bounds": bounds,
-        "pictures": pictures,
-        "prompts": prompts,
-        "revision": revision,
-    }
-    found: Verification | PathsVerification
-    if b is None:
-        found = paths = _paths(a, weights=tuple(weights or ()), **options)
-        report = paths_report(paths)
-    else:
-        more = {"weights": (weights or ["fp32"])[0], "weights_b": weights_b}
-        found = two = _two(a, b, **options, **more, revision_b=revision_b, deep=deep)
-        report = two_report(two)
-    if as_json == STDOUT:
-        typer.echo(json.dumps(found.to_dict()))
-    else:
-        console = Console(highlight=False)
-        for part in report:
-            console.print(part)
-        if as_json is not None:
-            _write(as_json, found.to_dict())
+    page.end_tidily_on_signals()  # what was written aside takes up to 1 GB
+    try:
+        if as_json is not None and as_json != STDOUT:
+            _check_writable(as_json)  # before minutes of measuring
+        found, report = _compared(
+            a,
+            b,
+            weights=weights or (),
+            weights_b=weights_b,
+            revision_b=revision_b,
+            deep=deep,
+            bounds=bounds,
+            pictures=pictures,
+            prompts=prompts,
+            revision=revision,
+        )
+        _show(found, report, as_json)
+    except Gemma3VLError as error:  # not the code of models that were found to differ
+        logger.debug("nothing was compared", exc_info=True)
+        _tell(in_options(str(error)))
+        raise typer.Exit(INCOMPLETE) from error
     if found.exceeded:
-        _tell(found.exceeded)
-        raise typer.Exit(FAILED)
+        told = "Not the same" if found.differs else "Not compared"
+        _tell(f"{told}: {_shortened(found.exceeded)}.")
+        raise typer.Exit(FAILED if found.differs else INCOMPLETE)
+
+
+def _compared(
+    a: str,
+    b: str | None,
+    *,
+    weights: Sequence[str],
+    weights_b: str | None,
+    revision_b: str | None,
+    deep: bool,
+    **options: Any,
+) -> tuple[Verification | PathsVerification, Iterator[Table | Text]]:
+    """Compare, and return what was found with what is shown of it."""
+    if b is None:
+        paths = _paths(a, weights=tuple(weights), **options)
+        return paths, paths_report(paths)
+    form = (weights or ("fp32",))[0]
+    more = {"weights": form, "weights_b": weights_b, "revision_b": revision_b, "deep": deep}
+    two = _two(a, b, **options, **more)
+    return two, two_report(two)
+
+
+def _show(
+    found: Verification | PathsVerification,
+    report: Iterator[Table | Text],
+    as_json: Path | None,
+) -> None:
+    if as_json == STDOUT:
+        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
+        return
+    console = Console(highlight=False)
+    for part in report:
+        console.print(part)
+    if as_json is not None:
+        _write(as_json, found.to_dict())
 
 
 def _check_sides(
@@ -195,7 +236,7 @@ def _bounds(
 def _two(a: str, b: str, **options: Any) -> Verification:
     """Compare two models, with what is going on told on a terminal."""
     with load.spinner(f"Loading {a}") as status:
-        from gemma3vl_app.faithfulness.verifying import verify as compare
+        from gemma3vl_app.faithfulness.two_models import verify as compare
 
         return compare(a, b, progress=_telling(status.update), **options)
 
@@ -218,13 +259,27 @@ def _write(file: Path, found: dict[str, Any]) -> None:
 
     try:
         with atomic_file(file) as opened:
-            opened.write(json.dumps(found, indent=1).encode())
+            opened.write(json.dumps(found, indent=1, allow_nan=False).encode())
     except OSError as error:
         raise VerificationError(f"{str(file)!r} cannot be written ({error.strerror}).") from error
 
 
-def _tell(exceeded: Sequence[str]) -> None:
-    """Say on stderr what is over its bound, in one line."""
-    told = "; ".join(exceeded[:MOST_TOLD])
+def _check_writable(file: Path) -> None:
+    """Raise `VerificationError` where no file can be written there."""
+    if file.is_dir():
+        raise VerificationError(f"{str(file)!r} cannot be written (it is a folder).")
+    try:
+        with tempfile.TemporaryFile(dir=file.resolve().parent):
+            pass
+    except OSError as error:
+        raise VerificationError(f"{str(file)!r} cannot be written ({error.strerror}).") from error
+
+
+def _shortened(exceeded: Sequence[str]) -> str:
+    """Return what is over its bound, for one line."""
     more = f"; and {len(exceeded) - MOST_TOLD} more" if len(exceeded) > MOST_TOLD else ""
-    load.stderr.print(Text(plain(f"Not the same: {told}{more}."), style="red"), soft_wrap=True)
+    return "; ".join(exceeded[:MOST_TOLD]) + more
+
+
+def _tell(line: str) -> None:
+    load.stderr.print(Text(plain(line), style="red"), soft_wrap=True)

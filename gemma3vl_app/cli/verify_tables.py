@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -58,22 +59,27 @@ def paths_report(found: PathsVerification) -> Iterator[Table | Text]:
     """Yield what was found about a model's forms and paths."""
     yield _line(f"Reference: {_model(found.reference)}, by transformers")
     yield _line(f"Chosen by itself on this machine: {found.chosen}")
-    table = Table("weights", "path", "crops", *_FIGURES[:-1], "features", "")
+    table = Table("weights", "path", "crops", *_FIGURES[:-1], "own pass", "features", "")
     before = ""
     for each in found.results:
         if before and before != each.weights:
             table.add_section()
         figures = _figures(each.agreement)[:-1] if each.agreement else [""] * 5
-        verdict = "over the bound" if each.exceeded else ""
+        own = _number(each.own_pass.mean_kl if each.own_pass else None)
+        verdict = "failed" if each.failed else "over the bound" if each.exceeded else ""
         told = "; ".join(part for part in (verdict, each.note) if part)
         weights = each.weights if before != each.weights else ""
-        cells = (weights, each.path, each.crops, *figures, _number(each.features_error), told)
+        features = _number(each.features_error)
+        cells = (weights, each.path, each.crops, *figures, own, features, told)
         table.add_row(*map(_cell, cells))
         before = each.weights
     yield table
     for weights, why in {each.weights: each.bounds for each in found.results}.items():
         if why:
             yield _line(f"{weights}: {why}.")
+    own_bounds = {each.own_bounds: None for each in found.results if each.own_bounds}
+    if own_bounds:
+        yield _line(f"Next to transformers in the same form: {'; '.join(own_bounds)}.")
     if found.within:
         yield _line("Every bound holds.")
 
@@ -121,9 +127,14 @@ def _figures(found: Agreement) -> list[str]:
         _number(found.max_difference),
         _number(found.mean_kl),
         _number(found.max_kl),
-        f"{found.top1:.1%}",
+        _share(found.top1),
         ties,
     ]
+
+
+def _share(share: float | None) -> str:
+    """Return a share in percent, rounded down: 100 % is all of them."""
+    return "" if share is None else f"{math.floor(share * 1000) / 10:.1f}%"
 
 
 def _number(value: float | None) -> str:

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from gemma3vl_app.faithfulness.path_results import PathsVerification
     from gemma3vl_app.faithfulness.paths import verify_paths
     from gemma3vl_app.faithfulness.results import Verification
-    from gemma3vl_app.faithfulness.verifying import verify
+    from gemma3vl_app.faithfulness.two_models import verify
 
 __all__ = ["PathsVerification", "Verification", "verify", "verify_paths"]
 _HOMES = {
     "PathsVerification": "path_results",
     "Verification": "results",
-    "verify": "verifying",
+    "verify": "two_models",
     "verify_paths": "paths",
 }
 

@@ -5,6 +5,7 @@ Shapes: n positions, V vocabulary that both models have, k alternatives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,34 +64,37 @@ def _kl(logits: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
     return kl.clamp(min=0.0)
 
 
-def compare_answer(expected: torch.Tensor, tokens: Sequence[Token]) -> Rows:
+def compare_answer(
+    expected: torch.Tensor, tokens: Sequence[Token], answer_ids: Sequence[int]
+) -> Rows:
     """Compare an answer's tokens, with their alternatives, with the reference's logits (n, V).
 
-    Only up to the first token that the reference would not choose: what follows it was predicted
-    from something else. Differences are those of log-probabilities of the alternatives. KL is that
-    of k + 1 cells, the k alternatives and all other tokens together: never more than that of whole
-    distributions, of which an answer tells only the top.
+    Only up to the first token that is not the one of `answer_ids`, which `expected` was computed
+    with: what follows it was predicted from something else. Differences are those of
+    log-probabilities of the alternatives. KL is that of k + 1 cells, the k alternatives and all
+    other tokens together: never more than that of whole distributions, of which an answer tells
+    only the top. What is not a number counts as infinitely far.
     """
     rows = Rows([], [], [], [], [])
-    for logits, token in zip(expected, tokens, strict=False):
-        known = {token.id: token.logprob or 0.0}
+    for logits, token, answer_id in zip(expected, tokens, answer_ids, strict=False):
+        known = {token.id: math.nan if token.logprob is None else token.logprob}
         known |= {each.id: each.logprob for each in token.alternatives}
         ids = [*known]
         reference = logits.double().log_softmax(-1)
         p, q = reference[ids], torch.tensor([known[id] for id in ids], dtype=torch.float64)
         best = logits.topk(2).values.double()
-        rows.differences.append(float((p - q).abs().max()))
-        rows.kl.append(_coarse_kl(p, q))
+        rows.differences.extend(_finite((p - q).abs().amax()[None]))
+        rows.kl.extend(_finite(_coarse_kl(p, q)[None]))
         rows.gaps.append(float(best[0] - best[1]))
         rows.expected.append(int(logits.argmax()))
         rows.found.append(token.id)
-        if token.id != rows.expected[-1]:
+        if token.id != answer_id:
             break
     return rows
 
 
-def agreement(rows: Rows, spot: Place, tokenizer: TextTokenizer) -> Agreement:
-    """Return the figures of one prompt; `spot` says where its positions are."""
+def agreement(rows: Rows, place: Place, tokenizer: TextTokenizer) -> Agreement:
+    """Return the figures of one prompt; `place` says where its positions are."""
     decided = [gap > NEAR_TIE for gap in rows.gaps]
     kept = [a == b for a, b in zip(rows.expected, rows.found, strict=True)]
     worst = max(range(len(rows.kl)), key=lambda row: (rows.kl[row], rows.differences[row]))
@@ -104,7 +108,7 @@ def agreement(rows: Rows, spot: Place, tokenizer: TextTokenizer) -> Agreement:
         kept=both.count((True, True)),
         near_ties=len(decided) - sum(decided),
         near_ties_kept=both.count((False, True)),
-        worst=spot.at(worst, rows, tokenizer) if rows.differences[worst] else None,
+        worst=place.at(worst, rows, tokenizer) if rows.differences[worst] else None,
     )
 
 
@@ -154,12 +158,13 @@ class RelativeError:
 
 
 def _finite(values: torch.Tensor) -> list[float]:
-    found: list[float] = values.nan_to_num(nan=float("inf")).tolist()
+    # Without `posinf`, infinity would become the largest number of its kind.
+    found: list[float] = values.nan_to_num(nan=math.inf, posinf=math.inf).tolist()
     return found
 
 
-def _coarse_kl(p: torch.Tensor, q: torch.Tensor) -> float:
-    """Return KL of log-probabilities (k,) and the cell of all others, whose share is what is left.
+def _coarse_kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Return KL () of log-probabilities (k,) and a cell of all others, whose share is what is left.
 
     By the log-sum inequality at most that of the whole distributions.
     """
@@ -167,4 +172,5 @@ def _coarse_kl(p: torch.Tensor, q: torch.Tensor) -> float:
     rest_p = (1 - p.exp().sum()).clamp(min=least)
     rest_q = (1 - q.exp().sum()).clamp(min=least)
     named = (p.exp() * (p - q)).sum()
-    return max(0.0, float(named + rest_p * (rest_p.log() - rest_q.log())))
+    kl: torch.Tensor = named + rest_p * (rest_p.log() - rest_q.log())
+    return kl.clamp(min=0.0) if kl.isfinite() else kl.abs()

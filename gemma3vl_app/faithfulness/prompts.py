@@ -103,6 +103,7 @@ def own_prompts(file: str | Path | None, folder: str | Path | None) -> tuple[Pro
         prompts = [Prompt(_short(texts), _conversation(texts)) for texts in turns]
     else:
         found = find_pictures(folder)
+        _check_number(len(found.names) * len(CROPS) * len(turns))  # before any is opened
         prompts = [
             Prompt(
                 f"{name}, crops {crops}" + (f": {_short(texts)}" if file else ""),
@@ -112,12 +113,16 @@ def own_prompts(file: str | Path | None, folder: str | Path | None) -> tuple[Pro
             for crops in CROPS
             for texts in turns
         ]
-    if len(prompts) > MOST_PROMPTS:
+    _check_number(len(prompts))
+    return tuple(prompts)
+
+
+def _check_number(prompts: int) -> None:
+    if prompts > MOST_PROMPTS:
         raise VerificationError(
-            f"{len(prompts)} prompts are too many to compare: at most {MOST_PROMPTS}. "
+            f"{prompts} prompts are too many to compare: at most {MOST_PROMPTS}. "
             "Use fewer lines or pictures."
         )
-    return tuple(prompts)
 
 
 def _lines(file: Path) -> Iterator[list[str]]:
@@ -125,7 +130,7 @@ def _lines(file: Path) -> Iterator[list[str]]:
     try:
         if file.stat().st_size > MOST_FILE_BYTES:
             raise VerificationError(f"'{file.name}' is larger than 1 MiB; use fewer prompts.")
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # some editors write a mark first
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise VerificationError(f"'{file.name}' cannot be read ({reason}).") from error

@@ -96,11 +96,10 @@ class Reader:
         """How far the sliding layers look back."""
         return int(self.model.config.get_text_config().sliding_window)
 
-    def take_back(self, features: dict[bytes, torch.Tensor]) -> None:
-        """Take the model back from an engine, with features (T, D) that are known by now."""
+    def take_back(self) -> None:
+        """Take the model back from an engine."""
         attention = "sdpa"
         self.model.set_attn_implementation({"text_config": attention} if self.sees else attention)
-        self._seen.update(features)
 
     def prepare(self, prompt: Prompt) -> PreparedPrompt:
         """Return a prompt's tokens and pictures, as this model is given them.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 Begins = Literal["nowhere", "picture features", "language model", "both"]
 
@@ -50,9 +51,9 @@ class Agreement:
     worst: Spot | None = None
 
     @property
-    def top1(self) -> float:
-        """The share of decided positions with the same likeliest token; 1 where there are none."""
-        return self.kept / self.decided if self.decided else 1.0
+    def top1(self) -> float | None:
+        """The share of decided positions with the same likeliest token; None without any."""
+        return self.kept / self.decided if self.decided else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,17 +132,36 @@ class Verification:
     deep: Deep | None = None
 
     @property
+    def differs(self) -> bool:
+        """Whether a bound is exceeded, as `PathsVerification` says it."""
+        return bool(self.exceeded)
+
+    @property
     def within(self) -> bool:
         """Whether every bound holds."""
         return not self.exceeded
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as JSON-ready data."""
+        """Return all of it as JSON-ready data; what is infinite is the text "Infinity"."""
         plain = {"within": self.within, **asdict(self)}
         plain["total"]["top1"] = self.total.top1
         for given, found in zip(self.prompts, plain["prompts"], strict=True):
             found["agreement"]["top1"] = given.agreement.top1
-        return plain
+        return cast(dict[str, Any], strict(plain))
+
+
+def strict(value: Any) -> Any:
+    """Return plain data as JSON can say it, which has numbers for finite values only.
+
+    Others become texts: a missing value could be taken for one that was not measured.
+    """
+    if isinstance(value, dict):
+        return {name: strict(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def joined(agreements: Sequence[Agreement]) -> Agreement:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch.nn.functional import rms_norm
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
@@ -25,3 +28,18 @@ class FusedRMSNorm(Gemma3RMSNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise vectors (..., D)."""
         return rms_norm(x.float(), self.gain.shape, self.gain, self.eps).type_as(x)
+
+
+@contextmanager
+def plain_norms(model: torch.nn.Module) -> Iterator[None]:
+    """Let transformers' own norms compute in a model meanwhile: to compare the two."""
+    fused: list[torch.nn.Module] = [
+        module for module in model.modules() if isinstance(module, FusedRMSNorm)
+    ]
+    for module in fused:
+        module.__class__ = Gemma3RMSNorm  # it has the stored weight, which is all that one needs
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.__class__ = FusedRMSNorm

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import math
+import signal
 
 import pytest
 
 from gemma3vl_app.cli import verify
 from gemma3vl_app.errors import VerificationError
+from gemma3vl_app.faithfulness import record
 from gemma3vl_app.faithfulness.bounds import SAME, Bounds
 from gemma3vl_app.faithfulness.path_results import PathResult, PathsVerification
 from gemma3vl_app.faithfulness.results import (
@@ -78,7 +81,7 @@ def on_paths(total: Agreement) -> PathsVerification:
         bounds="of a table",
     )
     refused = PathResult(
-        weights="nf4", path="loading", crops="off", agreement=None, note="no kernel here"
+        weights="nf4", path="loading", crops="", agreement=None, note="no kernel here"
     )
     return PathsVerification(reference=side("a"), chosen="w16", results=(measured, refused))
 
@@ -133,6 +136,68 @@ def test_paths_are_shown_with_those_that_are_not_for_this_machine(run, monkeypat
     assert err.startswith("Not the same: int8, disk cache, crops on: the largest difference")
 
 
+def test_what_failed_alone_ends_with_3(run, monkeypatch, wide):
+    failed = PathResult(
+        weights="int4",
+        path="loading",
+        crops="",
+        agreement=None,
+        exceeded=("not compared: no room",),
+    )
+    good = on_paths(EQUAL)
+    found = dataclasses.replace(good, results=(*good.results, failed))
+    monkeypatch.setattr(verify, "_paths", lambda *_, **__: found)
+    code, out, err = run("verify", "demo", "--against", "fp32", "--weights", "int4")
+    assert (code, err) == (3, "Not compared: int4, loading: not compared: no room.\n")
+    assert "Every bound holds" not in out
+    assert "failed" in out
+
+
+def test_not_quite_all_is_not_shown_as_all(run, monkeypatch, wide):
+    nearly = dataclasses.replace(EQUAL, decided=5000, kept=4998)
+    monkeypatch.setattr(verify, "_two", lambda *_, **__: two(nearly))
+    _, out, _ = run("verify", "demo", "4b-it")
+    assert "99.9%" in out and "100.0%" not in out
+
+
+def test_json_has_no_infinity(run, monkeypatch, wide):
+    far = dataclasses.replace(APART, max_difference=math.inf, mean_kl=math.inf)
+    monkeypatch.setattr(verify, "_two", lambda *_, **__: two(far))
+    code, out, err = run("verify", "demo", "4b-it", "--json", "-")
+    assert code == 1
+    assert "is inf, over 0.0001." in err
+    assert json.loads(out, parse_constant=pytest.fail)["total"]["mean_kl"] == "Infinity"
+
+
+@pytest.fixture
+def handlers():
+    """Signals that nobody takes fail a test instead of ending all of them."""
+
+    def untaken(number, _frame):
+        pytest.fail(f"nobody took signal {number}")
+
+    before = {each: signal.signal(each, untaken) for each in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+def test_what_was_written_aside_is_deleted_where_the_command_is_ended(
+    run, monkeypatch, tmp_path, handlers
+):
+    monkeypatch.setattr(record.tempfile, "tempdir", str(tmp_path))
+
+    def ended(*_, **__):
+        with record.Record():
+            assert list(tmp_path.iterdir()) != []
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(verify, "_two", ended)
+    code, _, _ = run("verify", "demo", "4b-it")
+    assert code == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json_goes_to_a_file_or_alone_to_stdout(run, asked, wide, tmp_path):
     code, out, _ = run("verify", "demo", "4b-it", "--json", "-")
     alone = json.loads(out)
@@ -142,10 +207,13 @@ def test_json_goes_to_a_file_or_alone_to_stdout(run, asked, wide, tmp_path):
     assert "two pictures" in out
 
 
-def test_a_file_that_cannot_be_written_is_told(run, asked, tmp_path):
-    code, _, err = run("verify", "demo", "4b-it", "--json", str(tmp_path / "no" / "found.json"))
-    assert code == 1
-    assert "cannot be written" in err
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(run, asked, tmp_path):
+    for file in (tmp_path / "no" / "found.json", tmp_path):
+        code, _, err = run("verify", "demo", "4b-it", "--json", str(file))
+        assert code == 3
+        assert "cannot be written" in err
+    assert asked == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_options_reach_the_comparison(run, asked, tmp_path):
@@ -196,4 +264,4 @@ def test_models_that_cannot_be_compared_are_refused_in_words(run, monkeypatch):
         raise VerificationError("The models' tokenizers differ.")
 
     monkeypatch.setattr(verify, "_two", refuse)
-    assert run("verify", "demo", "4b-it") == (1, "", "The models' tokenizers differ.\n")
+    assert run("verify", "demo", "4b-it") == (3, "", "The models' tokenizers differ.\n")

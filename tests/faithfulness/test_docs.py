@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gemma3vl_app import cli
-from gemma3vl_app.faithfulness import paths
-from gemma3vl_app.faithfulness.bounds import FORM_BOUNDS
-from gemma3vl_app.faithfulness.engine_paths import PATHS
+from gemma3vl_app.faithfulness import paths, reader
+from gemma3vl_app.faithfulness.bounds import FORM_BOUNDS, own_pass_bounds
+from gemma3vl_app.faithfulness.engine_paths import AT_ONCE, NO_KERNELS, PATHS
 
 PAGE = Path(__file__).parents[2] / "docs" / "faithfulness.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ MODELS = {"4b-it", "runs/my-4b", "my-4b.gguf", "demo"}
 @pytest.mark.parametrize("command", COMMANDS, ids=map(shlex.join, COMMANDS))
 def test_the_commands_run(command, tiny, questions, shown, tmp_path, monkeypatch, capsys):
     """On the tiny checkpoint: with one question, in one form, on some paths."""
-    some = ("engine, prompt at once", "without compiled kernels", "written together")
+    some = (AT_ONCE, NO_KERNELS)
     monkeypatch.setattr(paths, "PATHS", {name: PATHS[name] for name in some})
     told = {**dict.fromkeys(MODELS, str(tiny)), "photos": str(shown)}
     words = [told.get(word, word) for word in command]
@@ -33,6 +33,8 @@ def test_the_commands_run(command, tiny, questions, shown, tmp_path, monkeypatch
         words += ["--prompts", str(questions)]
     if "--against" in words and "--weights" not in words:
         words += ["--weights", "w16"]
+    monkeypatch.setattr(reader, "ANSWER_TOKENS", 2)
+    monkeypatch.setattr(reader, "MOST_POSITIONS", 20)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit) as ended:
@@ -66,3 +68,15 @@ def test_the_page_says_the_bounds():
             assert shown[form] == f"mean KL {bounds.max_mean_kl:g}"
         else:
             assert shown[form] == f"difference {bounds.max_difference:g}, top-1 100 %"
+
+
+def test_the_page_says_the_bounds_next_to_the_own_pass():
+    float32, bfloat16, mixed = (cells[1] for cells in rows("arithmetic"))
+    for form in FORM_BOUNDS:
+        slow = own_pass_bounds(form, "bfloat16", kernels=True)
+        assert f"mean KL {slow.max_mean_kl:g}" == (bfloat16 if form == "bf16" else mixed)
+    for form in ("fp32", "w16", "nf4", "int8"):
+        bound = own_pass_bounds(form, "float32", kernels=True)
+        assert f"difference {bound.max_difference:g}" == float32
+    for form, kernels in (("int4", True), ("int8", False), ("nf4", False)):
+        assert f"mean KL {own_pass_bounds(form, 'float32', kernels=kernels).max_mean_kl:g}" == mixed

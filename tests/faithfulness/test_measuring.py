@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from gemma3vl_app.faithfulness.bounds import SAME, Bounds
-from gemma3vl_app.faithfulness.measuring import RelativeError, compare_answer, compare_logits
-from gemma3vl_app.faithfulness.results import Agreement, joined
+from gemma3vl_app.faithfulness.measuring import (
+    Place,
+    RelativeError,
+    agreement,
+    compare_answer,
+    compare_logits,
+)
+from gemma3vl_app.faithfulness.results import Agreement, joined, strict
 from gemma3vl_app.generation import Alternative, Token
 
 
@@ -42,7 +48,7 @@ def test_an_answer_is_compared_up_to_its_first_other_token():
         Token(2, "c", -0.5, (Alternative(1, "b", float(exact[1, 1]) - 1),)),
         Token(0, "a", float(exact[2, 0])),
     ]
-    rows = compare_answer(logits, tokens)
+    rows = compare_answer(logits, tokens, [0, 1, 0])
     assert (rows.expected, rows.found) == ([0, 1], [0, 2])
     assert rows.differences[0] == pytest.approx(0, abs=1e-6)
     assert rows.kl[0] == pytest.approx(0, abs=1e-9)
@@ -59,7 +65,19 @@ def test_what_is_known_of_a_few_tokens_never_exceeds_the_whole_divergence():
             for id, value in zip(ids[0].tolist(), values[0].tolist(), strict=True)
         ]
         token = Token(alternatives[0].id, "", alternatives[0].logprob, tuple(alternatives))
-        assert 0 < compare_answer(p, [token]).kl[0] <= float(kl(p, q)) + 1e-9
+        assert 0 < compare_answer(p, [token], [token.id]).kl[0] <= float(kl(p, q)) + 1e-9
+
+
+@pytest.mark.parametrize("logprob", [math.nan, math.inf, -math.inf, None])
+def test_an_answer_that_is_no_number_is_infinitely_far(logprob):
+    logits = torch.tensor([[3.0, 1.0, 0.0]])
+    rows = compare_answer(logits, [Token(0, "a", logprob)], [0])
+    assert rows.differences == rows.kl == [math.inf]
+
+
+def test_logits_that_are_infinite_are_infinitely_far():
+    rows = compare_logits(torch.zeros(1, 3), torch.tensor([[0.0, math.inf, 0.0]]))
+    assert rows.differences == rows.kl == [math.inf]
 
 
 def test_relative_errors_add_up_over_parts():
@@ -96,6 +114,36 @@ def test_near_ties_do_not_count_against_top_1():
 def test_what_is_over_is_said_with_how_much(changed, said):
     (line,) = SAME.exceeded(figures(**changed))
     assert said in line
+
+
+def test_where_nothing_is_decided_top_1_is_not_judged_and_over():
+    undecided = figures(decided=0, kept=0, near_ties=10)
+    assert undecided.top1 is None
+    (line,) = SAME.exceeded(undecided)
+    assert "cannot be judged" in line
+    assert Bounds(max_kl=1.0).exceeded(undecided) == ()
+
+
+def test_a_reference_that_is_no_number_is_over():
+    rows = compare_logits(torch.full((2, 5), math.nan), torch.zeros(2, 5))
+    place = Place("asked", [0, 1], [1, 2], 1)
+    found = agreement(rows, place, Words())
+    assert found.decided == 0
+    assert Bounds(min_top1=0.0).exceeded(found) and Bounds(max_kl=9.0).exceeded(found)
+
+
+class Words:
+    """As much of a tokenizer as a report asks for."""
+
+    def token_text(self, id: int) -> str:
+        return str(id)
+
+
+def test_what_is_infinite_is_told_as_text_that_any_json_reader_takes():
+    assert strict({"a": [1.0, math.inf], "b": (-math.inf, math.nan, None)}) == {
+        "a": [1.0, "Infinity"],
+        "b": ["-Infinity", "NaN", None],
+    }
 
 
 def test_only_what_is_bounded_is_judged():

@@ -1,24 +1,43 @@
 """Every form and path is compared with the reference; a path that computes wrongly is seen."""
 
 import gc
+import json
+from dataclasses import replace
 
 import pytest
 
-from gemma3vl_app.errors import LoadError, VerificationError
-from gemma3vl_app.faithfulness import paths, reader, verify_paths
+from gemma3vl_app.errors import EngineError, LoadError, VerificationError
+from gemma3vl_app.faithfulness import engine_paths, paths, reader, verify_paths
 from gemma3vl_app.faithfulness.bounds import FORM_BOUNDS, Bounds
-from gemma3vl_app.faithfulness.engine_paths import NO_KERNELS, OF_EVERY_FORM, PATHS
+from gemma3vl_app.faithfulness.engine_paths import (
+    AT_ONCE,
+    BY_TRANSFORMERS,
+    NO_KERNELS,
+    OF_EVERY_FORM,
+    PATHS,
+)
 from gemma3vl_app.loading import compiled
 from gemma3vl_app.loading.norms import FusedRMSNorm
 from tests.faithfulness.conftest import Watched
 
-SOME = ("engine, prompt at once", "written together")
+HAPPENING = ("prefix reused", "disk cache", "written together", "guessed ahead")
 
 
 @pytest.fixture(scope="module")
-def exact(tiny, long_question):
+def two_questions(long_question, tmp_path_factory):
+    """A question that the disk cache finds worth keeping, and a short one."""
+    file = tmp_path_factory.mktemp("asked") / "two.txt"
+    long = long_question.read_text(encoding="utf-8")
+    file.write_text(f"{long}Name three colours of the rainbow.\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def exact(tiny, two_questions):
     """fp32 on every path."""
-    return verify_paths(tiny, weights=["fp32"], prompts=long_question)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "ANSWER_TOKENS", 5)
+        return verify_paths(tiny, weights=["fp32"], prompts=two_questions)
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +51,29 @@ def quantised(tiny, shown, watched):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "load_model", watched.load_model)
         patch.setattr(paths, "load_model", watched.load_model)
+        patch.setattr(reader, "ANSWER_TOKENS", 4)
         return verify_paths(tiny, weights=["int8"], pictures=shown)
+
+
+@pytest.fixture
+def some_paths(monkeypatch):
+    """Run few paths, on short answers."""
+
+    def choose(*names: str, **changed) -> None:
+        monkeypatch.setattr(paths, "PATHS", {name: PATHS[name] for name in names} | changed)
+        monkeypatch.setattr(reader, "ANSWER_TOKENS", 4)
+
+    return choose
 
 
 def test_fp32_is_the_same_on_every_path(exact):
     assert [each.path for each in exact.results] == [name for name in PATHS if name != NO_KERNELS]
-    assert exact.within
+    assert exact.within and exact.compared
     for each in exact.results:
         assert each.agreement.max_difference < 1e-4
         assert each.agreement.top1 == 1
-        assert each.agreement.positions >= 16
+        assert each.agreement.positions >= 5
+        assert (each.own_pass is None) == (each.path == BY_TRANSFORMERS)
 
 
 def notes(found) -> dict[str, str]:
@@ -49,11 +81,43 @@ def notes(found) -> dict[str, str]:
 
 
 def test_what_a_path_is_about_really_happened(exact):
-    known = {path: int(note.split()[0]) for path, note in notes(exact).items() if "known" in note}
-    assert known.keys() == {"prefix reused", "disk cache"}
-    assert min(known.values()) >= 64
-    right, _, guessed = notes(exact)["guessed ahead"].split()[:3]
+    told = notes(exact)
+    assert "tokens were known" in told["prefix reused"]
+    assert told["disk cache"].endswith("not at 1 of 2 prompts")  # the short one
+    assert told["written together"] == "2 of 2 answers in one pass"
+    right, _, guessed = told["guessed ahead"].split()[:3]
     assert 0 < int(right) < int(guessed)  # wrong guesses were taken back, too
+    positions = {each.path: each.agreement.positions for each in exact.results}
+    assert positions["disk cache"] == positions["prefix reused"] / 2
+
+
+def test_a_path_that_did_not_come_about_has_a_reason_and_no_figures(
+    tiny, questions, some_paths, monkeypatch
+):
+    some_paths(AT_ONCE, *HAPPENING)
+    monkeypatch.setattr(engine_paths, "WHOLE", replace(engine_paths.WHOLE, prefix_budget_bytes=0))
+    monkeypatch.setattr(engine_paths.Recorded, "propose", lambda self, wanted: [[] for _ in wanted])
+    found = verify_paths(tiny, weights=["fp32"], prompts=questions)
+    assert {each.path: each.agreement is None for each in found.results} == {
+        AT_ONCE: False,
+        **dict.fromkeys(HAPPENING, True),
+    }
+    assert found.within  # what did not happen breaks no bound
+    told = notes(found)
+    assert "no two answers" in told["written together"]
+    assert "0 of 16 tokens were known" in told["disk cache"]
+    assert "0 of 0 guesses" in told["guessed ahead"]
+
+
+def test_answers_that_do_not_share_a_pass_are_not_called_together(
+    tiny, two_questions, some_paths, monkeypatch
+):
+    some_paths("written together")
+    monkeypatch.setattr(engine_paths.Counting, "note_pass", lambda self, rows, began: None)
+    found = verify_paths(tiny, weights=["fp32"], prompts=two_questions)
+    (only,) = found.results
+    assert only.agreement is None and "0 of 2 answers in one pass" in only.note
+    assert not found.within  # nothing else was compared
 
 
 def test_fewer_bits_are_measured_with_crops_off_and_on_with_fast_paths_and_without(quantised):
@@ -63,9 +127,12 @@ def test_fewer_bits_are_measured_with_crops_off_and_on_with_fast_paths_and_witho
         expected -= {(NO_KERNELS, "off"), (NO_KERNELS, "on")}
     assert shown == expected
     assert quantised.within
-    assert all(each.agreement.mean_kl > 0 for each in quantised.results)
-    assert all(each.features_error < 1e-5 for each in quantised.results)  # the tower stays as it is
-    loading = {each.note for each in quantised.results if each.path == OF_EVERY_FORM[0]}
+    for each in quantised.results:
+        assert each.agreement.mean_kl > 0
+        encodes = each.path in (BY_TRANSFORMERS, AT_ONCE)
+        # The tower stays as it is.
+        assert each.features_error < 1e-5 if encodes else each.features_error is None
+    loading = {each.note for each in quantised.results if each.path == AT_ONCE}
     assert loading == {"output matrix int8", "fast paths of loading off"}
 
 
@@ -77,25 +144,99 @@ def test_given_bounds_replace_those_of_the_table(quantised):
     )
 
 
-def test_a_fast_path_that_computes_wrongly_is_seen(tiny, questions, monkeypatch):
+@pytest.mark.parametrize("form", ["fp32", "int8"])
+def test_a_fast_path_that_computes_wrongly_is_seen(form, tiny, questions, monkeypatch, some_paths):
     right = FusedRMSNorm.forward
-    monkeypatch.setattr(FusedRMSNorm, "forward", lambda norm, x: right(norm, x) * 1.01)
-    monkeypatch.setattr(paths, "PATHS", {name: PATHS[name] for name in (NO_KERNELS, *SOME)})
-    found = verify_paths(tiny, weights=["fp32"], prompts=questions)
-    assert not found.within
-    assert {each.path for each in found.results if each.exceeded} == {*SOME}
-    assert "fp32, engine, prompt at once, crops off: the largest difference" in found.exceeded[0]
+    monkeypatch.setattr(FusedRMSNorm, "forward", lambda norm, x: right(norm, x) * 1.001)
+    some_paths(BY_TRANSFORMERS, AT_ONCE, "written alone")
+    monkeypatch.setattr(paths, "OF_EVERY_FORM", (BY_TRANSFORMERS, AT_ONCE, "written alone"))
+    found = verify_paths(tiny, weights=[form], prompts=questions)
+    assert not found.within and found.differs
+    assert {each.path for each in found.results if each.exceeded} == {AT_ONCE, "written alone"}
+    first = next(each for each in found.results if each.exceeded)
+    assert any("next to transformers in the same form" in line for line in first.exceeded)
+    # What fewer bits cost hides the fault.
+    assert bool(FORM_BOUNDS[form].exceeded(first.agreement)) == (form == "fp32")
 
 
-def test_a_form_that_cannot_run_here_is_told_and_is_not_over_a_bound(tiny, questions, monkeypatch):
-    def refuse(*_, **__):
-        raise LoadError("weights='int4' needs AVX2.")
+def test_features_that_are_gone_are_not_compared(tiny, shown, some_paths, monkeypatch):
+    some_paths(AT_ONCE)
+    monkeypatch.setattr(engine_paths, "WHOLE", replace(engine_paths.WHOLE, feature_budget_bytes=1))
+    found = verify_paths(tiny, weights=["fp32"], pictures=shown)
+    assert [each.features_error for each in found.results] == [None, None]
+    assert found.within
+
+
+def refusing(monkeypatch, why: str, *forms: str) -> None:
+    """Let forms fail to load, or all."""
+    load = paths.load_model
+
+    def refuse(*arguments, **options):
+        if not forms or options["weights"] in forms:
+            raise LoadError(why)
+        return load(*arguments, **options)
 
     monkeypatch.setattr(paths, "load_model", refuse)
+
+
+def test_a_form_that_was_named_and_cannot_be_loaded_is_over_the_bound(tiny, questions, monkeypatch):
+    refusing(monkeypatch, "Memory ran out.")
     found = verify_paths(tiny, weights=["int4"], prompts=questions)
     (only,) = found.results
-    assert (only.agreement, only.note) == (None, "weights='int4' needs AVX2.")
-    assert found.within
+    assert (only.agreement, only.failed, only.note) == (None, True, "Memory ran out.")
+    assert found.exceeded == ("int4, loading: not compared: Memory ran out",)
+    assert not found.within and not found.differs
+
+
+def test_only_forms_that_are_not_made_for_this_machine_are_let_pass(
+    tiny, questions, monkeypatch, some_paths
+):
+    some_paths(AT_ONCE)
+    plan_for = paths.plan_for
+
+    def plan(*arguments, weights="auto", **options):
+        if weights == "nf4":
+            raise LoadError("weights='nf4' is made for others.")
+        return plan_for(*arguments, weights=weights, **options)
+
+    monkeypatch.setattr(paths, "plan_for", plan)
+    monkeypatch.setattr(paths, "FORMS", ("fp32", "int4", "nf4"))
+    refusing(monkeypatch, "It is damaged.", "int4")
+    found = verify_paths(tiny, prompts=questions)
+    assert [(each.weights, each.failed) for each in found.results] == [
+        ("fp32", False),
+        ("int4", True),
+        ("nf4", False),
+    ]
+    assert found.results[-1].note == "weights='nf4' is made for others."
+    assert found.exceeded == ("int4, loading: not compared: It is damaged",)
+    nothing = replace(found, results=found.results[-1:])
+    assert nothing.exceeded == ("none of these forms could be compared on this machine",)
+    assert not nothing.within
+
+
+def test_a_path_or_a_second_load_that_fails_is_told_and_keeps_what_others_found(
+    tiny, questions, some_paths, monkeypatch
+):
+    def fail(_):
+        raise EngineError("The engine was ended.")
+
+    def refuse(*arguments, fast_paths, **options):
+        if not fast_paths:
+            raise LoadError("Memory ran out.")
+        return load(*arguments, fast_paths=fast_paths, **options)
+
+    load = paths.load_model
+    monkeypatch.setattr(paths, "load_model", refuse)
+    some_paths(AT_ONCE, **{"written together": fail})
+    found = verify_paths(tiny, weights=["int8"], prompts=questions)
+    assert [each.failed for each in found.results] == [False, True, True]
+    assert found.exceeded == (
+        "int8, written together: not compared: The engine was ended",
+        "int8, loading: not compared: Memory ran out",
+    )
+    assert found.results[-1].note == "fast paths of loading off; Memory ran out."
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["within"] is False
 
 
 def test_each_model_is_gone_before_the_next_is_loaded(quantised, watched):
@@ -105,7 +246,7 @@ def test_each_model_is_gone_before_the_next_is_loaded(quantised, watched):
 
 
 def test_auto_is_no_form(tiny):
-    with pytest.raises(VerificationError, match="auto"):
+    with pytest.raises(VerificationError, match="'auto' is none of them"):
         verify_paths(tiny, weights=["auto"])
 
 

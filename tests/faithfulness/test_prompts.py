@@ -57,6 +57,20 @@ def test_a_file_that_cannot_be_used_is_refused_in_words(tmp_path, text, said):
         own_prompts(file, None)
 
 
+def test_a_mark_at_the_beginning_of_a_file_is_no_part_of_the_first_prompt(tmp_path):
+    file = tmp_path / "own.txt"
+    file.write_text('["Hello?"]\n', encoding="utf-8-sig")
+    (prompt,) = own_prompts(file, None)
+    assert prompt.conversation.messages[0].text == "Hello?"
+
+
+def test_too_many_pictures_are_refused_before_one_is_opened(tmp_path):
+    for number in range(33):  # twice as many prompts: crops off, and on
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(VerificationError, match="66 prompts are too many"):
+        own_prompts(None, tmp_path)
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     file = tmp_path / "own.txt"
     file.write_bytes(b"\xff\xfe\x00")

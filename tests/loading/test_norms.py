@@ -5,7 +5,7 @@ import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from gemma3vl_app.loading import load_model
-from gemma3vl_app.loading.norms import FusedRMSNorm
+from gemma3vl_app.loading.norms import FusedRMSNorm, plain_norms
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -50,3 +50,13 @@ def test_for_training_norms_are_transformers_own_and_learn(tiny):
         each for each in model.model.language_model.modules() if isinstance(each, Gemma3RMSNorm)
     ]
     assert all(each.weight.grad is not None and each.weight.grad.abs().max() > 0 for each in text)
+
+
+def test_transformers_own_norms_stand_in_meanwhile():
+    fused = FusedRMSNorm(4)
+    fused.take(torch.tensor([0.5, 0.0, -0.5, 1.0]))
+    model, x = torch.nn.Sequential(fused), torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    with plain_norms(model):
+        assert type(model[0]) is Gemma3RMSNorm
+        assert torch.allclose(model(x), FusedRMSNorm.forward(fused, x))
+    assert type(model[0]) is FusedRMSNorm

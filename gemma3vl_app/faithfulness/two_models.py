@@ -76,13 +76,11 @@ def verify(
     and every stored tensor. `revision` and `revision_b` are of the hub. Raises `LoadError`, and
     `VerificationError` where the two cannot be compared.
     """
-    sources = (here(a), here(b))
+    sources = (local_source(a), local_source(b))
     check_weights(weights)
     check_weights(weights_b or weights)
     report = progress or (lambda step: None)
-    own = own_prompts(
-        prompts, pictures
-    )  # what is wrong with them comes up before a model is loaded
+    own = own_prompts(prompts, pictures)  # their faults come up before a model is loaded
     with Record() as record:
         first = _record(
             *(sources[0], weights, revision, record, own),
@@ -103,7 +101,7 @@ def verify(
     return replace(found, exceeded=chosen.exceeded(found.total), bounds=chosen.why)
 
 
-def here(source: str | Path) -> str:
+def local_source(source: str | Path) -> str:
     """Return a source as text; raises `VerificationError` for one that a server has."""
     if not isinstance(source, Path) and is_address(source):
         raise VerificationError(
@@ -297,13 +295,14 @@ def common_columns(a: Vocabulary, b: Vocabulary) -> tuple[int, list[str]]:
 
 
 def _add_layers(errors: dict[str, RelativeError], expected: Reading, found: Reading) -> None:
-    for name, outputs in expected.layers.items():
-        if name not in found.layers or outputs.shape != found.layers[name].shape:
+    for name in sorted(expected.layers.keys() | found.layers.keys()):
+        outputs, other = expected.layers.get(name), found.layers.get(name)
+        if outputs is None or other is None or outputs.shape != other.shape:
             raise VerificationError(
                 f"The models are built differently ({name}), so that their layers cannot be "
                 "compared one by one. Leave deep=True out."
             )
-        errors.setdefault(name, RelativeError()).add(outputs, found.layers[name])
+        errors.setdefault(name, RelativeError()).add(outputs, other)
     if expected.features:
         # The projector comes after the tower, which is before the language model.
         error = errors.setdefault("model.multi_modal_projector", RelativeError())
