@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from transformers import Gemma3ForCausalLM
 
+from gemma3vl_app.conversion.expressible import GLOBAL, SLIDING, is_scaled
+from gemma3vl_app.errors import ConversionError
 from gemma3vl_app.loading.checkpoint import Checkpoint
 from gemma3vl_app.loading.checkpoint_files import config_for
 from gemma3vl_app.loading.loader import build_skeleton
-
-GLOBAL, SLIDING = "full_attention", "sliding_attention"
 
 
 def published_config(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
     """Return config.json as programs from before transformers 5 read it, too.
 
-    A config that is in this form stays as sparse as it is.
+    A config that is in this form stays as sparse as it is. Raises `ConversionError` for scaled
+    positions in sliding layers, which it has no place for.
     """
     config = config_for(checkpoint.config, dtype)
     config.pop("transformers_version", None)
@@ -31,7 +32,7 @@ def published_config(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, An
     parts = {part: config[part] for part in ("text_config", "vision_config") if part in config}
     for part, settings in parts.items():
         plain = _with_plain_rope(settings) if part == "text_config" else settings
-        config[part] = {key: value for key, value in plain.items() if key != "dtype"}
+        config[part] = {k: v for k, v in plain.items() if k not in ("dtype", "torch_dtype")}
     return config
 
 
@@ -53,9 +54,14 @@ def _with_plain_rope(settings: Mapping[str, Any]) -> dict[str, Any]:
     by_layer = result.pop("rope_parameters", None)
     if by_layer is not None:
         everywhere = dict(by_layer.get(GLOBAL, {}))
+        sliding = by_layer.get(SLIDING) or {}
+        if is_scaled(sliding):
+            raise ConversionError(
+                "This model scales positions in its sliding layers, and a config.json as published "
+                "cannot say so. Write 'transformers5', which says everything."
+            )
         result["rope_theta"] = everywhere.pop("rope_theta", None)
-        result["rope_local_base_freq"] = by_layer.get(SLIDING, {}).get("rope_theta")
-        scaled = everywhere.get("rope_type", "default") != "default"
-        result["rope_scaling"] = everywhere if scaled else None
+        result["rope_local_base_freq"] = sliding.get("rope_theta")
+        result["rope_scaling"] = everywhere if is_scaled(everywhere) else None
     result.pop("_sliding_window_pattern", None)  # `layer_types` says it
     return result

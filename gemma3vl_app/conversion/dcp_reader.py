@@ -11,6 +11,7 @@ import dataclasses
 import io
 import math
 import pickle
+import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path, PosixPath, PurePosixPath
@@ -134,20 +135,23 @@ class DcpCheckpoint:
         """Return the values of a tensor from its start on, put together from stored pieces."""
         entry: Any = self.directory.state_dict_metadata[tensor.key]
         result = torch.empty(extent, dtype=tensor.dtype)
-        filled = 0
+        boxes: list[tuple[list[int], list[int]]] = []  # parts that are filled, low to high
         for chunk in entry.chunks:
             low = [max(a, b) for a, b in zip(tensor.start, chunk.offsets, strict=True)]
             ends = zip(tensor.start, extent, chunk.offsets, chunk.sizes, strict=True)
             high = [min(a + n, b + m) for a, n, b, m in ends]
             if any(a >= b for a, b in zip(low, high, strict=True)):
                 continue
+            if any(_overlap(low, high, box) for box in boxes):
+                raise self._damaged(tensor.key)
+            boxes.append((low, high))
             piece = self._piece(tensor, chunk)
             ours, theirs = (
                 tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
                 for origin in (tensor.start, chunk.offsets)
             )
             result[ours] = piece[theirs]
-            filled += math.prod(b - a for a, b in zip(low, high, strict=True))
+        filled = sum(math.prod(b - a for a, b in zip(*box, strict=True)) for box in boxes)
         if filled != result.numel():
             raise self._damaged(tensor.key)
         return result
@@ -159,8 +163,13 @@ class DcpCheckpoint:
             with (self.folder / _plain_name(info.relative_path)).open("rb") as file:
                 file.seek(info.offset)
                 data = io.BytesIO(file.read(info.length))
+            # torch packs nothing: what is packed could unpack to any size
+            with zipfile.ZipFile(data) as records:
+                _require(all(r.compress_type == zipfile.ZIP_STORED for r in records.infolist()))
+            data.seek(0)
             piece: torch.Tensor = torch.load(data, map_location="cpu", weights_only=True)
             _require(isinstance(piece, torch.Tensor) and piece.dtype == tensor.dtype)
+            _require(piece.device.type == "cpu" and piece.layout == torch.strided)
             _require(tuple(piece.shape) == tuple(chunk.sizes))
         except FileNotFoundError as error:
             raise LoadError(f"{self.name!r} lacks a file of its weights. {AGAIN}") from error
@@ -207,9 +216,18 @@ def _check(directory: Any) -> None:
         _require(isinstance(key, str))
         if isinstance(entry, metadata.TensorStorageMetadata):
             _require(isinstance(entry.properties.dtype, torch.dtype))
-            _require(len(entry.size) <= MAX_DIMENSIONS)
+            _require(len(entry.size) <= MAX_DIMENSIONS and _are_sizes(entry.size))
             for chunk in entry.chunks:
                 _require(len(chunk.offsets) == len(chunk.sizes) == len(entry.size))
+                _require(_are_sizes(chunk.offsets) and _are_sizes(chunk.sizes))
+
+
+def _are_sizes(values: Any) -> bool:
+    return all(type(each) is int and each >= 0 for each in values)
+
+
+def _overlap(low: list[int], high: list[int], box: tuple[list[int], list[int]]) -> bool:
+    return all(max(a, c) < min(b, d) for a, b, c, d in zip(low, high, *box, strict=True))
 
 
 def _plain_name(name: str) -> str:

@@ -1,6 +1,7 @@
 """Folders of torch.distributed.checkpoint, written piece by piece by one process.
 
-torch asks for each piece when it is written, so that memory holds one.
+torch asks for each piece when it is written, and holds it until all are: a piece that lies in a
+file as it is takes no memory of its own, one that was joined or rounded does.
 """
 
 from __future__ import annotations

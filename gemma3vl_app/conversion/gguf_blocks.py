@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from gguf import GGMLQuantizationType as Kind
 
+from gemma3vl_app.errors import ConversionError
+
 BLOCK = 32  # numbers of a block, of Q8_0 and of Q4_0
 LOWEST, HIGHEST = -8, 7  # q of a block of Q4_0
 # bf16 keeps 8 bits of the largest number, fp16 11 of d: that leaves up to 8 values of d on each
@@ -44,7 +46,13 @@ def encode(rows: torch.Tensor, kind: Kind) -> npt.NDArray[Any]:
     if kind == Kind.F32:
         return rows.float().numpy()
     if kind == Kind.F16:
-        return rows.to(torch.float16).numpy()
+        half = rows.to(torch.float16)
+        if not half.isfinite().all():
+            raise ConversionError(
+                "This model has weights that f16 has no numbers for: its largest is 65,504. "
+                "Write bf16 or f32."
+            )
+        return half.numpy()
     if kind == Kind.BF16:
         return rows.to(torch.bfloat16).contiguous().view(torch.int16).numpy()
     if kind == Kind.Q4_0:

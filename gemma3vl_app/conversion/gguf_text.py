@@ -7,6 +7,7 @@ from typing import Any
 
 import gguf
 
+from gemma3vl_app.conversion.expressible import check_plain
 from gemma3vl_app.conversion.formats import Report
 from gemma3vl_app.conversion.gguf_file import Entry, StoredType, add_general, entry, write_file
 from gemma3vl_app.conversion.gguf_names import GGUF_TEXT
@@ -80,12 +81,10 @@ def _check_expressible(config: Any) -> None:
     sliding = [kind == "sliding_attention" for kind in config.layer_types]
     hidden_head = config.hidden_size // config.num_attention_heads
     scalar = hidden_head if config.num_hidden_layers == LAYERS_27B else config.head_dim
-    rope_type = config.rope_parameters["full_attention"].get("rope_type")
+    check_plain(config, "a GGUF file")
     for is_wrong, what in (
         (sliding != repeating, f"global layers elsewhere than at every {SLIDING_PATTERN}th"),
         (config.query_pre_attn_scalar != scalar, "another scale of its queries"),
-        (rope_type not in (None, "default", "linear"), f"positions scaled by {rope_type!r}"),
-        (config.final_logit_softcapping is not None, "capped logits"),
     ):
         if is_wrong:
             raise ConversionError(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 
+from gemma3vl_app.conversion.expressible import check_plain
 from gemma3vl_app.conversion.megatron_layers import ROWS_DIVISIBLE_BY
 from gemma3vl_app.loading.gguf_text import SLIDING_PATTERN
 
@@ -39,6 +40,7 @@ def run_config(config: Any, dtype: torch.dtype) -> str:
 
 
 def _text_fields(text: Any) -> dict[str, object]:
+    check_plain(text, "a Megatron checkpoint")
     rope = text.rope_parameters
     return {
         "num_layers": text.num_hidden_layers,

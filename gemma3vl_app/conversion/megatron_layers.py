@@ -22,6 +22,7 @@ from gemma3vl_app.conversion.megatron_names import (
     STATEFUL_OF_LAYER,
     STATEFUL_PROJECTOR,
 )
+from gemma3vl_app.errors import LoadError
 from gemma3vl_app.loading.conversion import HeldTensor, Stored
 
 ROWS_DIVISIBLE_BY = 1 << 7  # make_vocab_size_divisible_by of Megatron Bridge's Gemma 3
@@ -80,17 +81,23 @@ def empty_states(tensors: Mapping[str, Stored]) -> list[str]:
     ]
 
 
-def by_layer(stored: Mapping[str, DcpTensor], vocabulary: int) -> dict[str, Stored]:
+def by_layer(stored: Mapping[str, DcpTensor], *, vocabulary: int, layers: int) -> dict[str, Stored]:
     """Return a checkpoint's tensors with a name for each layer, and without what is no weight.
 
-    `vocabulary` rows of the embeddings are kept. States of an optimizer are left out.
+    `vocabulary` rows of the embeddings are kept. States of an optimizer are left out. Raises
+    `LoadError` for another number of layers than the model's `layers`.
     """
     result: dict[str, Stored] = {}
     for key, tensor in stored.items():
         if key.startswith(OPTIMIZER):
             continue
         if (found := STACK.match(key)) is not None:
-            for layer in range(tensor.shape[0]):
+            if not tensor.shape or tensor.shape[0] != layers:
+                raise LoadError(
+                    f"{ascii(key)[:80]} is not of {layers} layers, as config.json says. The two do "
+                    "not belong together: copy the model again."
+                )
+            for layer in range(layers):
                 result[f"{found[1]}{layer}.{found[2]}"] = tensor.layer(layer)
         elif key.endswith(EMBEDDINGS):
             result[key] = tensor.first_rows(vocabulary)

@@ -53,12 +53,12 @@ def open_megatron(source: str | Path) -> Source:
             f"{iteration.name} of {name!r} is not in the format torch_dist, or not complete: "
             f"{DIRECTORY} is missing. Save it with ckpt_format=torch_dist."
         )
-    rows = build_skeleton(checkpoint).config.get_text_config().vocab_size
+    text = build_skeleton(checkpoint).config.get_text_config()
     stored = open_dcp(iteration, name)
     digest = hashlib.sha256((iteration / DIRECTORY).read_bytes()).hexdigest()
     return Source(
         checkpoint=checkpoint,
-        tensors=by_layer(stored.tensors, rows),
+        tensors=by_layer(stored.tensors, vocabulary=text.vocab_size, layers=text.num_hidden_layers),
         knows=f"A Gemma 3 checkpoint of Megatron-Core, {name!r}.",
         fingerprint=digest,
         revision=f"files:{digest[:16]}",

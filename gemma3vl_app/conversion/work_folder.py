@@ -53,7 +53,8 @@ def check_room(target: Path, needs_bytes: int) -> None:
     work = work_folder_of(target)
     there = sum(each.stat().st_size for each in work.rglob("*") if each.is_file())
     missing = needs_bytes + SMALL_FILES_BYTES - there
-    free = shutil.disk_usage(work.parent).free
+    here = next(each for each in work.parents if each.exists())
+    free = shutil.disk_usage(here).free
     if missing > free:
         raise ConversionError(
             f"{target.name!r} needs {missing / 2**30:.1f} GiB of disk space, and "
@@ -71,9 +72,9 @@ def growing_folder(target: Path, recipe: Mapping[str, object], needs_bytes: int)
     """
     work = work_folder_of(target)
     try:
+        check_room(target, needs_bytes)
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(work):
-            check_room(target, needs_bytes)
             _prepare(work, recipe)
             yield work
             if target.is_dir():
@@ -83,10 +84,21 @@ def growing_folder(target: Path, recipe: Mapping[str, object], needs_bytes: int)
                 (target / NOTE).unlink()  # last: without it the work would be begun anew
     except OSError as error:
         why = error.strerror or type(error).__name__
+        if error.filename and not _is_ours(str(error.filename), target):
+            raise ConversionError(
+                f"{Path(error.filename).name!r} of the source cannot be read: {why}. Bring it "
+                "back; then the same command goes on where it stopped."
+            ) from error
         raise ConversionError(
             f"{target.name!r} cannot be written: {why}. Free some disk space or choose another "
             "folder; on the same disk, the same command goes on where it stopped."
         ) from error
+
+
+def _is_ours(file: str, target: Path) -> bool:
+    """Whether a file is the target's, or on the way to it, and not the source's."""
+    ours = (str(target), str(work_folder_of(target)))
+    return file.startswith(ours) or Path(file) in target.parents
 
 
 @contextlib.contextmanager

@@ -249,6 +249,22 @@ def test_where_a_disk_is_mounted_is_no_target(small, tmp_path, monkeypatch):
         convert(small, tmp_path / "out")
 
 
+def test_a_file_of_the_source_that_is_gone_is_not_blamed_on_the_target(tmp_path):
+    with (
+        pytest.raises(ConversionError, match=r"'gone\.json' of the source cannot be read"),
+        work_folder.growing_folder(tmp_path / "out", {}, 0),
+    ):
+        (tmp_path / "gone.json").read_text()
+
+
+def test_where_there_is_no_room_no_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(0))
+    growing = work_folder.growing_folder(tmp_path / "a" / "b" / "out", {}, 1000)
+    with pytest.raises(ConversionError, match="disk space"), growing:
+        pass
+    assert not (tmp_path / "a").exists()
+
+
 def test_the_note_is_not_written_again(tmp_path, work):
     for _ in range(2):
         with pytest.raises(ValueError), work_folder.growing_folder(tmp_path / "out", {}, 0):

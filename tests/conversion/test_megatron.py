@@ -1,9 +1,11 @@
 """Checkpoints of Megatron-Core: there and back bit by bit, by Megatron's names, running no code."""
 
+import dataclasses
 import io
 import json
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -396,12 +398,71 @@ def test_what_is_megatrons_own_in_a_directory_does_nothing(written, tmp_path):
 def test_a_checkpoint_that_megatron_core_wrote_is_read():
     """By dist_checkpointing of megatron-core 0.16.1, whose directory holds plans of its own."""
     checkpoint = open_dcp(Path(__file__).parent / "megatron_core_iter", "by Megatron-Core")
-    layers = by_layer(checkpoint.tensors, vocabulary=1)
+    layers = by_layer(checkpoint.tensors, vocabulary=1, layers=2)
     assert len(layers) == 3
     for layer in range(2):
         name = f"language_model.decoder.layers.{layer}.mlp.linear_fc2.weight"
         expected = torch.arange(32.0).reshape(4, 8) + 100 * layer
         assert torch.equal(layers[name].read(), expected.to(torch.bfloat16))
+
+
+def one_tensor(folder, weight):
+    """A folder of one tensor "w", and what its directory says of its pieces."""
+    write_dcp(folder, in_pieces({"w": HeldTensor(weight), **LAYER}), [], lambda piece: None)
+    checkpoint = open_dcp(folder, "one")
+    return checkpoint, checkpoint.directory.state_dict_metadata["w"]
+
+
+LAYER = {"decoder.layers.0.mlp.linear_fc2.weight": HeldTensor(torch.ones(2, 2))}
+
+
+def test_pieces_that_overlap_are_damage_and_not_filled_up_with_anything(tmp_path):
+    checkpoint, entry = one_tensor(tmp_path, torch.ones(4, 2))
+    (index,) = (each for each in checkpoint.directory.storage_data if each.fqn == "w")
+    half = dataclasses.replace(entry.chunks[0], sizes=torch.Size([2, 2]))
+    entry.chunks[:] = [half, half]
+    torch.save(torch.ones(2, 2), tmp_path / "half")
+    info = checkpoint.directory.storage_data[index]
+    info.relative_path, info.offset = "half", 0
+    info.length = (tmp_path / "half").stat().st_size
+    with pytest.raises(LoadError, match="is damaged"):
+        checkpoint.tensors["w"].read()
+
+
+def test_a_packed_piece_is_not_unpacked(tmp_path):
+    checkpoint, _ = one_tensor(tmp_path, torch.zeros(4, 2))
+    (index,) = (each for each in checkpoint.directory.storage_data if each.fqn == "w")
+    torch.save(torch.zeros(4, 2), tmp_path / "plain")
+    with (
+        zipfile.ZipFile(tmp_path / "plain") as plain,
+        zipfile.ZipFile(tmp_path / "packed", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for record in plain.namelist():
+            packed.writestr(record, plain.read(record))
+    info = checkpoint.directory.storage_data[index]
+    info.offset = 0
+    for name, is_read in (("plain", True), ("packed", False)):
+        info.relative_path, info.length = name, (tmp_path / name).stat().st_size
+        if is_read:
+            assert checkpoint.tensors["w"].read().shape == (4, 2)
+        else:
+            with pytest.raises(LoadError, match="is damaged"):
+                checkpoint.tensors["w"].read()
+
+
+@pytest.mark.parametrize("offset", ["0", -1, 1.5, True])
+def test_a_directory_whose_places_are_no_numbers_is_damaged(tmp_path, offset):
+    checkpoint, entry = one_tensor(tmp_path, torch.ones(4, 2))
+    entry.chunks[0] = dataclasses.replace(entry.chunks[0], offsets=(offset, 0))
+    (tmp_path / DIRECTORY).write_bytes(pickle.dumps(checkpoint.directory))
+    with pytest.raises(LoadError, match="is damaged"):
+        open_dcp(tmp_path, "one")
+
+
+def test_a_stack_of_more_layers_than_the_model_has_is_refused(tmp_path):
+    checkpoint, _ = one_tensor(tmp_path, torch.ones(4, 2))
+    with pytest.raises(LoadError, match="is not of 7 layers"):
+        by_layer(checkpoint.tensors, vocabulary=1, layers=7)
 
 
 # --- memory and interruption ---
@@ -428,7 +489,7 @@ def test_a_part_of_a_tensor_reads_only_the_pieces_it_touches(tmp_path):
     # The first layer's piece is lost: the second can still be read
     (lost,) = (i for i in checkpoint.directory.storage_data if tuple(i.offset) == (0, 0, 0))
     checkpoint.directory.storage_data[lost].relative_path = "lost"
-    layers = by_layer(checkpoint.tensors, vocabulary=1)
+    layers = by_layer(checkpoint.tensors, vocabulary=1, layers=2)
     assert torch.equal(layers["decoder.layers.1.mlp.linear_fc2.weight"].read(), weight + 100)
     with pytest.raises(LoadError):
         stacked.read()
