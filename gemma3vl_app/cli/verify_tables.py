@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     )
 
 _FIGURES = ("places", "difference", "mean KL", "max KL", "same top-1", "near ties")
+_LONG_HEADINGS = ("same top-1", "near ties", "own pass")  # two lines, so that 80 columns do
 _MOST_WEIGHTS = 10
 _BEGINS = {
     "nowhere": "Picture features and language model are the same.",
@@ -35,12 +37,12 @@ def two_report(found: Verification) -> Iterator[Table | Text]:
     """Yield what was found about two models."""
     yield _line(f"A: {_model(found.a)}")
     yield _line(f"B: {_model(found.b)}")
-    table = Table("prompt", "crops", "pictures", *_FIGURES, "features")
+    table = _table("prompt", "crops", *_FIGURES, "features")
     for each in found.prompts:
-        cells = (each.name, each.crops, str(each.pictures), *_figures(each.agreement))
+        cells = (each.name, each.crops, *_figures(each.agreement))
         table.add_row(*map(_cell, (*cells, _number(each.features_error))))
     table.add_section()
-    table.add_row(*map(_cell, ("all", "", "", *_figures(found.total), "")))
+    table.add_row(*map(_cell, ("all", "", *_figures(found.total), "")))
     yield table
     for note in found.notes:
         yield _line(note)
@@ -59,7 +61,7 @@ def paths_report(found: PathsVerification) -> Iterator[Table | Text]:
     """Yield what was found about a model's forms and paths."""
     yield _line(f"Reference: {_model(found.reference)}, by transformers")
     yield _line(f"Chosen by itself on this machine: {found.chosen}")
-    table = Table("weights", "path", "crops", *_FIGURES[:-1], "own pass", "features", "")
+    table = _table("weights", "path", "crops", *_FIGURES[:-1], "own pass", "features", "")
     before = ""
     for each in found.results:
         if before and before != each.weights:
@@ -85,7 +87,7 @@ def paths_report(found: PathsVerification) -> Iterator[Table | Text]:
 
 
 def _deep(deep: Deep) -> Iterator[Table | Text]:
-    table = Table("output of", "relative error", "times the one before")
+    table = _table("output of", "relative error", "times the one before")
     for each in deep.layers:
         growth = "" if each.growth is None else f"{each.growth:.3g}"
         table.add_row(*map(_cell, (each.name, _number(each.error), growth)))
@@ -103,6 +105,15 @@ def _deep(deep: Deep) -> Iterator[Table | Text]:
         yield _line("All stored weights that were compared are equal.")
     if deep.unread:
         yield _line(f"Stored in fewer bits, so not compared: {deep.unread:,} tensors.")
+
+
+def _table(*columns: str) -> Table:
+    """Return an empty table with these columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in columns:
+        is_long = column in _LONG_HEADINGS
+        table.add_column(column.replace(" ", "\n") if is_long else column, overflow="fold")
+    return table
 
 
 def _model(model: Compared) -> str:
