@@ -6,6 +6,7 @@ Pure data: no torch, no threads. The running counterpart is `gemma3vl_app.stream
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -167,3 +168,6 @@ class Progress:
     total: int
     unit: str
     message: str = ""
+
+
+Report = Callable[[Progress], None]  # who is told how far a long job is

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -13,7 +14,7 @@ from rich.text import Text
 from gemma3vl_app.plain import plain
 
 if TYPE_CHECKING:
-    from gemma3vl_app.faithfulness.path_results import PathsVerification
+    from gemma3vl_app.faithfulness.path_results import PathResult, PathsVerification
     from gemma3vl_app.faithfulness.results import (
         Agreement,
         Compared,
@@ -61,29 +62,38 @@ def paths_report(found: PathsVerification) -> Iterator[Table | Text]:
     """Yield what was found about a model's forms and paths."""
     yield _line(f"Reference: {_model(found.reference)}, by transformers")
     yield _line(f"Chosen by itself on this machine: {found.chosen}")
-    table = _table("weights", "path", "crops", *_FIGURES[:-1], "own pass", "features", "")
-    before = ""
-    for each in found.results:
-        if before and before != each.weights:
-            table.add_section()
-        figures = _figures(each.agreement)[:-1] if each.agreement else [""] * 5
-        own = _number(each.own_pass.mean_kl if each.own_pass else None)
-        verdict = "failed" if each.failed else "over the bound" if each.exceeded else ""
-        told = "; ".join(part for part in (verdict, each.note) if part)
-        weights = each.weights if before != each.weights else ""
-        features = _number(each.features_error)
-        cells = (weights, each.path, each.crops, *figures, own, features, told)
-        table.add_row(*map(_cell, cells))
-        before = each.weights
-    yield table
-    for weights, why in {each.weights: each.bounds for each in found.results}.items():
-        if why:
-            yield _line(f"{weights}: {why}.")
+    for weights, results in itertools.groupby(found.results, key=lambda each: each.weights):
+        yield from _form(weights, list(results))
+    yield _line("")
     own_bounds = {each.own_bounds: None for each in found.results if each.own_bounds}
     if own_bounds:
         yield _line(f"Next to transformers in the same form: {'; '.join(own_bounds)}.")
     if found.within:
         yield _line("Every bound holds.")
+
+
+def _form(weights: str, results: Sequence[PathResult]) -> Iterator[Table | Text]:
+    """Yield a table of one form of the weights, and below it what the paths have to say."""
+    measured = [each for each in results if each.agreement is not None]
+    why = next((each.bounds for each in measured if each.bounds), "")
+    yield _line(f"\n{weights} (bound: {why})" if why else f"\n{weights}")
+    table = _table("path", *_FIGURES[:-1], "own pass", "features")
+    for each in measured:
+        verdict = "\nover the bound" if each.exceeded else ""
+        figures = _figures(each.agreement)[:-1] if each.agreement else []
+        own = _number(each.own_pass.mean_kl if each.own_pass else None)
+        cells = (_row(each) + verdict, *figures, own, _number(each.features_error))
+        table.add_row(*map(_cell, cells))
+    if measured:
+        yield table
+    for each in results:
+        told = "; ".join(part for part in ("failed" if each.failed else "", each.note) if part)
+        if told:
+            yield _line(f"{_row(each)}: {told}")
+
+
+def _row(result: PathResult) -> str:
+    return f"{result.path}, crops {result.crops}" if result.crops else result.path
 
 
 def _deep(deep: Deep) -> Iterator[Table | Text]:

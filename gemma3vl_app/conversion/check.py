@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from gemma3vl_app.conversion.formats import Report
 from gemma3vl_app.conversion.opening import open_for_conversion
 from gemma3vl_app.errors import ConversionError
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.sources import Source
 
 
@@ -19,7 +18,7 @@ def check_same(source: Source, written: Path, report: Report) -> None:
     Raises `ConversionError` with the first weight that differs.
     """
     result, _ = open_for_conversion(written)
-    total = sum(each.nbytes for each in source.tensors.values())
+    total = source.weight_bytes
     done = 0
     for name, expected in source.tensors.items():
         report(Progress("check", done, total, "bytes", "Comparing with the source"))

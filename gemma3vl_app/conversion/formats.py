@@ -7,24 +7,21 @@ This module is read for the command line's help: what a format needs is imported
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Protocol, cast
 
 from gemma3vl_app.conversion.options import GGUF_TYPES, PRECISIONS, Options
 from gemma3vl_app.errors import ConversionError
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Report
 
 if TYPE_CHECKING:
     from gemma3vl_app.loading.sources import Source
 
-Report = Callable[[Progress], None]
-
 
 class Writer(Protocol):
-    """What a format's module has."""
+    """What writes a format: a module with these two functions, or an object with these methods."""
 
     def write(self, source: Source, target: Path, options: Options, report: Report) -> None:
         """Write `source` into the folder `target`, and leave alone what is finished there.
@@ -43,7 +40,7 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A form of a checkpoint; `module` (of this package) writes it and is a `Writer`.
+    """A form of a checkpoint; `writer_name` is a module of this package, or a value in one.
 
     `lossless` forms give every weight back bit by bit, so that a conversion can be checked.
     """
@@ -51,12 +48,12 @@ class Format:
     name: str
     about: str
     lossless: bool
-    module: str
+    writer_name: str
     needs_adapter: bool = False
 
     def writer(self) -> Writer:
         """Import and return what writes it."""
-        return cast(Writer, import_module(f"{__package__}.{self.module}"))
+        return cast(Writer, resolve_name(f"{__package__}.{self.writer_name}"))
 
 
 FORMATS = {
@@ -66,38 +63,38 @@ FORMATS = {
             name="hub",
             about="as Google publishes it: for this program and most others",
             lossless=True,
-            module="hub_folder",
+            writer_name="safetensors_folder:AS_PUBLISHED",
         ),
         Format(
             name="transformers5",
             about="names and config of transformers 5 in memory",
             lossless=True,
-            module="transformers5_folder",
+            writer_name="safetensors_folder:AS_TRANSFORMERS5",
         ),
         Format(
             name="merged",
             about="as hub, with an adapter folded in",
             lossless=True,
-            module="hub_folder",
+            writer_name="safetensors_folder:AS_PUBLISHED",
             needs_adapter=True,
         ),
         Format(
             name="nf4",
             about="as hub, the text layers' matrices in 4 bits by bitsandbytes",
             lossless=False,
-            module="nf4_folder",
+            writer_name="nf4_folder",
         ),
         Format(
             name="gguf",
             about="for llama.cpp: a GGUF file, and an mmproj file for pictures",
             lossless=False,
-            module="gguf_files",
+            writer_name="gguf_files",
         ),
         Format(
             name="megatron",
             about="for training with Megatron Bridge: a torch_dist checkpoint",
             lossless=True,
-            module="megatron_folder",
+            writer_name="megatron_folder",
         ),
     )
 }

@@ -17,11 +17,10 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import LlamaFileType
 
 from gemma3vl_app import catalog
-from gemma3vl_app.conversion.formats import Report
 from gemma3vl_app.conversion.gguf_blocks import encode, fits, stored_bytes
 from gemma3vl_app.conversion.options import GgufType
 from gemma3vl_app.conversion.shard_files import UNFINISHED
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.conversion import Stored
 from gemma3vl_app.loading.sources import Source
 

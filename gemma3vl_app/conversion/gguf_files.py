@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gemma3vl_app.conversion.formats import Report
 from gemma3vl_app.conversion.gguf_file import TEXT_TYPES
 from gemma3vl_app.conversion.gguf_mmproj import (
     TOWER_TYPES,
@@ -15,6 +14,7 @@ from gemma3vl_app.conversion.gguf_mmproj import (
 )
 from gemma3vl_app.conversion.gguf_text import text_entries, write_text
 from gemma3vl_app.conversion.options import Options
+from gemma3vl_app.generation import Report
 from gemma3vl_app.loading.sources import Source
 
 LONGEST_NAME = 100  # of a file, without type and ending

@@ -13,7 +13,6 @@ from typing import Any
 import gguf
 from gguf import GGMLQuantizationType as Kind
 
-from gemma3vl_app.conversion.formats import Report
 from gemma3vl_app.conversion.gguf_file import (
     BF16,
     F16,
@@ -27,6 +26,7 @@ from gemma3vl_app.conversion.gguf_file import (
 from gemma3vl_app.conversion.gguf_names import GGUF_VISION
 from gemma3vl_app.conversion.names import MEMORY_PROJECTOR, MEMORY_TOWER, to_file
 from gemma3vl_app.conversion.options import GgufType
+from gemma3vl_app.generation import Report
 from gemma3vl_app.loading.gguf_vision import POOLING
 from gemma3vl_app.loading.loader import build_skeleton
 from gemma3vl_app.loading.sources import Source

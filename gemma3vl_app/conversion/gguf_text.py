@@ -8,12 +8,12 @@ from typing import Any
 import gguf
 
 from gemma3vl_app.conversion.expressible import check_plain
-from gemma3vl_app.conversion.formats import Report
 from gemma3vl_app.conversion.gguf_file import Entry, StoredType, add_general, entry, write_file
 from gemma3vl_app.conversion.gguf_names import GGUF_TEXT
 from gemma3vl_app.conversion.gguf_tokenizer import add_tokenizer, chat_template, read_vocabulary
 from gemma3vl_app.conversion.names import MEMORY_PROJECTOR, MEMORY_TOWER, to_file
 from gemma3vl_app.errors import ConversionError
+from gemma3vl_app.generation import Report
 from gemma3vl_app.loading.gguf_text import LAYERS_27B, SLIDING_PATTERN
 from gemma3vl_app.loading.loader import build_skeleton
 from gemma3vl_app.loading.sources import Source

@@ -14,7 +14,6 @@ import torch
 from gemma3vl_app.conversion.config_forms import published_config
 from gemma3vl_app.conversion.dcp_reader import DIRECTORY
 from gemma3vl_app.conversion.dcp_writer import write_dcp
-from gemma3vl_app.conversion.formats import Report
 from gemma3vl_app.conversion.megatron_config import run_config
 from gemma3vl_app.conversion.megatron_layers import Piece, empty_states, in_pieces
 from gemma3vl_app.conversion.megatron_names import megatron_table
@@ -22,7 +21,7 @@ from gemma3vl_app.conversion.names import to_file
 from gemma3vl_app.conversion.options import Options
 from gemma3vl_app.conversion.settings_files import main_dtype, write_settings
 from gemma3vl_app.conversion.shard_files import whole_file
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.conversion import Stored
 from gemma3vl_app.loading.loader import build_skeleton
 from gemma3vl_app.loading.sources import Source
@@ -59,7 +58,7 @@ def write(source: Source, target: Path, options: Options, report: Report) -> Non
 
 def needs_bytes(source: Source, options: Options) -> int:
     """Return the size of the weights."""
-    return sum(each.nbytes for each in source.tensors.values())
+    return source.weight_bytes
 
 
 def _named(source: Source) -> dict[str, Stored]:

@@ -27,19 +27,22 @@ def is_megatron(source: str | Path) -> bool:
     folder = Path(source).expanduser()
     if catalog.find(str(source)) or not folder.is_dir() or any(folder.glob("model*.safetensors")):
         return False
-    return (folder / TRACKER).is_file() or any(
-        ITERATION.fullmatch(each.name) and (each / DIRECTORY).is_file() for each in folder.iterdir()
+    return (
+        _is_iteration(folder)
+        or (folder / TRACKER).is_file()
+        or any(_is_iteration(each) for each in folder.iterdir())
     )
 
 
 def open_megatron(source: str | Path) -> Source:
-    """Open the latest iteration in a folder of Megatron-Core's checkpoints; nothing large is read.
+    """Open an iteration's folder, or the latest iteration in a folder of Megatron-Core's.
 
-    Raises `LoadError` where the model's own small files are missing, and for weights that are
-    damaged or of another format.
+    Nothing large is read. Raises `LoadError` where the model's own small files are missing, and for
+    weights that are damaged or of another format.
     """
-    folder = Path(source).expanduser()
-    name = folder.resolve().name
+    given = Path(source).expanduser().resolve()
+    folder = given.parent if _is_iteration(given) else given
+    name = folder.name
     if missing := [n for n in ("config.json", "tokenizer.json") if not (folder / n).is_file()]:
         raise LoadError(
             f"{name!r} holds Megatron's weights without {missing[0]}. Copy all small files "
@@ -47,7 +50,7 @@ def open_megatron(source: str | Path) -> Source:
             "conversion.json), chat_template.jinja and tokenizer.model."
         )
     checkpoint = open_checkpoint(folder)
-    iteration = _latest(folder, name)
+    iteration = given if given != folder else _latest(folder, name)
     if not (iteration / DIRECTORY).is_file():
         raise LoadError(
             f"{iteration.name} of {name!r} is not in the format torch_dist, or not complete: "
@@ -63,6 +66,10 @@ def open_megatron(source: str | Path) -> Source:
         fingerprint=digest,
         revision=f"files:{digest[:16]}",
     )
+
+
+def _is_iteration(folder: Path) -> bool:
+    return bool(ITERATION.fullmatch(folder.resolve().name)) and (folder / DIRECTORY).is_file()
 
 
 def _latest(folder: Path, name: str) -> Path:

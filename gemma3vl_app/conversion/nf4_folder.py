@@ -14,13 +14,13 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from gemma3vl_app.conversion.config_forms import published_config
-from gemma3vl_app.conversion.formats import Report
 from gemma3vl_app.conversion.names import HUB, to_file
 from gemma3vl_app.conversion.options import Options
 from gemma3vl_app.conversion.quantised import Dequantised
 from gemma3vl_app.conversion.settings_files import main_dtype, write_settings
 from gemma3vl_app.conversion.shard_files import Unit, plain_units, write_shards
 from gemma3vl_app.errors import ConversionError
+from gemma3vl_app.generation import Report
 from gemma3vl_app.loading import nf4
 from gemma3vl_app.loading.conversion import Stored
 from gemma3vl_app.loading.loader import build_skeleton, text_matrices

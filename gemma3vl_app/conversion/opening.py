@@ -19,9 +19,9 @@ from gemma3vl_app.conversion.megatron_names import megatron_table
 from gemma3vl_app.conversion.megatron_opening import is_megatron, open_megatron
 from gemma3vl_app.conversion.names import READABLE, NameTable, knows, to_memory
 from gemma3vl_app.conversion.quantised import Dequantised, as_numbers
+from gemma3vl_app.generation import Report
 from gemma3vl_app.loading.adapter_files import read_adapter
 from gemma3vl_app.loading.assembly import weight_names
-from gemma3vl_app.loading.base_270m import Report
 from gemma3vl_app.loading.conversion import Stored
 from gemma3vl_app.loading.gguf_folder import is_gguf
 from gemma3vl_app.loading.loader import build_skeleton

@@ -19,8 +19,7 @@ from typing import Any, BinaryIO
 import torch
 
 from gemma3vl_app.conversion.layouts import Shape, size_bytes
-from gemma3vl_app.generation import Progress
-from gemma3vl_app.loading.base_270m import Report
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.conversion import Stored
 from gemma3vl_app.loading.shards import DTYPES
 

@@ -1,7 +1,7 @@
 """The folder beside the target in which a conversion grows, until it takes the target's place.
 
-It is kept when a conversion stops half-way, with a note of what it is: the same conversion goes on
-in it, another one begins anew.
+It is kept when a conversion stops half-way, with a note beside it of what it is: the same
+conversion goes on in it, another one begins anew.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from filelock import FileLock, Timeout
 
 from gemma3vl_app.errors import ConversionError
 
-NOTE = "unfinished.json"  # the recipe of what is being written; goes when it is finished
 SMALL_FILES_BYTES = 100 << 20  # tokenizer and configs, generously
 
 
 def work_folder_of(target: Path) -> Path:
     """Return where a conversion to `target` grows: on the same disk, so that it can be renamed."""
     return target.with_name(f".{target.name}.unfinished")
+
+
+def note_of(target: Path) -> Path:
+    """Return where the recipe of what grows stands, until it is finished."""
+    return target.with_name(f".{target.name}.unfinished.json")
 
 
 def check_target(target: Path) -> None:
@@ -75,13 +79,16 @@ def growing_folder(target: Path, recipe: Mapping[str, object], needs_bytes: int)
         check_room(target, needs_bytes)
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(work):
-            _prepare(work, recipe)
-            yield work
-            if target.is_dir():
-                target.rmdir()  # it is empty
-            work.rename(target)
-            with contextlib.suppress(OSError):  # it is finished, with the note or without
-                (target / NOTE).unlink()  # last: without it the work would be begun anew
+            _prepare(work, note_of(target), recipe)
+            try:
+                yield work
+                if target.is_dir():
+                    target.rmdir()  # it is empty
+                work.rename(target)
+            finally:
+                if not work.exists():  # finished, or given up
+                    with contextlib.suppress(OSError):  # a note alone does no harm
+                        note_of(target).unlink()
     except OSError as error:
         why = error.strerror or type(error).__name__
         if error.filename and not _is_ours(str(error.filename), target):
@@ -117,21 +124,21 @@ def _alone(work: Path) -> Iterator[None]:
         ) from error
 
 
-def _prepare(work: Path, recipe: Mapping[str, object]) -> None:
+def _prepare(work: Path, note: Path, recipe: Mapping[str, object]) -> None:
     """Keep what an earlier run of the same recipe has left; remove what another one has."""
-    note = json.dumps(recipe, sort_keys=True, indent=2)
+    wanted = json.dumps(recipe, sort_keys=True, indent=2)
     if work.exists():
-        if _note_in(work) == note:
+        if _text(note) == wanted:
             return  # a disk that is full would leave an empty note, and so lose what is finished
         shutil.rmtree(work)
+    aside = note.with_name(f"{note.name}.new")
+    aside.write_text(wanted, encoding="utf-8")
+    aside.rename(note)
     work.mkdir()
-    aside = work / f"{NOTE}.new"
-    aside.write_text(note, encoding="utf-8")
-    aside.rename(work / NOTE)
 
 
-def _note_in(work: Path) -> str:
+def _text(file: Path) -> str:
     try:
-        return (work / NOTE).read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from gemma3vl_app.backends.protocol import Backend, Explains
-from gemma3vl_app.explain.question import Report, question
-from gemma3vl_app.generation import Alternative, Answer, Token
+from gemma3vl_app.explain.question import question
+from gemma3vl_app.generation import Alternative, Answer, Report, Token
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.traces import Distributions
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from gemma3vl_app.backends.protocol import Backend, Explains
 from gemma3vl_app.errors import ConversationError
-from gemma3vl_app.explain.question import Question, Report, question
-from gemma3vl_app.generation import Answer, Greedy, Token
+from gemma3vl_app.explain.question import Question, question
+from gemma3vl_app.generation import Answer, Greedy, Report, Token
 from gemma3vl_app.messages import Conversation, Message
 from gemma3vl_app.pictures import Crops, Picture
 from gemma3vl_app.traces import Distributions, Floats, TracedDistributions

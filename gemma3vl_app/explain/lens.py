@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemma3vl_app.backends.protocol import Backend, Explains
-from gemma3vl_app.explain.question import Report, Words, question
-from gemma3vl_app.generation import Alternative, Answer
+from gemma3vl_app.explain.question import Words, question
+from gemma3vl_app.generation import Alternative, Answer, Report
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.traces import Floats, LogitLens
 

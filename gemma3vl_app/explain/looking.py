@@ -10,8 +10,8 @@ import numpy as np
 from gemma3vl_app.backends.protocol import Backend, Explains
 from gemma3vl_app.errors import ConversationError
 from gemma3vl_app.explain.heat import Heat, HeatMap, square_maps
-from gemma3vl_app.explain.question import Question, Report, Words, question
-from gemma3vl_app.generation import Answer, Box, Progress
+from gemma3vl_app.explain.question import Question, Words, question
+from gemma3vl_app.generation import Answer, Box, Progress, Report
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.traces import Attention, Floats, Occlusion, Saliency
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import SupportsIndex
 
 from gemma3vl_app.backends.protocol import Backend, Explains
 from gemma3vl_app.errors import ConversationError
-from gemma3vl_app.generation import Answer, Progress
+from gemma3vl_app.generation import Answer, Report
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.traces import Result, Trace, TracedToken
 
 # Text of the answer, or numbers of its tokens
 Words = str | SupportsIndex | Sequence[str | SupportsIndex] | None
-Report = Callable[[Progress], None]
-
 _SHOWN_CHARS = 60
 
 

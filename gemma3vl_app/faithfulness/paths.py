@@ -31,7 +31,7 @@ from gemma3vl_app.faithfulness.prompts import own_prompts
 from gemma3vl_app.faithfulness.reader import Reader, compared, load_reference
 from gemma3vl_app.faithfulness.record import Record
 from gemma3vl_app.faithfulness.two_models import local_source, prompts_for, read_all
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Report
 from gemma3vl_app.loading import compiled
 from gemma3vl_app.loading.loader import LoadedModel, load_model
 from gemma3vl_app.planning import check_weights, plan_for
@@ -40,8 +40,6 @@ from gemma3vl_app.prompting.tokenizer import TextTokenizer
 FORMS = ("fp32", "w16", "bf16", "int8", "int4", "nf4")  # most exact first
 LOADING = "loading"  # the path of a form that is not there
 COMPILED_FORMS = ("w16", "int8", "int4")  # that have kernels of our own in float32
-
-Report = Callable[[Progress], None]
 
 
 def verify_paths(

@@ -6,7 +6,7 @@ a machine that holds one of them can compare both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from gemma3vl_app.faithfulness.results import (
     joined,
 )
 from gemma3vl_app.faithfulness.weights import compare_weights
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.planning import check_weights
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
@@ -38,7 +38,6 @@ from gemma3vl_app.prompting.tokenizer import TextTokenizer
 FEATURES_DIFFER = 1e-4  # relative error from which on picture features are not the same
 LAYERS_DIFFER = 1e-5  # and outputs of layers, of which each adds a little of its own
 
-Report = Callable[[Progress], None]
 Vocabulary = tuple[TextTokenizer, PromptFormat, int]  # and the rows of logits
 
 

@@ -6,19 +6,15 @@ Reads one tensor of each at a time, so it takes no model in memory; names are th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from gemma3vl_app.faithfulness.measuring import RelativeError
 from gemma3vl_app.faithfulness.results import WeightDifference
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.conversion import is_quantised
 from gemma3vl_app.loading.sources import open_source
 
 _NUMBERS_AT_ONCE = 1 << 22  # of a tensor, widened: 32 MiB
-
-Report = Callable[[Progress], None]
 
 
 def compare_weights(

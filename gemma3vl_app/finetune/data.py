@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from gemma3vl_app.finetune.collate import encode
 from gemma3vl_app.finetune.examples import Example, Problem
 from gemma3vl_app.finetune.recipe import Recipe
 from gemma3vl_app.finetune.sources import Items, is_local, read_items
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 NAMED = 3  # items that a message names for each kind of problem
 CHECKERS = 4  # threads; decoding a picture leaves the interpreter to others
-
-Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from gemma3vl_app.finetune.trained_files import (
     write_checkpoint,
 )
 from gemma3vl_app.finetune.trainer import AnswerTrainer, make_trainer
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.assembly import Model
 from gemma3vl_app.loading.loader import LoadedModel, load_model
 from gemma3vl_app.prompting.format import PromptFormat
@@ -53,8 +53,6 @@ FINISHED = (
     "{!r} holds the result of this recipe: nothing is trained. To train anew, as on changed data, "
     "choose another folder (out=...)"
 )
-
-Report = Callable[[Progress], None]
 
 
 def finetune(

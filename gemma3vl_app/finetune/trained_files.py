@@ -7,7 +7,6 @@ so that memory holds one shard, however large the model, and however it was spre
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from torch import nn
 
 from gemma3vl_app.errors import TrainingError
 from gemma3vl_app.loading.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from gemma3vl_app.loading.checkpoint import hub_name
 from gemma3vl_app.loading.checkpoint_files import (
     SHARD_BYTES,
     CheckpointFacts,
@@ -33,20 +33,6 @@ from gemma3vl_app.loading.checkpoint_files import (
 # Names of peft in memory, where "default" is the adapter's name, and in its files
 DORA_SUFFIX, DORA_STORED = "lora_magnitude_vector.default.weight", "lora_magnitude_vector"
 CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."  # how torch calls it in names
-# Names of transformers 5 in memory, and the hub's
-HUB_PREFIXES = (
-    (re.compile(r"^model\.language_model\."), "language_model.model."),
-    (re.compile(r"^model\.vision_tower\."), "vision_tower.vision_model."),
-    (re.compile(r"^model\.multi_modal_projector\."), "multi_modal_projector."),
-)
-
-
-def hub_name(name: str) -> str:
-    """Return the hub's name of a tensor that transformers 5 calls `name` in memory."""
-    for pattern, prefix in HUB_PREFIXES:
-        if pattern.match(name):
-            return pattern.sub(prefix, name, count=1)
-    return name
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from gemma3vl_app.wording import counted
 
 IN_FLIGHT = 32  # not answered yet; the engine runs 16 at once
 UNWRITTEN = LARGEST_GROUP  # in flight, or answered before their turn: what a crash may cost
+ENGINE_FAILURES = 3  # in a row, each of them twice: the engine, and not the pictures, is broken
 _BUSY_SEC = 0.2  # between two tries while others fill the queue
 
 _LONGEST_PROBLEM = 200  # characters
@@ -77,12 +78,14 @@ class Asking:
         self._names = iter(names)
         self._next: _Asked | None = None  # opened, but the queue was full
         self._window: deque[_Asked] = deque()  # in order; the first is written first
+        self._engine_failures = 0  # in a row
 
     def groups(self) -> Generator[list[BatchItem]]:
         """Yield outcomes in the order of the names, those that are ready together in one list.
 
-        What is a picture's own fault is in its item; else what the backend raises ends this.
-        Closing the generator cancels what is running.
+        What is a picture's own fault is in its item; else what the backend raises ends this, and so
+        does a backend that fails at one picture after the other. Closing the generator cancels what
+        is running.
         """
         try:
             while True:
@@ -154,29 +157,35 @@ class Asking:
         """Take the outcomes that stand first and are complete."""
         ready: list[BatchItem] = []
         while self._window and self._window[0].done:
+            first = self._window[0]
             try:
-                item = self._outcome(self._window[0])
+                item = self._outcome(first)
             except EngineError:
-                if not ready:  # else those are handed over first
-                    self._ask_again(self._window[0])
+                if ready:
+                    break  # those are handed over first
+                if first.again:
+                    raise
+                self._ask_again(first)
                 break
             self._window.popleft()
             ready.append(item)
         return ready
 
     def _outcome(self, asked: _Asked) -> BatchItem:
-        """Return a picture's item; raises `EngineError` where it is worth a second try."""
+        """Return a picture's item; raises `EngineError` where a second try or none is of use."""
         if asked.stream is None:
             return BatchItem(file=asked.name, size_bytes=asked.size_bytes, error=asked.error)
         try:
             answer = asked.stream.answer
         except EngineError as error:
-            if not asked.again:
+            if not asked.again or self._engine_failures + 1 == ENGINE_FAILURES:
                 raise
+            self._engine_failures += 1
             problem = str(error)
         except Gemma3VLError as error:
             problem = str(error)
         else:
+            self._engine_failures = 0
             return self._item(asked, answer)
         return BatchItem(file=asked.name, size_bytes=asked.size_bytes, error=problem)
 

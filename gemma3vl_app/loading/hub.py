@@ -23,9 +23,10 @@ from huggingface_hub.errors import CacheNotFound, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gemma3vl_app.errors import LoadError
+from gemma3vl_app.generation import Report
 from gemma3vl_app.loading.cache import CachedFolder
 from gemma3vl_app.loading.hub_cache import HubFile, Repo, file_size, note, read_text
-from gemma3vl_app.loading.hub_download import Report, ask, check_answer, download_missing
+from gemma3vl_app.loading.hub_download import ask, check_answer, download_missing
 from gemma3vl_app.loading.hub_errors import HubError, Patience, Refusal, disk_error, no_hub
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

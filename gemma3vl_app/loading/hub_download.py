@@ -25,11 +25,9 @@ from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock, get_session  # type: ignore[attr-defined]
 
 from gemma3vl_app.errors import LoadError
-from gemma3vl_app.generation import Progress
+from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.hub_cache import HubFile, Repo, file_size
 from gemma3vl_app.loading.hub_errors import Patience, Refusal, token
-
-Report = Callable[[Progress], None]
 
 FILE_TRIES = 5  # failures in a row, with less than ENOUGH_BYTES between them
 ENOUGH_BYTES = 1 << 20

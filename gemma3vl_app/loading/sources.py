@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma3vl_app import catalog
-from gemma3vl_app.loading.base_270m import Report, base_270m_folder
+from gemma3vl_app.generation import Report
+from gemma3vl_app.loading.base_270m import base_270m_folder
 from gemma3vl_app.loading.checkpoint import (
     Checkpoint,
     open_checkpoint,
@@ -40,6 +41,11 @@ class Source:
     knows: str
     fingerprint: str
     revision: str
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of all its tensors."""
+        return sum(each.nbytes for each in self.tensors.values())
 
 
 def open_source(source: str | Path, *, revision: str | None, report: Report) -> Source:

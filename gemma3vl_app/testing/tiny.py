@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from gemma3vl_app.loading import base_270m_folder
+from gemma3vl_app.loading.checkpoint import hub_name
 
 Layout = Literal["hub", "transformers5"]
 
@@ -27,13 +28,6 @@ VOCABULARY = 262_208  # of the released vision-language models: covers the image
 IMAGE_PIXELS, PATCH_PIXELS, POOLING = 64, 8, 2
 IMAGE_TOKENS = (IMAGE_PIXELS // PATCH_PIXELS // POOLING) ** 2  # 16 a picture
 SLIDING_PATTERN = 6
-
-# In-memory names of transformers 5 to the hub's
-HUB_NAMES = (
-    (re.compile(r"^model\.language_model\."), "language_model.model."),
-    (re.compile(r"^model\.vision_tower\."), "vision_tower.vision_model."),
-    (re.compile(r"^model\.multi_modal_projector\."), "multi_modal_projector."),
-)
 
 
 def tiny_checkpoint(
@@ -60,7 +54,7 @@ def tiny_checkpoint(
     config = Gemma3Config.from_dict(json.loads(json.dumps(sparse)))
     weights = _random_weights(config, seed)
     if layout == "hub":
-        weights = {_hub_name(name): tensor for name, tensor in weights.items()}
+        weights = {hub_name(name): tensor for name, tensor in weights.items()}
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     full = {**config.to_dict(), "architectures": sparse["architectures"]}
     _write_json(target / "config.json", sparse if layout == "hub" else full)
@@ -190,12 +184,6 @@ def _centre(name: str) -> float:
     if "post_attention_layernorm" in name or "post_feedforward_layernorm" in name:
         return 1.5
     return 1.0 if re.search(r"vision_tower.*layer_?norm\d?\.weight$", name) else 0.0
-
-
-def _hub_name(name: str) -> str:
-    for pattern, prefix in HUB_NAMES:
-        name = pattern.sub(prefix, name)
-    return name
 
 
 def _link(source: Path, target: Path) -> None:

@@ -136,6 +136,26 @@ def test_paths_are_shown_with_those_that_are_not_for_this_machine(run, monkeypat
     assert err.startswith("Not the same: int8, disk cache, crops on: the largest difference")
 
 
+def test_80_columns_show_every_figure_of_a_path_whole(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    total = dataclasses.replace(EQUAL, max_difference=3.4e-05, mean_kl=2.6e-13, max_kl=5.3e-12)
+    long = PathResult(
+        weights="int8",
+        path="engine, prompt at once, fast paths of loading off",
+        crops="off",
+        agreement=dataclasses.replace(total, positions=1700),
+        own_pass=dataclasses.replace(total, mean_kl=1.9e-13),
+        features_error=4.9e-07,
+        note="1,700 places of 6 prompts",
+    )
+    found = dataclasses.replace(on_paths(EQUAL), results=(long,))
+    monkeypatch.setattr(verify, "_paths", lambda *_, **__: found)
+    _, out, _ = run("verify", "demo", "--against", "fp32")
+    assert max(map(len, out.splitlines())) <= 80
+    for figure in ("1,700", "3.4e-05", "2.6e-13", "5.3e-12", "100.0%", "1.9e-13", "4.9e-07"):
+        assert figure in out
+
+
 def test_what_failed_alone_ends_with_3(run, monkeypatch, wide):
     failed = PathResult(
         weights="int4",

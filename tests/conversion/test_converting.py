@@ -239,7 +239,7 @@ def test_finished_work_is_kept_where_the_last_step_fails(small, tmp_path, work, 
     steps = []
     convert(small, tmp_path / "out", progress=steps.append)
     assert [step for step in steps if "is there already" in step.message]
-    assert not (tmp_path / "out" / work_folder.NOTE).exists()
+    assert not work_folder.note_of(tmp_path / "out").exists()
 
 
 def test_where_a_disk_is_mounted_is_no_target(small, tmp_path, monkeypatch):
@@ -265,12 +265,13 @@ def test_where_there_is_no_room_no_folder_is_made(tmp_path, monkeypatch):
     assert not (tmp_path / "a").exists()
 
 
-def test_the_note_is_not_written_again(tmp_path, work):
+def test_the_note_is_not_written_again(tmp_path):
+    note = work_folder.note_of(tmp_path / "out")
     for _ in range(2):
         with pytest.raises(ValueError), work_folder.growing_folder(tmp_path / "out", {}, 0):
-            before = (work / work_folder.NOTE).stat()
+            before = note.stat()
             raise ValueError
-    assert (work / work_folder.NOTE).stat().st_mtime_ns == before.st_mtime_ns
+    assert note.stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_room_counts_what_lies_deeper_and_passes_over_dangling_links(tmp_path, work, monkeypatch):

@@ -275,6 +275,13 @@ def test_weights_without_the_models_small_files_say_what_to_copy(written, tmp_pa
         convert(bare, tmp_path / "back", "hub")
 
 
+def test_an_older_iteration_is_read_where_its_own_folder_is_given(small, trained, tmp_path):
+    folder = trained()
+    write_by_torch(folder / "iter_0000240", {})
+    (folder / "latest_checkpointed_iteration.txt").write_text("240")
+    assert_same_weights(convert(folder / "iter_0000120", tmp_path / "back", "hub"), small)
+
+
 def test_a_tracker_that_names_a_missing_iteration_is_refused(trained, tmp_path):
     folder = trained()
     (folder / "latest_checkpointed_iteration.txt").write_text("130")

@@ -226,6 +226,18 @@ def test_a_request_that_the_engine_dropped_is_tried_once_more(folder):
     assert backend.asked.count("4.png") == 2
 
 
+def test_a_backend_that_fails_one_picture_after_the_other_ends_the_run(folder, tmp_path):
+    gone = dict.fromkeys(NAMES[3:], EngineError("The server is gone."))
+    backend = NamingBackend(breaking={NAMES[1]: EngineError("It broke."), **gone})
+    out = tmp_path / "a.jsonl"
+    with pytest.raises(EngineError, match="is gone"):
+        gv.batch(backend, folder, prompt="What?", out=out)
+    assert [line["file"] for line in lines(out)] == NAMES[:5]
+    backend.breaking.clear()
+    report = gv.batch(backend, folder, prompt="What?", out=out, retry_failed=True)
+    assert (report.done, len(report.failed)) == (len(NAMES), 0)
+
+
 def test_a_backend_that_is_closed_ends_the_run_and_what_was_done_stays(folder, tmp_path):
     backend = NamingBackend(seconds={name: 0.5 for name in NAMES[5:]})
 

@@ -8,6 +8,7 @@ import pytest
 from gemma3vl_app.chat import Chat
 from gemma3vl_app.errors import EngineError, LoadError
 from gemma3vl_app.generation import Greedy
+from gemma3vl_app.loading.checkpoint import hub_name
 from gemma3vl_app.manager import Freed, ModelManager
 from tests.manager.loads import HELLO, in_threads
 
@@ -99,7 +100,7 @@ def wide_checkpoint(folder):
     full = tiny.Gemma3Config.from_dict(json.loads(json.dumps(config)))
     folder.mkdir()
     save_file(
-        {tiny._hub_name(n): t for n, t in tiny._random_weights(full, 0).items()},
+        {hub_name(n): t for n, t in tiny._random_weights(full, 0).items()},
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
