@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_tokenizers = {}  # by digest
+
 
 @pytest.fixture(scope="session")
 def base_270m():
@@ -26,6 +28,14 @@ def tiny(tmp_path_factory):
     from gemma3vl_app.testing import tiny_checkpoint
 
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def tokenizers_stay():
+    """Whatever tokenizer a test reads is there for the next one: it takes two seconds each time."""
+    yield
+    if tokenizer := sys.modules.get("gemma3vl_app.prompting.tokenizer"):
+        _tokenizers.update(tokenizer._in_use)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,6 @@ from gemma3vl_app.generation import Greedy
 from gemma3vl_app.loading import load_model
 from gemma3vl_app.loading.cache import CACHE_VARIABLE
 from gemma3vl_app.messages import Conversation
-from gemma3vl_app.prompting.tokenizer import TextTokenizer
 from tests.engine.reference import greedy, picture
 from tests.loading.peft_adapters import KINDS, save_adapter
 
@@ -48,12 +47,8 @@ def plain(loaded):
 
 
 @pytest.fixture
-def start(loaded, cache, plain, monkeypatch):
-    """Start backends over one model in memory; nothing else of theirs is shared but the folder.
-
-    Reading the tokenizer anew, which knows nothing of conversations, would take most of the time.
-    """
-    monkeypatch.setattr(TextTokenizer, "from_file", lambda *_: plain._tokenizer)
+def start(loaded, cache):
+    """Start backends over one model in memory; nothing else is shared but tokenizer and folder."""
     started: list[LocalBackend] = []
 
     def start(disk: int = 64 << 20, **changes) -> LocalBackend:

@@ -1,7 +1,6 @@
 """The tiny checkpoint and changed copies of it, with few prompts: each costs seconds."""
 
 import gc
-import hashlib
 import json
 import os
 import shutil
@@ -17,26 +16,8 @@ from safetensors.torch import load_file, save_file
 from gemma3vl_app.faithfulness import paths, reader, two_models
 from gemma3vl_app.faithfulness.prompts import drawn_picture
 from gemma3vl_app.loading.loader import LoadedModel
-from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
-KNOWN: dict[str, TextTokenizer] = {}
 Change = Callable[[dict[str, torch.Tensor]], None]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def tokenizers_are_read_once():
-    """Reading the tokenizer takes longer than all else that these tests do."""
-    read = TextTokenizer.from_file
-
-    def known(path: Path) -> TextTokenizer:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest not in KNOWN:
-            KNOWN[digest] = read(path)
-        return KNOWN[digest]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextTokenizer, "from_file", known)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Small things to learn: eight plain pictures, and what is said about each."""
 
 import dataclasses
-import functools
 import json
 
 import pytest
@@ -27,16 +26,6 @@ def pictures(tmp_path_factory):
         lines.append(json.dumps(line))
     (folder / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def tokenizers_are_read_once():
-    """Every training reads its tokenizer, of 262,144 words: here it is always the same one."""
-    from gemma3vl_app.prompting import TextTokenizer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextTokenizer, "from_file", functools.cache(TextTokenizer.from_file))
-        yield
 
 
 @pytest.fixture(scope="session")

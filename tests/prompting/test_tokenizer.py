@@ -1,10 +1,12 @@
 """Text and ids: equal to the published tokenizer, and no text becomes a control token."""
 
+import gc
 import gzip
 import hashlib
 import json
 import random
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,20 @@ def test_a_token_reads_as_people_see_it(tokenizer):
 
 def test_the_digest_is_that_of_the_file(tokenizer, tokenizer_file):
     assert tokenizer.sha256 == hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
+
+
+def test_equal_files_are_read_once_while_somebody_uses_them(tmp_path):
+    file, copy = tmp_path / "tokenizer.json", tmp_path / "copy.json"
+    Tokenizer(BPE({"a": 0, "b": 1}, [])).save(str(file))
+    copy.write_bytes(file.read_bytes())
+    used = TextTokenizer.from_file(file)
+    assert TextTokenizer.from_file(copy) is used
+    Tokenizer(BPE({"a": 0, "c": 1}, [])).save(str(copy))
+    assert TextTokenizer.from_file(copy).id_of("c") == 1
+    unused = weakref.ref(used)
+    del used
+    gc.collect()
+    assert unused() is None
 
 
 def test_a_missing_file_is_named_without_its_whole_path(tmp_path):
