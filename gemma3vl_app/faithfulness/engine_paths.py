@@ -75,6 +75,7 @@ class PathRuns:
         self._readings = [each for each in readings if each.answer_ids]
         self._own_pass = own_pass
         self._features: Features = {}
+        self._alone: list[Answer] = []
 
     # --- the paths ---
 
@@ -125,9 +126,7 @@ class PathRuns:
 
     def alone(self) -> PathRun:
         """Write each answer by itself, a token at a time."""
-        with self._engine(WHOLE) as engine:
-            answers = [self._write(engine, [each])[0] for each in self._readings]
-        return PathRun(self._written(answers))
+        return PathRun(self._written(self._written_alone()))
 
     def together(self) -> PathRun:
         """Write all answers in the same passes."""
@@ -146,8 +145,14 @@ class PathRuns:
         return PathRun(_where(happened, self._written(answers)), note)
 
     def guessed_ahead(self) -> PathRun:
-        """Write each answer with guesses: right ones, and a wrong one at the end of each."""
-        known = {id(each.prompt): list(each.answer_ids) for each in self._readings}
+        """Write each answer with guesses: right ones, and a wrong one at the end of each.
+
+        Right is what this form writes alone, which may be something else than the reference says.
+        """
+        known = {
+            id(each.prompt): [token.id for token in answer.tokens]
+            for each, answer in zip(self._readings, self._written_alone(), strict=True)
+        }
         guessing = Speculation(Recorded(known), costs=NoCosts())
         with self._engine(WHOLE, guessing) as engine:
             answers = self._write(engine, self._readings)
@@ -246,6 +251,12 @@ class PathRuns:
         # On the engine's thread, which begins none of them before it has all.
         return [stream.answer for stream in engine.call(submit_all)]
 
+    def _written_alone(self) -> list[Answer]:
+        if not self._alone:
+            with self._engine(WHOLE) as engine:
+                self._alone = [self._write(engine, [each])[0] for each in self._readings]
+        return self._alone
+
     def _written(self, answers: Sequence[Answer]) -> list[Found | None]:
         """Return how written answers compare, one for each reading."""
         found: list[Found | None] = []
@@ -297,4 +308,3 @@ PATHS: dict[str, Callable[[PathRuns], PathRun]] = {  # the first two encode pict
     "written together": PathRuns.together,
     "guessed ahead": PathRuns.guessed_ahead,
 }
-OF_EVERY_FORM = (BY_TRANSFORMERS, AT_ONCE, NO_KERNELS, "written together")

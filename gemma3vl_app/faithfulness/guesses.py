@@ -1,4 +1,4 @@
-"""Guesses for the paths that are compared: what the reference said, or none at all."""
+"""Guesses for the paths that are compared: what is known to come, or none at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gemma3vl_app.engine.speculation.speculation import Speculation
 
 
 class Recorded:
-    """Guesses what the reference said, but for the last token of each guess, which is wrong."""
+    """Guesses answers that are known, but for the last token of each guess, which is wrong."""
 
     token_sec = 0.0
 
@@ -21,11 +21,11 @@ class Recorded:
         """Nothing: what is said is known."""
 
     def available(self, sequence: Running) -> int:
-        """Return how many tokens of the reference's answer are left; none once they differ."""
+        """Return how many tokens of the known answer are left; none once it differs."""
         return len(self._rest(sequence))
 
     def propose(self, wanted: Sequence[tuple[Running, int]]) -> list[list[int]]:
-        """Return the reference's next tokens, the last one of them replaced."""
+        """Return the known answer's next tokens, the last one of them replaced."""
         guesses = [self._rest(sequence)[:count] for sequence, count in wanted]
         return [[*guess[:-1], guess[-1] ^ 1] for guess in guesses]
 

@@ -21,7 +21,6 @@ from gemma3vl_app.faithfulness.engine_paths import (
     AT_ONCE,
     BY_TRANSFORMERS,
     NO_KERNELS,
-    OF_EVERY_FORM,
     PATHS,
     PathRuns,
 )
@@ -56,10 +55,10 @@ def verify_paths(
 
     Without `weights` all forms are tried; those that are not made for this machine are told with
     the reason. What fails otherwise, and a form of `weights` that cannot be loaded for whatever
-    reason, counts as over the bound, and the others go on. fp32, and the form that loading would
-    choose here, go through all paths, others through four of them. `bounds` replace those of
-    `faithfulness.bounds` for every form. `pictures` and `prompts` replace the built-in ones.
-    Raises `LoadError` and `VerificationError` where the reference cannot be computed.
+    reason, counts as over the bound, and the others go on. Each form goes through all paths that it
+    has. `bounds` replace those of `faithfulness.bounds` for every form. `pictures` and `prompts`
+    replace the built-in ones. Raises `LoadError` and `VerificationError` where the reference cannot
+    be computed.
     """
     name = local_source(source)
     for each in weights:
@@ -90,9 +89,8 @@ def verify_paths(
                 results.append(not_here(form, absent[form]))
                 continue
             judge = Judge(form, readings, tokenizer, bounds)
-            everything = form in ("fp32", chosen)
             load = partial(_load, form, name, revision, report)
-            results += _of_form(form, judge, load, tokenizer, everything=everything)
+            results += _of_form(form, judge, load, tokenizer)
         give_back()
     return PathsVerification(reference=reference, chosen=chosen, results=tuple(results))
 
@@ -112,12 +110,7 @@ def _absent(loaded: LoadedModel, form: str) -> str:
 
 
 def _of_form(
-    weights: str,
-    judge: Judge,
-    load: Callable[..., LoadedModel],
-    tokenizer: TextTokenizer,
-    *,
-    everything: bool,
+    weights: str, judge: Judge, load: Callable[..., LoadedModel], tokenizer: TextTokenizer
 ) -> list[PathResult]:
     """Load one form and return its results, and those without what its plan calls a fast path."""
     try:
@@ -125,7 +118,7 @@ def _of_form(
     except LoadError as error:
         return [judge.failed(LOADING, str(error))]
     plan = loaded.plan
-    names = [name for name in PATHS if everything or name in OF_EVERY_FORM]
+    names = list(PATHS)
     if weights not in COMPILED_FORMS or plan.dtype != "float32" or not _has_kernels():
         names = [name for name in names if name != NO_KERNELS]
     about = _fast(plan.table, plan.tower_in_pieces)

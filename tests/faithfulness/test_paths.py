@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from gemma3vl_app.errors import EngineError, LoadError, VerificationError
 from gemma3vl_app.faithfulness import engine_paths, paths, reader, verify_paths
@@ -13,13 +14,15 @@ from gemma3vl_app.faithfulness.engine_paths import (
     AT_ONCE,
     BY_TRANSFORMERS,
     NO_KERNELS,
-    OF_EVERY_FORM,
     PATHS,
 )
+from gemma3vl_app.faithfulness.paths import COMPILED_FORMS
 from gemma3vl_app.loading import compiled
 from gemma3vl_app.loading.norms import FusedRMSNorm
 from tests.faithfulness.conftest import Watched
 
+SHORT = {("disk cache", "off")}  # of fewer than 64 tokens, which are not kept
+WITHOUT = "fast paths of loading off"
 HAPPENING = ("prefix reused", "disk cache", "written together", "guessed ahead")
 
 
@@ -122,12 +125,14 @@ def test_answers_that_do_not_share_a_pass_are_not_called_together(
 
 def test_fewer_bits_are_measured_with_crops_off_and_on_with_fast_paths_and_without(quantised):
     shown = {(each.path, each.crops) for each in quantised.results}
-    expected = {(path, crops) for path in OF_EVERY_FORM for crops in ("off", "on")}
+    expected = {(path, crops) for path in PATHS for crops in ("off", "on")}
     if compiled.few_rows(paths.torch.bfloat16) is None:
         expected -= {(NO_KERNELS, "off"), (NO_KERNELS, "on")}
     assert shown == expected
     assert quantised.within
-    for each in quantised.results:
+    measured = [each for each in quantised.results if each.agreement is not None]
+    assert shown - {(each.path, each.crops) for each in measured} == SHORT
+    for each in measured:
         assert each.agreement.mean_kl > 0
         encodes = each.path in (BY_TRANSFORMERS, AT_ONCE)
         # The tower stays as it is.
@@ -136,12 +141,35 @@ def test_fewer_bits_are_measured_with_crops_off_and_on_with_fast_paths_and_witho
     assert loading == {"output matrix int8", "fast paths of loading off"}
 
 
+def test_every_path_is_gone_with_pictures_cropped_and_whole(tiny, shown, monkeypatch):
+    monkeypatch.setattr(reader, "ANSWER_TOKENS", 4)
+    found = verify_paths(tiny, weights=["fp32"], pictures=shown)
+    assert found.within
+    missing = {(each.path, each.crops) for each in found.results if each.agreement is None}
+    assert missing == SHORT
+    gone = {(each.path, each.crops) for each in found.results}
+    assert gone == {(path, c) for path in PATHS for c in ("off", "on") if path != NO_KERNELS}
+
+
+@pytest.mark.parametrize("form", ["w16", "bf16", "int4", "nf4"])
+def test_every_form_goes_all_paths(form, tiny, two_questions, monkeypatch):
+    monkeypatch.setattr(reader, "ANSWER_TOKENS", 5)
+    found = verify_paths(tiny, weights=[form], prompts=two_questions)
+    assert found.within
+    has_kernels = form in COMPILED_FORMS and compiled.few_rows(torch.bfloat16) is not None
+    expected = [name for name in PATHS if has_kernels or name != NO_KERNELS]
+    assert [each.path for each in found.results if each.note != WITHOUT] == expected
+    missing = {each.path: each.note for each in found.results if not each.agreement}
+    assert not missing
+    for each in found.results:
+        assert (each.own_pass is None) == (each.path == BY_TRANSFORMERS)
+
+
 def test_given_bounds_replace_those_of_the_table(quantised):
-    worst = max(each.agreement.mean_kl for each in quantised.results)
-    assert worst < FORM_BOUNDS["int8"].max_mean_kl
-    assert Bounds(max_mean_kl=worst / 2).exceeded(
-        max((each.agreement for each in quantised.results), key=lambda each: each.mean_kl)
-    )
+    measured = [each.agreement for each in quantised.results if each.agreement is not None]
+    worst = max(measured, key=lambda each: each.mean_kl)
+    assert worst.mean_kl < FORM_BOUNDS["int8"].max_mean_kl
+    assert Bounds(max_mean_kl=worst.mean_kl / 2).exceeded(worst)
 
 
 @pytest.mark.parametrize("form", ["fp32", "int8"])
@@ -149,7 +177,6 @@ def test_a_fast_path_that_computes_wrongly_is_seen(form, tiny, questions, monkey
     right = FusedRMSNorm.forward
     monkeypatch.setattr(FusedRMSNorm, "forward", lambda norm, x: right(norm, x) * 1.001)
     some_paths(BY_TRANSFORMERS, AT_ONCE, "written alone")
-    monkeypatch.setattr(paths, "OF_EVERY_FORM", (BY_TRANSFORMERS, AT_ONCE, "written alone"))
     found = verify_paths(tiny, weights=[form], prompts=questions)
     assert not found.within and found.differs
     assert {each.path for each in found.results if each.exceeded} == {AT_ONCE, "written alone"}
