@@ -21,6 +21,7 @@ from gemma3vl_app.chat import Chat
 from gemma3vl_app.cli import bench, verify
 from gemma3vl_app.conversation_file import SUFFIX
 from gemma3vl_app.testing.scripted import DEFAULT_CAPABILITIES, ScriptedBackend
+from tests import shown_programs
 from tests.cli.test_verify import EQUAL, on_paths, two
 from tests.evaluation.shown import prepare
 from tests.folders.naming_backend import draw_pictures
@@ -65,16 +66,10 @@ def test_the_python_people_are_shown_runs(path, tmp_path):
             save_adapter("demo", tmp_path / "runs" / name, target_modules=TEXT)
     if path.name in ("notebooks.md", "explain.md"):
         shutil.copy(ROOT / "docs" / "circle.png", tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", program(path)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SEC,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    ended = shown_programs.run(program(path), tmp_path, RUN_SEC)
+    assert ended.code == 0, ended.err[-2000:]
     if path.name == "README.md":
-        assert "red circle" in done.stdout
+        assert "red circle" in ended.out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
