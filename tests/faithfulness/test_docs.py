@@ -10,6 +10,7 @@ from gemma3vl_app import cli
 from gemma3vl_app.faithfulness import paths, reader
 from gemma3vl_app.faithfulness.bounds import FORM_BOUNDS, own_pass_bounds
 from gemma3vl_app.faithfulness.engine_paths import AT_ONCE, NO_KERNELS, PATHS
+from tests.faithfulness import pages
 
 PAGE = Path(__file__).parents[2] / "docs" / "faithfulness.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -58,6 +59,21 @@ def test_the_page_says_which_paths_there_are():
     named = [name for cells in rows("path") for name in cells[0].split(", ") if name in PATHS]
     assert "\n| engine, prompt at once |" in TEXT
     assert {*named, "engine, prompt at once"} == {*PATHS}
+
+
+@pytest.mark.parametrize("model", pages.MODELS)
+def test_the_measured_tables_are_those_of_the_files(model):
+    message = "run `python -m tests.faithfulness.pages` to write them anew"
+    assert pages.shown(TEXT, model) == pages.tables(model), message
+
+
+@pytest.mark.parametrize("model", pages.MODELS)
+def test_every_form_was_measured_on_every_path_with_crops_off_and_on(model):
+    found = [each for each in pages.results(model) if pages.OFF not in each["note"]]
+    for form in paths.FORMS:
+        gone = {(each["path"], each["crops"]) for each in found if each["weights"] == form}
+        kernels = {NO_KERNELS} if form not in paths.COMPILED_FORMS else set()
+        assert gone == {(path, crops) for path in PATHS.keys() - kernels for crops in ("off", "on")}
 
 
 def test_the_page_says_the_bounds():
