@@ -16,6 +16,7 @@ from gradio_client import Client, handle_file
 
 from gemma3vl_app import hardware
 from gemma3vl_app.hardware import KNOWN_GPUS, Machine
+from gemma3vl_app.loading.cache import cache_root
 from gemma3vl_app.space import choose_model, explanation, fits_on_gpus
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +98,8 @@ def space(checkout, tmp_path):
         home = tmp_path / "home"
         home.mkdir(exist_ok=True)
         environ = {
-            **{k: os.environ[k] for k in ("PATH", "GEMMA3VL_CACHE", "TMPDIR") if k in os.environ},
+            **{k: os.environ[k] for k in ("PATH", "TMPDIR") if k in os.environ},
+            "GEMMA3VL_CACHE": str(cache_root()),  # converting the base model is not the question
             **{"HOME": str(home), "SPACE_ID": "somebody/gemma", "PORT": str(port)},
             **{"PYTHONDONTWRITEBYTECODE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", **environ},
         }
