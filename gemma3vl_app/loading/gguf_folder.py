@@ -24,6 +24,7 @@ from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.cache import cached_folder
 from gemma3vl_app.loading.gguf_header import MAGIC, Reader, check_gguf, open_gguf, stored_shape
+from gemma3vl_app.loading.gguf_sampling import read_sampling
 from gemma3vl_app.loading.gguf_text import (
     SCALED_FACTOR,
     check_architecture,
@@ -50,7 +51,7 @@ from gemma3vl_app.loading.gguf_vocabulary import (
 
 logger = logging.getLogger(__name__)
 
-CONVERTER = 1  # raise when the conversion changes, so that old results are not taken for new ones
+CONVERTER = 2  # raise when the conversion changes, so that old results are not taken for new ones
 NOTES = "gguf_notes.json"
 PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE)
 MAX_PARTS = 999
@@ -65,6 +66,7 @@ class _Model:
 
     text: Reader
     config: dict[str, Any]
+    sampling: dict[str, Any]
     mmproj: Reader | None
     vision: VisionSettings | None
     notes: tuple[str, ...]
@@ -150,6 +152,7 @@ def _open(parts: list[Path], mmproj: Path | None) -> tuple[_Model, list[Path]]:
         check_architecture(text)
         config = read_config(text)
         check_tensors(text, config)
+        sampling = read_sampling(text)
     notes = []
     if factor_is_assumed(text):
         notes.append(
@@ -170,7 +173,7 @@ def _open(parts: list[Path], mmproj: Path | None) -> tuple[_Model, list[Path]]:
                     "mmproj file away to load the language model alone."
                 )
     files = [*parts, *([path] if path is not None else [])]
-    return _Model(text, config, reader, vision, tuple(notes)), files
+    return _Model(text, config, sampling, reader, vision, tuple(notes)), files
 
 
 @contextlib.contextmanager
@@ -258,7 +261,7 @@ def _convert(model: _Model, folder: Path, report: Report) -> None:
             "bos_token_id": model.config["bos_token_id"],
             "pad_token_id": model.config["pad_token_id"],
             "eos_token_id": sorted(stop_ids),
-            **{"do_sample": True, "top_k": 64, "top_p": 0.95},
+            **model.sampling,
         },
         NOTES: model.notes,
     }

@@ -11,9 +11,12 @@ from gguf import GGMLQuantizationType as Kind
 from jinja2 import Environment
 from safetensors.torch import load_file, save_file
 
-from gemma3vl_app.conversion.converting import convert
+from gemma3vl_app.conversion import gguf_files
+from gemma3vl_app.conversion.converting import Bridge, convert
 from gemma3vl_app.conversion.gguf_file import CHUNK_NUMBERS, Entry, _chunks
 from gemma3vl_app.conversion.gguf_tokenizer import CHAT_TEMPLATE, read_vocabulary
+from gemma3vl_app.conversion.options import Options
+from gemma3vl_app.conversion.work_folder import SMALL_FILES_BYTES
 from gemma3vl_app.errors import ConversionError, LoadError
 from gemma3vl_app.loading import load_model
 from gemma3vl_app.loading.cache import CACHE_VARIABLE
@@ -23,7 +26,10 @@ from gemma3vl_app.loading.gguf_header import open_gguf
 from gemma3vl_app.loading.gguf_vocabulary import read_tokenizer
 from tests.loading.gguf_files import as_stored, released_vocabulary
 
-MATRICES = {"bf16": Kind.BF16, "f32": Kind.F32, "q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0}
+MATRICES = {
+    **{"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16},
+    **{"q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0},
+}
 IMAGE_TOKENS = 16
 
 
@@ -75,7 +81,7 @@ def logits(model, pictures=0):
 # --- the same numbers ---
 
 
-@pytest.mark.parametrize("kind", ["bf16", "f32"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("pictures", [0, 2])
 def test_our_loader_gets_the_sources_very_logits(few_tokens, written, kind, pictures):
     text, _ = files_of(written(kind))
@@ -105,11 +111,15 @@ def test_weights_are_the_sources_as_the_type_stores_them(few_tokens, written, ki
             name = names.get_name(key.removeprefix("language_model."), (".weight", ".bias"))
             assert theirs[name][0] == stored_as
             exact = as_stored(weight, stored_as).float()
+        elif kind == "f16" and weight.dim() == 2:  # of the tower; the smallest numbers lose bits
+            exact = as_stored(weight, Kind.F16).float()
         # A norm is stored as 1 + w in fp32: all of w but its last bits below 1e-7
         tolerance = 1e-7 if key.endswith("norm.weight") else 0
         assert torch.allclose(ours[in_memory_name(key)], exact, rtol=0, atol=tolerance), key
     assert {kind for kind, values in theirs.values() if values.dim() == 1} == {Kind.F32}
     assert theirs["mm.input_projection.weight"][0] == Kind.F32
+    tower = {"f32": Kind.F32, "f16": Kind.F16}.get(kind, Kind.BF16)
+    assert theirs["v.blk.0.attn_q.weight"][0] == tower
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
@@ -149,6 +159,10 @@ def test_a_checkpoint_read_from_q4_0_goes_back_to_the_same_numbers(few_tokens, t
 def test_the_text_file_says_what_llama_cpps_converter_says(written):
     found = contents(files_of(written("q8_0"))[0])
     expected = {
+        "general.sampling.temp": 1.0,
+        "general.sampling.top_k": 64,
+        "general.sampling.top_p": pytest.approx(0.95),
+        "general.sampling.min_p": 0.0,
         "general.architecture": "gemma3",
         "general.type": "model",
         "general.name": "small",
@@ -208,6 +222,49 @@ def test_the_mmproj_says_what_llama_cpps_converter_says(written):
         "clip.vision.projector.scale_factor": 2,
     }
     assert {key: found.get(key) for key in expected} == expected
+
+
+def test_both_files_and_the_record_say_which_weights_they_were_made_of(few_tokens, written):
+    """The hub's commit, or for a folder a digest of its files, which is the same anywhere."""
+    folder = written("bf16")
+    revision = Bridge.open(few_tokens).source.revision
+    assert revision.startswith("files:")
+    for file in files_of(folder):
+        assert contents(file)["gemma3vl_app.source_revision"] == revision
+    assert json.loads((folder / "conversion.json").read_text())["revision"] == revision
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [
+        {"do_sample": True, "temperature": 0.7, "top_k": 10, "top_p": 0.9},
+        {"do_sample": True, "temperature": 1.5, "top_k": 0, "top_p": 1.0},
+        {"do_sample": False},
+    ],
+)
+def test_the_checkpoints_own_settings_come_back_from_the_files(few_tokens, tmp_path, generation):
+    source = shutil.copytree(few_tokens, tmp_path / "source")
+    (source / "generation_config.json").write_text(json.dumps(generation))
+    preprocessor = json.loads((source / "preprocessor_config.json").read_text())
+    preprocessor |= {"image_mean": [0.25, 0.5, 0.75], "image_std": [0.125, 0.25, 0.5]}
+    (source / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    text, _ = files_of(convert(source, tmp_path / "out", "gguf"))
+    before, after = (Bridge.open(each).source.checkpoint for each in (source, text))
+    assert after.sampling == before.sampling
+    assert after.stop_ids == before.stop_ids
+    kept = {key: value for key, value in preprocessor.items() if value is not None}
+    assert after.preprocessor == {key: kept[key] for key in after.preprocessor}
+
+
+def test_room_is_asked_for_as_much_as_is_written(few_tokens, written):
+    source = Bridge.open(few_tokens).source
+    for kind in MATRICES:
+        files = files_of(written(kind))
+        tensors = [each for file in files for each in gguf.GGUFReader(file).tensors]
+        needed = gguf_files.needs_bytes(source, Options(gguf_type=kind))
+        assert needed == sum(int(each.n_bytes) for each in tensors)
+        around = sum(file.stat().st_size for file in files) - needed  # header and alignment
+        assert 0 < around < SMALL_FILES_BYTES / 100
 
 
 def test_tensors_have_the_gguf_packages_own_names(written):
