@@ -18,6 +18,7 @@ from gguf import LlamaFileType
 
 from gemma3vl_app import catalog
 from gemma3vl_app.conversion.gguf_blocks import encode, fits, stored_bytes
+from gemma3vl_app.conversion.gguf_source import stored_alike
 from gemma3vl_app.conversion.options import GgufType
 from gemma3vl_app.conversion.shard_files import UNFINISHED
 from gemma3vl_app.generation import Progress, Report
@@ -129,8 +130,11 @@ def write_file(
     report(Progress("convert", total, total, "bytes", f"{path.name} is written"))
 
 
-def _chunks(each: Entry) -> Iterator[memoryview]:
+def _chunks(each: Entry) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a tensor, some rows at a time."""
+    if (source := stored_alike(each.weight, each.kind)) is not None:
+        yield from source.stored()
+        return
     rows = each.weight.read().reshape(-1, each.weight.shape[-1])
     step = max(1, CHUNK_NUMBERS // rows.shape[1])
     for start in range(0, len(rows), step):

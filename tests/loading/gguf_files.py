@@ -106,6 +106,7 @@ def write_text(
     vocabulary: Vocabulary,
     *,
     kind: Kind = Kind.BF16,
+    table: Kind | None = None,
     scaling: bool = True,
     chat_template: bool = True,
     architecture: str = "gemma3",
@@ -113,7 +114,10 @@ def write_text(
     keep=lambda name: True,
     **extra: int | float | str,
 ) -> Path:
-    """Write the language model of a checkpoint; `change` and `keep` spoil values and tensors."""
+    """Write the language model of a checkpoint; `change` and `keep` spoil values and tensors.
+
+    `kind` is that of the matrices, `table` that of the embeddings where it is another one.
+    """
     text = json.loads((checkpoint / "config.json").read_text())["text_config"]
     writer = gguf.GGUFWriter(path, architecture)
     put = {
@@ -153,7 +157,8 @@ def write_text(
             data = data[: len(vocabulary.tokens)]
         if name.endswith("norm.weight"):
             data = data + np.float32(1)
-        add_tensor(writer, name, data, kind if data.ndim > 1 else Kind.F32)
+        stored_as = (table or kind) if name == "token_embd.weight" else kind
+        add_tensor(writer, name, data, stored_as if data.ndim > 1 else Kind.F32)
     return finished(writer, path)
 
 

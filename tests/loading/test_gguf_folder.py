@@ -19,8 +19,9 @@ from gemma3vl_app.generation import Greedy, Sample
 from gemma3vl_app.loading import load_model
 from gemma3vl_app.loading.cache import CACHE_VARIABLE
 from gemma3vl_app.loading.checkpoint import in_memory_name, open_checkpoint
-from gemma3vl_app.loading.gguf_folder import gguf_folder, gguf_notes, is_gguf, text_parts
+from gemma3vl_app.loading.gguf_folder import gguf_folder, gguf_notes
 from gemma3vl_app.loading.gguf_header import check_gguf
+from gemma3vl_app.loading.gguf_model import is_gguf, text_parts
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.testing import tiny_checkpoint
 from tests.engine.reference import Reference, greedy, picture
