@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -13,10 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from gemma3vl_app.conversion import gguf_files
 from gemma3vl_app.conversion.converting import Bridge, convert
-from gemma3vl_app.conversion.gguf_file import CHUNK_NUMBERS, Entry, _chunks
+from gemma3vl_app.conversion.gguf_file import CHUNK_NUMBERS, F16, Entry, _chunks
+from gemma3vl_app.conversion.gguf_mmproj import write_mmproj
 from gemma3vl_app.conversion.gguf_tokenizer import CHAT_TEMPLATE, read_vocabulary
 from gemma3vl_app.conversion.options import Options
-from gemma3vl_app.conversion.work_folder import SMALL_FILES_BYTES
+from gemma3vl_app.conversion.shard_files import UNFINISHED
+from gemma3vl_app.conversion.work_folder import SMALL_FILES_BYTES, work_folder_of
 from gemma3vl_app.errors import ConversionError, LoadError
 from gemma3vl_app.loading import load_model
 from gemma3vl_app.loading.cache import CACHE_VARIABLE
@@ -395,6 +401,58 @@ def test_a_stopped_conversion_leaves_no_file_and_goes_on(few_tokens, tmp_path):
     assert (text.stat().st_ino, text.stat().st_mtime_ns) == before
     assert gguf.GGUFReader(mmproj).tensors
     assert not [*target.glob("*unfinished*")]
+
+
+def test_a_killed_conversion_goes_on_within_the_file(few_tokens, written, tmp_path):
+    """What is finished there is not written again: a mark in its first tensor is still there."""
+    target = tmp_path / "out"
+    arguments = [str(few_tokens), str(target), "0.6"]
+    command = [sys.executable, "-m", "tests.conversion.interrupted_gguf", *arguments]
+    done = subprocess.run(command, timeout=300, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    # 1) Half a file
+    (half,) = work_folder_of(target).glob("*.gguf*")
+    assert half.name.endswith(UNFINISHED)
+    left = half.stat().st_size
+    undisturbed = [file.read_bytes() for file in files_of(written("bf16"))]
+    whole = len(undisturbed[0])
+    assert 0.3 * whole < left < whole
+    # 2) A mark in it
+    reader = gguf.GGUFReader(files_of(written("bf16"))[0])
+    first = int(reader.tensors[0].data_offset)
+    with half.open("r+b") as file:
+        file.seek(first)
+        file.write(bytes([undisturbed[0][first] ^ 0xFF]))
+    # 3) The rest of it
+    steps = []
+    convert(few_tokens, target, "gguf", progress=steps.append)
+    text, mmproj = (file.read_bytes() for file in files_of(target))
+    assert text[first] == undisturbed[0][first] ^ 0xFF
+    marked = bytearray(undisturbed[0])
+    marked[first] ^= 0xFF
+    assert (text, mmproj) == (bytes(marked), undisturbed[1])
+    assert [step for step in steps if "tensors of small-BF16.gguf are there" in step.message]
+
+
+@pytest.mark.parametrize("shorter_by", [0, 1, 5_000, 40_000])
+def test_wherever_a_file_was_cut_it_becomes_the_same(few_tokens, written, tmp_path, shorter_by):
+    source = Bridge.open(few_tokens).source
+    expected = files_of(written("f16"))[1].read_bytes()
+    path = tmp_path / "mmproj.gguf"
+    half = path.with_name(path.name + UNFINISHED)
+    half.write_bytes(expected[: len(expected) - shorter_by])
+    write_mmproj(path, source, F16, lambda step: None)
+    assert path.read_bytes() == expected
+    assert not half.exists()
+
+
+def test_half_a_file_of_another_header_is_written_anew(few_tokens, written, tmp_path):
+    source = Bridge.open(few_tokens).source
+    files = [files_of(written(kind))[1].read_bytes() for kind in ("f32", "f16")]
+    path = tmp_path / "mmproj.gguf"
+    path.with_name(path.name + UNFINISHED).write_bytes(files[0])
+    write_mmproj(path, source, F16, lambda step: None)
+    assert path.read_bytes() == files[1]
 
 
 def test_a_large_matrix_is_written_by_groups_of_rows():
