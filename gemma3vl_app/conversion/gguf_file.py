@@ -134,13 +134,15 @@ def _header(writer: gguf.GGUFWriter, entries: Sequence[Entry]) -> bytes:
     for each in entries:
         shape = tuple(each.weight.shape)
         writer.add_tensor_info(each.name, shape, np.dtype(np.float32), each.nbytes, each.kind)
-    file = io.BytesIO()
+    header = io.BytesIO()
+    file = io.BufferedWriter(header)
     writer.fout, writer.state = [file], WriterState.EMPTY  # as if it had opened one itself
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.write_padding(file, file.tell())
-    return file.getvalue()
+    file.flush()
+    return header.getvalue()
 
 
 def _starts(first: int, entries: Sequence[Entry]) -> list[int]:

@@ -89,5 +89,6 @@ def stored_alike(weight: Stored, kind: Kind) -> FromGguf | None:
         weight = weight.weights[0]
     if isinstance(weight, Cast):  # to fp32, which changes no number
         weight = weight.weight
-    same = isinstance(weight, FromGguf) and weight.place.kind == kind
-    return weight if same and weight.place.shape == weight.shape else None
+    if not isinstance(weight, FromGguf):
+        return None
+    return weight if (weight.place.kind, weight.place.shape) == (kind, weight.shape) else None
