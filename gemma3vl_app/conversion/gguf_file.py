@@ -135,7 +135,7 @@ def _header(writer: gguf.GGUFWriter, entries: Sequence[Entry]) -> bytes:
         shape = tuple(each.weight.shape)
         writer.add_tensor_info(each.name, shape, np.dtype(np.float32), each.nbytes, each.kind)
     header = io.BytesIO()
-    file = io.BufferedWriter(header)
+    file: io.BufferedWriter = io.BufferedWriter(header)
     writer.fout, writer.state = [file], WriterState.EMPTY  # as if it had opened one itself
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
