@@ -34,7 +34,7 @@ from gemma3vl_app.loading.conversion import Stored
 from gemma3vl_app.loading.sources import Source
 
 RECORD = "conversion.json"  # in what was written: where it came from, and what was done
-CONVERTER = 2  # raise when files change, so that half of an old conversion is not gone on with
+CONVERTER = 3  # raise when files change, so that half of an old conversion is not gone on with
 PACKAGES = ("gemma3vl-app", "torch", "transformers", "bitsandbytes", "gguf")
 DTYPES: Mapping[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

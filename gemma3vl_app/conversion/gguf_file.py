@@ -6,7 +6,9 @@ whose own way of writing tensors wants them whole.
 
 from __future__ import annotations
 
-import os
+import bisect
+import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,18 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf import LlamaFileType
+from gguf.gguf_writer import WriterState
 
 from gemma3vl_app import catalog
 from gemma3vl_app.conversion.gguf_blocks import encode, fits, stored_bytes
+from gemma3vl_app.conversion.gguf_source import stored_alike
 from gemma3vl_app.conversion.options import GgufType
-from gemma3vl_app.conversion.shard_files import UNFINISHED
+from gemma3vl_app.conversion.shard_files import unfinished, whole_file
 from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.conversion import Stored
 from gemma3vl_app.loading.sources import Source
 
+ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT  # of each tensor's data
 CHUNK_NUMBERS = 1 << 20  # encoded at a time
 REVISION_KEY = "gemma3vl_app.source_revision"  # llama.cpp has no key of its own for it
 
@@ -102,35 +107,70 @@ def write_file(
 ) -> None:
     """Write a header and its tensors to `path`, which appears when it is whole.
 
-    Raises `OSError` where the disk refuses.
+    One that was left half-way under the same header is gone on with. Raises `OSError` where the
+    disk refuses.
     """
-    for each in entries:
-        shape = tuple(each.weight.shape)
-        writer.add_tensor_info(each.name, shape, np.dtype(np.float32), each.nbytes, each.kind)
-    aside = path.with_name(path.name + UNFINISHED)
-    total, done = sum(each.nbytes for each in entries), 0
-    try:
-        writer.write_header_to_file(aside)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        assert writer.fout is not None
-        file = writer.fout[0]
-        for each in entries:
+    header = _header(writer, entries)
+    starts = _starts(len(header), entries)
+    there = _tensors_there(unfinished(path), header, starts)
+    total = sum(each.nbytes for each in entries)
+    done = sum(each.nbytes for each in entries[:there])
+    with whole_file(path, keep_bytes=starts[there] if there else 0) as file:
+        if there:
+            message = f"{there} tensors of {path.name} are there already"
+            report(Progress("convert", done, total, "bytes", message))
+        else:
+            file.write(header)
+        for each, end in zip(entries[there:], starts[there + 1 :], strict=True):
             report(Progress("convert", done, total, "bytes", f"Writing {path.name}"))
-            writer.write_padding(file, file.tell())
             file.writelines(_chunks(each))
+            file.write(bytes(end - file.tell()))
             done += each.nbytes
-        writer.write_padding(file, file.tell())
-        file.flush()
-        os.fsync(file.fileno())
-    finally:
-        writer.close()
-    aside.rename(path)
     report(Progress("convert", total, total, "bytes", f"{path.name} is written"))
 
 
-def _chunks(each: Entry) -> Iterator[memoryview]:
+def _header(writer: gguf.GGUFWriter, entries: Sequence[Entry]) -> bytes:
+    """Return all that stands before the tensors."""
+    for each in entries:
+        shape = tuple(each.weight.shape)
+        writer.add_tensor_info(each.name, shape, np.dtype(np.float32), each.nbytes, each.kind)
+    header = io.BytesIO()
+    file: io.BufferedWriter = io.BufferedWriter(header)
+    writer.fout, writer.state = [file], WriterState.EMPTY  # as if it had opened one itself
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.write_padding(file, file.tell())
+    file.flush()
+    return header.getvalue()
+
+
+def _starts(first: int, entries: Sequence[Entry]) -> list[int]:
+    """Return where each tensor begins in the file, and at last where the file ends."""
+    sizes = (gguf.GGUFWriter.ggml_pad(each.nbytes, ALIGNMENT) for each in entries)
+    return list(itertools.accumulate(sizes, initial=first))
+
+
+def _tensors_there(file: Path, header: bytes, starts: Sequence[int]) -> int:
+    """Return how many tensors of a file need not be written again: all whole ones but the last.
+
+    They are written one after the other, so that a file that was left is right as far as it goes.
+    Which source and options it is of, the recipe beside the folder says (`work_folder`).
+    """
+    if not file.is_file():
+        return 0
+    with file.open("rb") as opened:
+        if opened.read(len(header)) != header:
+            return 0
+    whole = bisect.bisect_right(starts, file.stat().st_size) - 1
+    return max(0, whole - 1)
+
+
+def _chunks(each: Entry) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a tensor, some rows at a time."""
+    if (source := stored_alike(each.weight, each.kind)) is not None:
+        yield from source.stored()
+        return
     rows = each.weight.read().reshape(-1, each.weight.shape[-1])
     step = max(1, CHUNK_NUMBERS // rows.shape[1])
     for start in range(0, len(rows), step):

@@ -13,13 +13,15 @@ from gemma3vl_app.conversion.gguf_names import GGUF_TEXT
 from gemma3vl_app.conversion.gguf_tokenizer import add_tokenizer, chat_template, read_vocabulary
 from gemma3vl_app.conversion.names import MEMORY_PROJECTOR, MEMORY_TOWER, to_file
 from gemma3vl_app.errors import ConversionError
-from gemma3vl_app.generation import Report
+from gemma3vl_app.generation import Report, Sample, Sampling
+from gemma3vl_app.loading.gguf_sampling import GREEDY_TEMPERATURE
 from gemma3vl_app.loading.gguf_text import LAYERS_27B, SLIDING_PATTERN
 from gemma3vl_app.loading.loader import build_skeleton
 from gemma3vl_app.loading.sources import Source
 
 ARCHITECTURE = "gemma3"
 TABLE = "token_embd.weight"
+NO_MIN_P = 0.0  # llama.cpp else leaves out what is under 5 % of the most likely token
 
 
 def text_entries(source: Source, stored: StoredType) -> list[Entry]:
@@ -47,6 +49,7 @@ def write_text(path: Path, source: Source, stored: StoredType, report: Report) -
     parameters = sum(each.weight.nbytes // each.weight.dtype.itemsize for each in entries)
     add_general(writer, source, stored, gguf.GGUFType.MODEL, parameters)
     _add_settings(writer, config)
+    _add_sampling(writer, source.checkpoint.sampling)
     vocabulary = read_vocabulary(source.checkpoint.tokenizer_file, config.vocab_size)
     add_tokenizer(writer, vocabulary, chat_template(source.checkpoint.folder))
     write_file(path, writer, entries, report)
@@ -73,6 +76,17 @@ def _add_settings(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_rope_scaling_factor(rope["full_attention"]["factor"])
     else:  # said aloud, since a file that is silent may be taken for one of the released sizes
         writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+
+
+def _add_sampling(writer: gguf.GGUFWriter, sampling: Sampling) -> None:
+    """Put in how the checkpoint chooses tokens; llama.cpp does so unless it is told otherwise."""
+    if isinstance(sampling, Sample):
+        writer.add_sampling_temp(sampling.temperature)
+        writer.add_sampling_top_k(sampling.top_k)
+        writer.add_sampling_top_p(sampling.top_p)
+        writer.add_sampling_min_p(NO_MIN_P)
+    else:
+        writer.add_sampling_temp(GREEDY_TEMPERATURE)
 
 
 def _check_expressible(config: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from gemma3vl_app import catalog
 from gemma3vl_app.conversion.adapter import with_adapter
 from gemma3vl_app.conversion.dcp_reader import DcpTensor
+from gemma3vl_app.conversion.gguf_source import with_stored_bytes
 from gemma3vl_app.conversion.layouts import TRANSPOSED, Piece
 from gemma3vl_app.conversion.megatron_names import megatron_table
 from gemma3vl_app.conversion.megatron_opening import is_megatron, open_megatron
@@ -23,7 +24,7 @@ from gemma3vl_app.generation import Report
 from gemma3vl_app.loading.adapter_files import read_adapter
 from gemma3vl_app.loading.assembly import weight_names
 from gemma3vl_app.loading.conversion import Stored
-from gemma3vl_app.loading.gguf_folder import is_gguf
+from gemma3vl_app.loading.gguf_model import is_gguf
 from gemma3vl_app.loading.loader import build_skeleton
 from gemma3vl_app.loading.shards import StoredTensor, read_headers
 from gemma3vl_app.loading.sources import Source, open_source
@@ -105,6 +106,8 @@ def open_for_conversion(
         peculiarities=tuple(_peculiarities(raw, tensors)),
         revision=opened.revision,
     )
+    if is_gguf(source):
+        tensors = with_stored_bytes(tensors, Path(source))
     if stored_adapter is not None:
         tensors = with_adapter(tensors, stored_adapter)
     return dataclasses.replace(opened, tensors=tensors), detected

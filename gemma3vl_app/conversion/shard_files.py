@@ -128,14 +128,22 @@ def _is_finished(path: Path, header: bytes, shard: Sequence[Unit]) -> bool:
         return whole and file.read(len(header)) == header
 
 
+def unfinished(path: Path) -> Path:
+    """Return where a file is written until it is whole."""
+    return path.with_name(path.name + UNFINISHED)
+
+
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, keep_bytes: int = 0) -> Iterator[BinaryIO]:
     """Open a file for writing that gets its name when the block ends, and is on the disk then.
 
-    What a block that fails has written is left under another name, and written over next time.
+    What a block that fails has written is left under another name. Next time its first `keep_bytes`
+    stay, and the block begins behind them; the rest is written over.
     """
-    aside = path.with_name(path.name + UNFINISHED)
-    with aside.open("wb") as file:
+    aside = unfinished(path)
+    with aside.open("r+b" if keep_bytes else "wb") as file:
+        file.seek(keep_bytes)
+        file.truncate()
         yield file
         file.flush()
         os.fsync(file.fileno())

@@ -1,45 +1,30 @@
 """GGUF files as a checkpoint folder: converted once into the cache, then read like any other.
 
-Knows how the files of one model are named and lie together; what is in them, `gguf_text` and
-`gguf_vision` know. Nothing is lost but what bf16 rounds off.
+Which files make a model, `gguf_model` knows; what is in them, `gguf_text` and `gguf_vision`.
+Nothing is lost but what bf16 rounds off.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress, Report
 from gemma3vl_app.loading.cache import cached_folder
-from gemma3vl_app.loading.gguf_header import MAGIC, Reader, check_gguf, open_gguf, stored_shape
-from gemma3vl_app.loading.gguf_text import (
-    SCALED_FACTOR,
-    check_architecture,
-    check_tensors,
-    factor_is_assumed,
-    read_config,
-    read_weights,
-)
+from gemma3vl_app.loading.gguf_header import check_gguf, stored_shape
+from gemma3vl_app.loading.gguf_model import GgufModel, open_model
+from gemma3vl_app.loading.gguf_text import read_weights
 from gemma3vl_app.loading.gguf_values import optional
-from gemma3vl_app.loading.gguf_vision import (
-    VisionSettings,
-    is_tower,
-    read_vision,
-    read_vision_weights,
-    vision_names,
-)
+from gemma3vl_app.loading.gguf_vision import read_vision_weights
 from gemma3vl_app.loading.gguf_vocabulary import (
     BEGIN_OF_IMAGE,
     END_OF_IMAGE,
@@ -50,38 +35,11 @@ from gemma3vl_app.loading.gguf_vocabulary import (
 
 logger = logging.getLogger(__name__)
 
-CONVERTER = 1  # raise when the conversion changes, so that old results are not taken for new ones
+CONVERTER = 2  # raise when the conversion changes, so that old results are not taken for new ones
 NOTES = "gguf_notes.json"
-PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE)
-MAX_PARTS = 999
 INDEX = "model.safetensors.index.json"
 SMALL_FILES_BYTES = 100 << 20  # tokenizer and configs, generously
 INSTRUCTION_STOP_IDS = {1, 106}  # <eos> and <end_of_turn>
-
-
-@dataclass(frozen=True)
-class _Model:
-    """The opened files of one model, and what the conversion needs to know of them."""
-
-    text: Reader
-    config: dict[str, Any]
-    mmproj: Reader | None
-    vision: VisionSettings | None
-    notes: tuple[str, ...]
-
-
-def is_gguf(source: str | Path) -> bool:
-    """Whether `source` names a GGUF file: by its ending, or by its first bytes."""
-    path = Path(source).expanduser()
-    if path.suffix.lower() == ".gguf":
-        return not path.is_dir()
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
 
 
 def gguf_folder(text: Path, *, mmproj: Path | None = None, progress: Report | None = None) -> Path:
@@ -94,11 +52,11 @@ def gguf_folder(text: Path, *, mmproj: Path | None = None, progress: Report | No
     """
     report = progress or (lambda step: None)
     text = text.expanduser()
-    model, files = _open(text_parts(text), mmproj.expanduser() if mmproj is not None else None)
+    model = open_model(text, mmproj.expanduser() if mmproj is not None else None)
     tensors = [*model.text.tensors, *(model.mmproj.tensors if model.mmproj else ())]
     weights_bytes = sum(2 * math.prod(stored_shape(each)) for each in tensors)
     folder = cached_folder(
-        _cache_name(files),
+        _cache_name(model.files),
         lambda work: _convert(model, work, report),
         hashed=False,  # of many GiB
         needs_bytes=weights_bytes + SMALL_FILES_BYTES,
@@ -115,123 +73,7 @@ def gguf_notes(folder: Path) -> tuple[str, ...]:
     return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()
 
 
-def text_parts(path: Path) -> list[Path]:
-    """Return all files of the model that `path` is a part of; raises `LoadError` if one is missing.
-
-    llama.cpp names them `name-00001-of-00003.gguf`.
-    """
-    found = PART.fullmatch(path.name)
-    if found is None:
-        return [path]
-    count = int(found["parts"])
-    if not 1 <= int(found["part"]) <= count <= MAX_PARTS:
-        raise LoadError(f"{path.name!r} is numbered as no part of a model is. Check its name.")
-    # The ending as it is written: file systems may tell .gguf from .GGUF
-    names = [
-        f"{found['stem']}-{part:05}-of-{count:05}{path.suffix}" for part in range(1, count + 1)
-    ]
-    if missing := [name for name in names if not path.with_name(name).is_file()]:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise LoadError(
-            f"The model comes in {count} files, and some are missing: {', '.join(missing[:3])}"
-            f"{more}. Put all of them into one folder."
-        )
-    return [path.with_name(name) for name in names]
-
-
-# --- opening ---
-
-
-def _open(parts: list[Path], mmproj: Path | None) -> tuple[_Model, list[Path]]:
-    """Return the checked model, and the files it consists of."""
-    # 1) The language model
-    text = open_gguf(parts)
-    with _naming(parts[0]):
-        check_architecture(text)
-        config = read_config(text)
-        check_tensors(text, config)
-    notes = []
-    if factor_is_assumed(text):
-        notes.append(
-            "The file does not say how positions are scaled; the factor of the released model, "
-            f"{SCALED_FACTOR:g} in global layers, is used."
-        )
-    # 2) The tower that belongs to it
-    reader, vision, path, note = _matching_tower(parts[0], mmproj, config["hidden_size"])
-    if note:
-        notes.append(note)
-    if reader is not None and path is not None:
-        with _naming(path):
-            vision_names(reader)
-        for token in (BEGIN_OF_IMAGE, END_OF_IMAGE):
-            if token_id(text, token) is None:
-                raise LoadError(
-                    f"{parts[0].name!r} knows no {token}, so it cannot take pictures. Move the "
-                    "mmproj file away to load the language model alone."
-                )
-    files = [*parts, *([path] if path is not None else [])]
-    return _Model(text, config, reader, vision, tuple(notes)), files
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Say which file an error is about: who reads its contents does not know."""
-    try:
-        yield
-    except LoadError as error:
-        raise LoadError(f"{path.name!r}: {error}") from error
-
-
-def _matching_tower(
-    text: Path, mmproj: Path | None, width: int
-) -> tuple[Reader | None, VisionSettings | None, Path | None, str]:
-    """Return the mmproj to use, or none and a sentence that says why."""
-    if mmproj is not None:
-        reader = open_gguf([mmproj])
-        with _naming(mmproj):
-            vision = read_vision(reader)
-        if vision.text_width != width:
-            raise LoadError(
-                f"{mmproj.name!r} belongs to a model of width {vision.text_width}, and "
-                f"{text.name!r} is {width} wide. Take the mmproj that was published with it."
-            )
-        return reader, vision, mmproj, ""
-    towers = [(path, open_gguf([path])) for path in _mmproj_files_beside(text)]
-    opened = []
-    for path, reader in towers:
-        if is_tower(reader):  # a folder may hold those of other kinds of models, too
-            with _naming(path):
-                opened.append((path, reader, read_vision(reader)))
-    fitting = [each for each in opened if each[2].text_width == width]
-    if len(fitting) > 1:
-        names = ", ".join(repr(path.name) for path, *_ in fitting)
-        raise LoadError(
-            f"Several mmproj files beside {text.name!r} fit it: {names}. Leave one of them in the "
-            "folder, or name the one to use."
-        )
-    if fitting:
-        path, reader, vision = fitting[0]
-        return reader, vision, path, ""
-    why = (
-        f"{opened[0][0].name!r} beside it belongs to a model of another size"
-        if opened
-        else "there is no mmproj file beside it"
-    )
-    return None, None, None, f"Text only, no pictures: {why}."
-
-
-def _mmproj_files_beside(text: Path) -> list[Path]:
-    try:
-        return sorted(
-            path
-            for path in text.parent.iterdir()
-            if "mmproj" in path.name.lower() and path.suffix.lower() == ".gguf" and path != text
-        )
-    except OSError:  # a folder that may be entered and not listed
-        return []
-
-
-def _cache_name(files: list[Path]) -> str:
+def _cache_name(files: tuple[Path, ...]) -> str:
     """Return a name that changes with the files' headers, sizes and times, not read whole."""
     stamps = hashlib.sha256(f"converter {CONVERTER}\n".encode())
     for path in files:
@@ -246,7 +88,7 @@ def _cache_name(files: list[Path]) -> str:
 # --- converting ---
 
 
-def _convert(model: _Model, folder: Path, report: Report) -> None:
+def _convert(model: GgufModel, folder: Path, report: Report) -> None:
     # 1) The small files
     report(Progress("convert", 0, 0, "files", "Building the tokenizer"))
     instructed = optional(model.text, "tokenizer.chat_template") is not None
@@ -258,7 +100,7 @@ def _convert(model: _Model, folder: Path, report: Report) -> None:
             "bos_token_id": model.config["bos_token_id"],
             "pad_token_id": model.config["pad_token_id"],
             "eos_token_id": sorted(stop_ids),
-            **{"do_sample": True, "top_k": 64, "top_p": 0.95},
+            **model.sampling,
         },
         NOTES: model.notes,
     }
@@ -279,7 +121,7 @@ def _convert(model: _Model, folder: Path, report: Report) -> None:
     report(Progress("convert", total, total, "files", "The GGUF file is converted"))
 
 
-def _config(model: _Model, stop_ids: list[int]) -> dict[str, Any]:
+def _config(model: GgufModel, stop_ids: list[int]) -> dict[str, Any]:
     """Return config.json: of the text class alone, or of the vision-language class around it."""
     if model.vision is None:
         return model.config | {"eos_token_id": stop_ids}
@@ -298,9 +140,8 @@ def _config(model: _Model, stop_ids: list[int]) -> dict[str, Any]:
     }
 
 
-def _shards(model: _Model) -> Iterator[dict[str, torch.Tensor]]:
+def _shards(model: GgufModel) -> Iterator[dict[str, torch.Tensor]]:
     """Yield the weights in groups as they lie in the files: a layer each, the tower as one."""
-    prefix = "model.language_model." if model.vision is not None else "model."
     shard: dict[str, torch.Tensor] = {}
     layer = ""
     for name, weight in read_weights(model.text):
@@ -309,7 +150,7 @@ def _shards(model: _Model) -> Iterator[dict[str, torch.Tensor]]:
             yield shard
             shard = {}
         layer = found[0] if found is not None else ""
-        shard[prefix + name.removeprefix("model.")] = weight
+        shard[model.memory_name(name)] = weight
     yield shard
     if model.mmproj is not None:
         yield dict(read_vision_weights(model.mmproj))

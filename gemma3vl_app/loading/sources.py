@@ -21,7 +21,8 @@ from gemma3vl_app.loading.checkpoint import (
 )
 from gemma3vl_app.loading.conversion import HeldTensor, Stored
 from gemma3vl_app.loading.demo import DATA, open_demo
-from gemma3vl_app.loading.gguf_folder import gguf_folder, gguf_notes, is_gguf
+from gemma3vl_app.loading.gguf_folder import gguf_folder, gguf_notes
+from gemma3vl_app.loading.gguf_model import is_gguf
 from gemma3vl_app.loading.hub import hub_folder, hub_revision
 
 SAMPLE_BYTES, SAMPLE_STEP_BYTES = 4 << 10, 4 << 20

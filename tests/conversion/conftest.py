@@ -7,10 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gemma3vl_app.loading.gguf_header import open_gguf
-from gemma3vl_app.loading.gguf_vocabulary import read_tokenizer
 from gemma3vl_app.testing import tiny_checkpoint
-from tests.loading.gguf_files import cut_checkpoint, released_vocabulary, write_text
+from tests.loading.gguf_files import cut_checkpoint, give_tokenizer, released_vocabulary
 
 # Heads, their groups, and head_dim that is not width / heads, as in the released models
 SIZES = {
@@ -75,9 +73,7 @@ def few_tokens(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("few")
     vocabulary = released_vocabulary().cut()
     checkpoint = cut_checkpoint(tiny, folder / "small", vocabulary)
-    file = write_text(folder / "words.gguf", checkpoint, vocabulary)
-    tokenizer = json.dumps(read_tokenizer(open_gguf([file])))
-    (checkpoint / "tokenizer.json").write_text(tokenizer)
+    give_tokenizer(checkpoint, vocabulary)
     for name in ("preprocessor_config.json", "generation_config.json"):
         shutil.copy(tiny / name, checkpoint / name)
     return checkpoint

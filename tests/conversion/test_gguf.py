@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -11,9 +15,14 @@ from gguf import GGMLQuantizationType as Kind
 from jinja2 import Environment
 from safetensors.torch import load_file, save_file
 
-from gemma3vl_app.conversion.converting import convert
-from gemma3vl_app.conversion.gguf_file import CHUNK_NUMBERS, Entry, _chunks
+from gemma3vl_app.conversion import gguf_files
+from gemma3vl_app.conversion.converting import Bridge, convert
+from gemma3vl_app.conversion.gguf_file import CHUNK_NUMBERS, F16, Entry, _chunks
+from gemma3vl_app.conversion.gguf_mmproj import write_mmproj
 from gemma3vl_app.conversion.gguf_tokenizer import CHAT_TEMPLATE, read_vocabulary
+from gemma3vl_app.conversion.options import Options
+from gemma3vl_app.conversion.shard_files import UNFINISHED
+from gemma3vl_app.conversion.work_folder import SMALL_FILES_BYTES, work_folder_of
 from gemma3vl_app.errors import ConversionError, LoadError
 from gemma3vl_app.loading import load_model
 from gemma3vl_app.loading.cache import CACHE_VARIABLE
@@ -23,7 +32,10 @@ from gemma3vl_app.loading.gguf_header import open_gguf
 from gemma3vl_app.loading.gguf_vocabulary import read_tokenizer
 from tests.loading.gguf_files import as_stored, released_vocabulary
 
-MATRICES = {"bf16": Kind.BF16, "f32": Kind.F32, "q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0}
+MATRICES = {
+    **{"f32": Kind.F32, "f16": Kind.F16, "bf16": Kind.BF16},
+    **{"q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0},
+}
 IMAGE_TOKENS = 16
 
 
@@ -75,7 +87,7 @@ def logits(model, pictures=0):
 # --- the same numbers ---
 
 
-@pytest.mark.parametrize("kind", ["bf16", "f32"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("pictures", [0, 2])
 def test_our_loader_gets_the_sources_very_logits(few_tokens, written, kind, pictures):
     text, _ = files_of(written(kind))
@@ -105,11 +117,15 @@ def test_weights_are_the_sources_as_the_type_stores_them(few_tokens, written, ki
             name = names.get_name(key.removeprefix("language_model."), (".weight", ".bias"))
             assert theirs[name][0] == stored_as
             exact = as_stored(weight, stored_as).float()
+        elif kind == "f16" and weight.dim() == 2:  # of the tower; the smallest numbers lose bits
+            exact = as_stored(weight, Kind.F16).float()
         # A norm is stored as 1 + w in fp32: all of w but its last bits below 1e-7
         tolerance = 1e-7 if key.endswith("norm.weight") else 0
         assert torch.allclose(ours[in_memory_name(key)], exact, rtol=0, atol=tolerance), key
     assert {kind for kind, values in theirs.values() if values.dim() == 1} == {Kind.F32}
     assert theirs["mm.input_projection.weight"][0] == Kind.F32
+    tower = {"f32": Kind.F32, "f16": Kind.F16}.get(kind, Kind.BF16)
+    assert theirs["v.blk.0.attn_q.weight"][0] == tower
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
@@ -149,6 +165,10 @@ def test_a_checkpoint_read_from_q4_0_goes_back_to_the_same_numbers(few_tokens, t
 def test_the_text_file_says_what_llama_cpps_converter_says(written):
     found = contents(files_of(written("q8_0"))[0])
     expected = {
+        "general.sampling.temp": 1.0,
+        "general.sampling.top_k": 64,
+        "general.sampling.top_p": pytest.approx(0.95),
+        "general.sampling.min_p": 0.0,
         "general.architecture": "gemma3",
         "general.type": "model",
         "general.name": "small",
@@ -208,6 +228,49 @@ def test_the_mmproj_says_what_llama_cpps_converter_says(written):
         "clip.vision.projector.scale_factor": 2,
     }
     assert {key: found.get(key) for key in expected} == expected
+
+
+def test_both_files_and_the_record_say_which_weights_they_were_made_of(few_tokens, written):
+    """The hub's commit, or for a folder a digest of its files, which is the same anywhere."""
+    folder = written("bf16")
+    revision = Bridge.open(few_tokens).source.revision
+    assert revision.startswith("files:")
+    for file in files_of(folder):
+        assert contents(file)["gemma3vl_app.source_revision"] == revision
+    assert json.loads((folder / "conversion.json").read_text())["revision"] == revision
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [
+        {"do_sample": True, "temperature": 0.7, "top_k": 10, "top_p": 0.9},
+        {"do_sample": True, "temperature": 1.5, "top_k": 0, "top_p": 1.0},
+        {"do_sample": False},
+    ],
+)
+def test_the_checkpoints_own_settings_come_back_from_the_files(few_tokens, tmp_path, generation):
+    source = shutil.copytree(few_tokens, tmp_path / "source")
+    (source / "generation_config.json").write_text(json.dumps(generation))
+    preprocessor = json.loads((source / "preprocessor_config.json").read_text())
+    preprocessor |= {"image_mean": [0.25, 0.5, 0.75], "image_std": [0.125, 0.25, 0.5]}
+    (source / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    text, _ = files_of(convert(source, tmp_path / "out", "gguf"))
+    before, after = (Bridge.open(each).source.checkpoint for each in (source, text))
+    assert after.sampling == before.sampling
+    assert after.stop_ids == before.stop_ids
+    kept = {key: value for key, value in preprocessor.items() if value is not None}
+    assert after.preprocessor == {key: kept[key] for key in after.preprocessor}
+
+
+def test_room_is_asked_for_as_much_as_is_written(few_tokens, written):
+    source = Bridge.open(few_tokens).source
+    for kind in MATRICES:
+        files = files_of(written(kind))
+        tensors = [each for file in files for each in gguf.GGUFReader(file).tensors]
+        needed = gguf_files.needs_bytes(source, Options(gguf_type=kind))
+        assert needed == sum(int(each.n_bytes) for each in tensors)
+        around = sum(file.stat().st_size for file in files) - needed  # header and alignment
+        assert 0 < around < SMALL_FILES_BYTES / 100
 
 
 def test_tensors_have_the_gguf_packages_own_names(written):
@@ -338,6 +401,58 @@ def test_a_stopped_conversion_leaves_no_file_and_goes_on(few_tokens, tmp_path):
     assert (text.stat().st_ino, text.stat().st_mtime_ns) == before
     assert gguf.GGUFReader(mmproj).tensors
     assert not [*target.glob("*unfinished*")]
+
+
+def test_a_killed_conversion_goes_on_within_the_file(few_tokens, written, tmp_path):
+    """What is finished there is not written again: a mark in its first tensor is still there."""
+    target = tmp_path / "out"
+    arguments = [str(few_tokens), str(target), "0.6"]
+    command = [sys.executable, "-m", "tests.conversion.interrupted_gguf", *arguments]
+    done = subprocess.run(command, timeout=300, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    # 1) Half a file
+    (half,) = work_folder_of(target).glob("*.gguf*")
+    assert half.name.endswith(UNFINISHED)
+    left = half.stat().st_size
+    undisturbed = [file.read_bytes() for file in files_of(written("bf16"))]
+    whole = len(undisturbed[0])
+    assert 0.3 * whole < left < whole
+    # 2) A mark in it
+    reader = gguf.GGUFReader(files_of(written("bf16"))[0])
+    first = int(reader.tensors[0].data_offset)
+    with half.open("r+b") as file:
+        file.seek(first)
+        file.write(bytes([undisturbed[0][first] ^ 0xFF]))
+    # 3) The rest of it
+    steps = []
+    convert(few_tokens, target, "gguf", progress=steps.append)
+    text, mmproj = (file.read_bytes() for file in files_of(target))
+    assert text[first] == undisturbed[0][first] ^ 0xFF
+    marked = bytearray(undisturbed[0])
+    marked[first] ^= 0xFF
+    assert (text, mmproj) == (bytes(marked), undisturbed[1])
+    assert [step for step in steps if "tensors of small-BF16.gguf are there" in step.message]
+
+
+@pytest.mark.parametrize("shorter_by", [0, 1, 5_000, 40_000])
+def test_wherever_a_file_was_cut_it_becomes_the_same(few_tokens, written, tmp_path, shorter_by):
+    source = Bridge.open(few_tokens).source
+    expected = files_of(written("f16"))[1].read_bytes()
+    path = tmp_path / "mmproj.gguf"
+    half = path.with_name(path.name + UNFINISHED)
+    half.write_bytes(expected[: len(expected) - shorter_by])
+    write_mmproj(path, source, F16, lambda step: None)
+    assert path.read_bytes() == expected
+    assert not half.exists()
+
+
+def test_half_a_file_of_another_header_is_written_anew(few_tokens, written, tmp_path):
+    source = Bridge.open(few_tokens).source
+    files = [files_of(written(kind))[1].read_bytes() for kind in ("f32", "f16")]
+    path = tmp_path / "mmproj.gguf"
+    path.with_name(path.name + UNFINISHED).write_bytes(files[0])
+    write_mmproj(path, source, F16, lambda step: None)
+    assert path.read_bytes() == files[1]
 
 
 def test_a_large_matrix_is_written_by_groups_of_rows():

@@ -7,6 +7,7 @@ as 1 + w, matrices as they are, vectors in F32.
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file, save_file
 
 from gemma3vl_app.loading.gguf_header import open_gguf
+from gemma3vl_app.loading.gguf_vocabulary import read_tokenizer
 
 PADDING_ROWS = 64  # of the embedding, that no token has: 262,208 against 262,144
 
@@ -42,9 +44,9 @@ class Vocabulary:
             kinds=self.kinds + [5] * PADDING_ROWS,
         )
 
-    def cut(self) -> "Vocabulary":
-        """Some hundred tokens: what prompts need, single bytes, a few pieces of words."""
-        kept = [*range(520), *range(236_000, 236_200), 255_999, 256_000]
+    def cut(self, more: Sequence[int] = ()) -> "Vocabulary":
+        """Some hundred tokens: what prompts need, single bytes, pieces of words; `more` ids."""
+        kept = [*range(520), *range(236_000, 236_200), *more, 255_999, 256_000]
         pick = lambda values: [values[i] for i in kept]  # noqa: E731
         return Vocabulary(pick(self.tokens), pick(self.scores), pick(self.kinds), kept)
 
@@ -88,12 +90,23 @@ def cut_checkpoint(tiny: Path, target: Path, vocabulary: Vocabulary, **text_conf
     return target
 
 
+def give_tokenizer(checkpoint: Path, vocabulary: Vocabulary) -> None:
+    """Write the tokenizer.json of `vocabulary` into a checkpoint."""
+    path = checkpoint.with_name(f"{checkpoint.name}-words.gguf")
+    writer = gguf.GGUFWriter(path, "gemma3")
+    write_vocabulary(writer, vocabulary)
+    tokenizer = json.dumps(read_tokenizer(open_gguf([finished(writer, path)])))
+    (checkpoint / "tokenizer.json").unlink(missing_ok=True)  # a link to the released one
+    (checkpoint / "tokenizer.json").write_text(tokenizer)
+
+
 def write_text(
     path: Path,
     checkpoint: Path,
     vocabulary: Vocabulary,
     *,
     kind: Kind = Kind.BF16,
+    table: Kind | None = None,
     scaling: bool = True,
     chat_template: bool = True,
     architecture: str = "gemma3",
@@ -101,7 +114,10 @@ def write_text(
     keep=lambda name: True,
     **extra: int | float | str,
 ) -> Path:
-    """Write the language model of a checkpoint; `change` and `keep` spoil values and tensors."""
+    """Write the language model of a checkpoint; `change` and `keep` spoil values and tensors.
+
+    `kind` is that of the matrices, `table` that of the embeddings where it is another one.
+    """
     text = json.loads((checkpoint / "config.json").read_text())["text_config"]
     writer = gguf.GGUFWriter(path, architecture)
     put = {
@@ -141,7 +157,8 @@ def write_text(
             data = data[: len(vocabulary.tokens)]
         if name.endswith("norm.weight"):
             data = data + np.float32(1)
-        add_tensor(writer, name, data, kind if data.ndim > 1 else Kind.F32)
+        stored_as = (table or kind) if name == "token_embd.weight" else kind
+        add_tensor(writer, name, data, stored_as if data.ndim > 1 else Kind.F32)
     return finished(writer, path)
 
 

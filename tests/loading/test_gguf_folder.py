@@ -15,11 +15,13 @@ from transformers import Gemma3ForConditionalGeneration
 
 from gemma3vl_app.backends.local import load
 from gemma3vl_app.errors import LoadError
+from gemma3vl_app.generation import Greedy, Sample
 from gemma3vl_app.loading import load_model
 from gemma3vl_app.loading.cache import CACHE_VARIABLE
-from gemma3vl_app.loading.checkpoint import in_memory_name
-from gemma3vl_app.loading.gguf_folder import gguf_folder, gguf_notes, is_gguf, text_parts
+from gemma3vl_app.loading.checkpoint import in_memory_name, open_checkpoint
+from gemma3vl_app.loading.gguf_folder import gguf_folder, gguf_notes
 from gemma3vl_app.loading.gguf_header import check_gguf
+from gemma3vl_app.loading.gguf_model import is_gguf, text_parts
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.testing import tiny_checkpoint
 from tests.engine.reference import Reference, greedy, picture
@@ -292,6 +294,38 @@ def test_a_base_model_stops_as_its_file_says(files):
     folder = gguf_folder(files(Kind.BF16, chat_template=False))
     generation = json.loads((folder / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [106]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, Sample(temperature=1.0, top_k=64, top_p=0.95)),
+        ({"top_p": 0.9}, Sample(temperature=1.0, top_k=64, top_p=0.9)),
+        ({"temp": 0.7, "top_k": -1, "top_p": 1.0}, Sample(temperature=0.7, top_k=0, top_p=1.0)),
+        ({"temp": 0.0, "top_k": 40}, Greedy()),
+    ],
+)
+def test_tokens_are_chosen_as_the_file_says_and_else_as_google_recommends(files, said, expected):
+    keys = {f"general.sampling.{key}": value for key, value in said.items()}
+    assert open_checkpoint(gguf_folder(files(tower=None, **keys))).sampling == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("top_p", 7.0, "top_p is 7.0; it must be above 0"),
+        ("temp", float("nan"), "'general.sampling.temp' is no number"),
+        ("top_k", "many", "'general.sampling.top_k' is no number"),
+    ],
+)
+def test_a_sampling_that_cannot_be_is_refused_before_anything_is_written(
+    files, key, value, message, tmp_path, monkeypatch
+):
+    path = files(tower=None, **{f"general.sampling.{key}": value})
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    with pytest.raises(LoadError, match=message):
+        gguf_folder(path)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_names_of_files_cannot_leave_the_cache(files, tmp_path):
