@@ -95,6 +95,7 @@ def _scores(evaluation: Evaluation) -> dict[str, Any]:
     for score in evaluation.scores:
         if score.kind == ALL:
             parts = [case.parts[score.metric] for case in evaluation.cases]
+            parts = [part for part in parts if part.counts]
             error = standard_error(parts, evaluation.about["seed"])
             told[f"{score.metric},{_FILTER}"] = score.value
             told[f"{score.metric}_stderr,{_FILTER}"] = error
@@ -187,7 +188,7 @@ def _sample(number: int, case: Case, suite: Suite) -> dict[str, Any]:
         "doc_hash": _sha256(json.dumps(doc, indent=2, ensure_ascii=False)),
         "prompt_hash": _sha256(prompt),
         "target_hash": _sha256(target),
-        **{name: part.score for name, part in case.parts.items()},
+        **{name: part.score if part.counts else None for name, part in case.parts.items()},
     }
 
 
