@@ -51,7 +51,11 @@ def test_answers_are_ordered_by_right_and_wrong(done):
 def test_files_tell_nothing_of_a_rate_where_there_is_none(done, folder):
     page = (folder / "run" / REPORT).read_text("utf-8")
     tables = page.split("<table>")[1:]
-    assert ["Doc-oriented" in table.split("</table>")[0] for table in tables] == [True, False, False]
+    assert ["Doc-oriented" in table.split("</table>")[0] for table in tables] == [
+        True,
+        False,
+        False,
+    ]
     (samples,) = (folder / "run" / "lm_eval").glob("samples_*")
     rates = [json.loads(line)["cer"] for line in samples.read_text("utf-8").splitlines()]
     assert rates == [0.0, None, pytest.approx(1 / 15), None]

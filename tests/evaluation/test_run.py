@@ -96,7 +96,7 @@ def test_everything_about_the_run_is_written_down(tmp_path):
     lines = (tmp_path / "run" / "scored.jsonl").read_text().splitlines()
     assert json.loads(lines[2])["parts"] == {"anls": [1.0, 1.0]}
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        *("answers.jsonl", "answers.jsonl.settings.json", "lm_eval"),
+        *("answers.jsonl", "answers.jsonl.settings.json", "lm_eval", "lmms_eval"),
         *("report.html", "results.json", "scored.jsonl"),
     }
 

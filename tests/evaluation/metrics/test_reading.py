@@ -62,10 +62,10 @@ def test_a_text_without_an_answer_is_all_errors():
 
 def test_where_words_are_to_be_read_the_rates_are_those_of_jiwer_without_capitals():
     wanted = ["CENTRE", "THE COFFEE SHOP", "1234", "gklp", "Hello there", "you"]
-    said = ["Center", "the coffee", "１２３4", "It says GKLP", "hello there", ""]
+    said = ["Center", "the coffee", "\uff11\uff12\uff134", "It says GKLP", "hello there", ""]
     items = [item(text, kinds=[kind]) for text, kind in zip(wanted, RECOGNITION, strict=True)]
     low = [text.lower() for text in wanted]
-    folded = [text.lower().replace("１２３", "123") for text in said]
+    folded = [text.lower().replace("\uff11\uff12\uff13", "123") for text in said]
     cer = total(RECOGNITION_CHARACTER_ERRORS.score_all(items, said))
     assert cer == pytest.approx(jiwer.cer(low, folded)) and 0.3 < cer < 0.7
     wer = total(RECOGNITION_WORD_ERRORS.score_all(items, said))

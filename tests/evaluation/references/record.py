@@ -67,7 +67,9 @@ def ocrbench():
             "dataset": "HME100k" if "Mathematical" in case["kind"] else "IIIT5K",
             "question_type": case["kind"],
         }
-        return {"right": ocrbench_process_results(doc, [case["said"]])["ocrbench_accuracy"]["score"]}
+        return {
+            "right": ocrbench_process_results(doc, [case["said"]])["ocrbench_accuracy"]["score"]
+        }
 
     return work_out
 
