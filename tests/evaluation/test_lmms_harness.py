@@ -1,6 +1,8 @@
 """Files in the form of lmms-eval: the fields that lmms-eval 0.7.3 wrote itself, of the same kinds.
 
-`lmms_eval/` holds what its command wrote for one task with its dummy model.
+`lmms_eval/` holds what its command wrote for one task with its dummy model: `python -m lmms_eval
+--model dummy --model_args response=lol --tasks cats --include_path . --log_samples --output_path
+out`, where `cats` asks the two questions of samples_cats.jsonl and is scored by `anls`.
 """
 
 import json
