@@ -68,7 +68,6 @@ def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
     shared = [id for id in first.items if id in second.items]
     if not shared:
         raise EvaluationError("No item is in both runs. Run them with the same limit and seed.")
-    metrics = find_suite(first.told["suite"]).metrics
     kinds = sorted({kind for id in shared for kind in first.items[id]["kinds"]})
     groups = {ALL: shared}
     if len(kinds) > 1:
@@ -77,11 +76,7 @@ def compare(a: str | Path, b: str | Path, *, seed: int = 0) -> Comparison:
         suite=first.told["suite"],
         a=_name(first, Path(a)),
         b=_name(second, Path(b)),
-        changes=tuple(
-            _change(metric, kind, first.parts(metric, ids), second.parts(metric, ids), seed)
-            for kind, ids in groups.items()
-            for metric in metrics
-        ),
+        changes=tuple(_changes(first, second, groups, seed)),
         notes=tuple(_differences(first.told["settings"], second.told["settings"])),
     )
 
@@ -95,6 +90,10 @@ class _Run:
 
     def parts(self, metric: Metric, ids: list[str]) -> list[Part]:
         return [Part(*self.items[id]["parts"][metric.name]) for id in ids]
+
+    def counts(self, metric: Metric, id: str) -> bool:
+        """Whether a metric is about an item; one that came later is about none of older runs."""
+        return Part(*self.items[id]["parts"].get(metric.name, (0.0, 0.0))).counts
 
 
 def _read(folder: Path) -> _Run:
@@ -126,6 +125,16 @@ def _name(run: _Run, folder: Path) -> str:
     model = run.told.get("model", {})
     words = [model.get("name", ""), model.get("weights", ""), f"({folder.name})"]
     return " ".join(str(word) for word in words if word)
+
+
+def _changes(a: _Run, b: _Run, groups: dict[str, list[str]], seed: int) -> Iterator[Change]:
+    """Yield the change of each metric over the items of each kind that it is about in both."""
+    for kind, ids in groups.items():
+        for metric in find_suite(a.told["suite"]).metrics:
+            counted = [id for id in ids if a.counts(metric, id) and b.counts(metric, id)]
+            if counted:
+                parts = a.parts(metric, counted), b.parts(metric, counted)
+                yield _change(metric, kind, *parts, seed)
 
 
 def _change(metric: Metric, kind: str, a: list[Part], b: list[Part], seed: int) -> Change:

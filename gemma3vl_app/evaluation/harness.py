@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma3vl_app.evaluation.intervals import RESAMPLES, standard_error
-from gemma3vl_app.evaluation.items import ALL, LETTERS
+from gemma3vl_app.evaluation.items import ALL, LETTERS, Item
+from gemma3vl_app.evaluation.metrics.metric import Part
 from gemma3vl_app.evaluation.results import Case, Evaluation, telling, write_text
 from gemma3vl_app.evaluation.suites import Suite
 
@@ -41,8 +42,8 @@ def write_harness_files(evaluation: Evaluation, suite: Suite, folder: Path) -> N
     lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
     write_text(inside / f"samples_{suite.name}_{date}.jsonl", "".join(lines))
     hashes = "".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples)
-    told = {**_results(evaluation, suite), "task_hashes": {suite.name: _sha256(hashes)}}
-    told |= _model(evaluation.about)
+    told = {**_results(evaluation, suite), "task_hashes": {suite.name: sha256_of(hashes)}}
+    told |= model_of(evaluation.about)
     write_text(inside / f"results_{date}.json", json.dumps(told, indent=2, ensure_ascii=False))
 
 
@@ -61,7 +62,7 @@ def _results(evaluation: Evaluation, suite: Suite) -> dict[str, Any]:
     return {
         "results": {name: _scores(evaluation)},
         "group_subtasks": {},
-        "configs": {name: _config(evaluation, suite)},
+        "configs": {name: config_of(evaluation, suite)},
         "versions": {name: SUITE_VERSION},
         "n-shot": {name: 0},
         "higher_is_better": {name: directions},
@@ -84,7 +85,7 @@ def _results(evaluation: Evaluation, suite: Suite) -> dict[str, Any]:
         "date": time.time(),
         "pretty_env_info": json.dumps(about["versions"]),
         "transformers_version": about["versions"].get("transformers"),
-        "lm_eval_version": _installed("lm_eval"),
+        "lm_eval_version": installed("lm_eval"),
         "upper_git_hash": None,
     }
 
@@ -94,14 +95,20 @@ def _scores(evaluation: Evaluation) -> dict[str, Any]:
     told: dict[str, Any] = {"name": name, "alias": name, "sample_len": len(evaluation.cases)}
     for score in evaluation.scores:
         if score.kind == ALL:
-            parts = [case.parts[score.metric] for case in evaluation.cases]
-            error = standard_error(parts, evaluation.about["seed"])
             told[f"{score.metric},{_FILTER}"] = score.value
-            told[f"{score.metric}_stderr,{_FILTER}"] = error
+            told[f"{score.metric}_stderr,{_FILTER}"] = error_of(evaluation, score.metric)
     return told
 
 
-def _config(evaluation: Evaluation, suite: Suite) -> dict[str, Any]:
+def error_of(evaluation: Evaluation, metric: str) -> float:
+    """Return the standard error of a metric over all items that it is about."""
+    parts = [case.parts[metric] for case in evaluation.cases]
+    counted = [part for part in parts if part.counts]
+    return standard_error(counted, evaluation.about["seed"])
+
+
+def config_of(evaluation: Evaluation, suite: Suite) -> dict[str, Any]:
+    """Return a suite as lm-eval's configuration of a task."""
     about, weighed = evaluation.about, any(case.logprobs for case in evaluation.cases)
     return {
         "task": suite.name,
@@ -147,7 +154,8 @@ def _generation(about: Mapping[str, Any]) -> dict[str, Any]:
     return {"max_gen_toks": limit, "do_sample": False, "temperature": 0.0, "until": []}
 
 
-def _model(about: Mapping[str, Any]) -> dict[str, Any]:
+def model_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what harnesses tell about a model beside `config`."""
     name = about["model"]["name"]
     return {
         "model_source": "gemma3vl",
@@ -163,15 +171,7 @@ def _model(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sample(number: int, case: Case, suite: Suite) -> dict[str, Any]:
-    item, prompt = case.item, suite.ask(case.item)
-    doc = {
-        "id": item.id,
-        "question": item.question,
-        "answers": list(item.answers),
-        "options": list(item.options),
-        "kinds": list(item.kinds),
-    }
-    target = item.answers[0] if len(item.answers) == 1 else str(list(item.answers))
+    prompt, doc, target = suite.ask(case.item), doc_of(case.item), target_of(case.item)
     calls, resps = zip(*_calls(case), strict=True)
     return {
         "doc_id": number,
@@ -184,11 +184,37 @@ def _sample(number: int, case: Case, suite: Suite) -> dict[str, Any]:
         "filtered_resps": list(resps),
         "filter": _FILTER,
         "metrics": [metric.name for metric in suite.metrics],
-        "doc_hash": _sha256(json.dumps(doc, indent=2, ensure_ascii=False)),
-        "prompt_hash": _sha256(prompt),
-        "target_hash": _sha256(target),
-        **{name: part.score for name, part in case.parts.items()},
+        "doc_hash": hash_of(doc),
+        "prompt_hash": sha256_of(prompt),
+        "target_hash": sha256_of(target),
+        **{name: score_of(part) for name, part in case.parts.items()},
     }
+
+
+def doc_of(item: Item) -> dict[str, Any]:
+    """Return an item as the row that a harness would have read."""
+    return {
+        "id": item.id,
+        "question": item.question,
+        "answers": list(item.answers),
+        "options": list(item.options),
+        "kinds": list(item.kinds),
+    }
+
+
+def target_of(item: Item) -> str:
+    """Return what is right, as a harness writes it."""
+    return item.answers[0] if len(item.answers) == 1 else str(list(item.answers))
+
+
+def hash_of(doc: Mapping[str, Any]) -> str:
+    """Return a row's hash."""
+    return sha256_of(json.dumps(doc, indent=2, ensure_ascii=False))
+
+
+def score_of(part: Part) -> float | None:
+    """Return a sample's metric; None where the metric is not about it."""
+    return part.score if part.counts else None
 
 
 def _calls(case: Case) -> Iterator[tuple[Any, Any]]:
@@ -202,11 +228,13 @@ def _calls(case: Case) -> Iterator[tuple[Any, Any]]:
         yield letter, [str(logprob), str(letter == likeliest)]
 
 
-def _sha256(text: str) -> str:
+def sha256_of(text: str) -> str:
+    """Return the hash of a text in hexadecimal digits."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
-def _installed(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """Return the version of a package, None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

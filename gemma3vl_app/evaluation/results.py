@@ -99,12 +99,20 @@ class Evaluation:
 
 
 def scores_of(metrics: Sequence[Metric], cases: Sequence[Case], seed: int) -> tuple[Score, ...]:
-    """Return each metric over all items, then over each kind in the order of its name."""
+    """Return each metric over all items, then over each kind in the order of its name.
+
+    A metric is left out of kinds that it is about no item of.
+    """
     kinds = sorted({kind for case in cases for kind in case.item.kinds})
     groups = [(ALL, list(cases))]
     if len(kinds) > 1:
         groups += [(kind, [case for case in cases if kind in case.item.kinds]) for kind in kinds]
-    return tuple(_score(metric, kind, group, seed) for kind, group in groups for metric in metrics)
+    counted = (
+        (metric, kind, [case for case in group if case.parts[metric.name].counts])
+        for kind, group in groups
+        for metric in metrics
+    )
+    return tuple(_score(*each, seed) for each in counted if each[-1])
 
 
 def _score(metric: Metric, kind: str, cases: Sequence[Case], seed: int) -> Score:

@@ -15,7 +15,7 @@ from typing import Any
 from gemma3vl_app import __version__
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.errors import ConversationError, EvaluationError
-from gemma3vl_app.evaluation import harness, report
+from gemma3vl_app.evaluation import harness, lmms_harness, report
 from gemma3vl_app.evaluation.data import Data, read_data
 from gemma3vl_app.evaluation.items import Item
 from gemma3vl_app.evaluation.letters import Letters, read_logprobs
@@ -65,10 +65,10 @@ def evaluate(
     (`config` and `split` say which part of it), or what `read_data` returned; without it the suite
     takes its published set. `limit` items are drawn by `seed`, which also makes the intervals.
     Answers are greedy and at most `max_new_tokens` long. Into the folder `out` go the answers as
-    they come, `results.json`, `report.html` and files in the form of lm-eval. The same call goes on
-    where an earlier one ended, and asks again about picture files whose size has changed, with
-    `retry_failed` also about items that failed; `restart` forgets what was done. An item that
-    cannot be asked counts as wrong and is named in `failed`.
+    they come, `results.json`, `report.html` and files in the forms of lm-eval and lmms-eval. The
+    same call goes on where an earlier one ended, and asks again about picture files whose size has
+    changed, with `retry_failed` also about items that failed; `restart` forgets what was done. An
+    item that cannot be asked counts as wrong and is named in `failed`.
     Raises `EvaluationError` for data that cannot be used, `ConversationError` for a folder that was
     begun with other settings or another model, `EngineError` where the backend is closed.
     """
@@ -120,6 +120,7 @@ def evaluate(
         write_results(evaluation, folder)
         report.write_report(evaluation, folder)
         harness.write_harness_files(evaluation, suite, folder)
+        lmms_harness.write_lmms_files(evaluation, suite, folder)
     return evaluation
 
 
@@ -250,6 +251,7 @@ def _delete_written(folder: Path) -> None:
     delete_results(folder)
     report.delete_report(folder)
     harness.delete_harness_files(folder)
+    lmms_harness.delete_lmms_files(folder)
 
 
 def _done_before(output: Output, items: Sequence[Item], *, retry_failed: bool) -> set[str]:

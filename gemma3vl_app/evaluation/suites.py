@@ -17,7 +17,13 @@ from gemma3vl_app.evaluation.metrics.captions import CIDER
 from gemma3vl_app.evaluation.metrics.choices import CHOICE_ACCURACY
 from gemma3vl_app.evaluation.metrics.drawn import SCENE_ACCURACY
 from gemma3vl_app.evaluation.metrics.metric import Metric
-from gemma3vl_app.evaluation.metrics.reading import CHARACTER_ERRORS, CONTAINS, WORD_ERRORS
+from gemma3vl_app.evaluation.metrics.reading import (
+    CHARACTER_ERRORS,
+    CONTAINS,
+    RECOGNITION_CHARACTER_ERRORS,
+    RECOGNITION_WORD_ERRORS,
+    WORD_ERRORS,
+)
 from gemma3vl_app.evaluation.metrics.relaxed import RELAXED_ACCURACY
 from gemma3vl_app.evaluation.metrics.vqa import TEXTVQA_ACCURACY, VQA_ACCURACY
 from gemma3vl_app.tasks.prompts import READ
@@ -136,7 +142,7 @@ _ALL = (
         name="ocrbench",
         about="reading words, digits, documents and formulas",
         prompt="{question}",
-        metrics=(CONTAINS,),
+        metrics=(CONTAINS, RECOGNITION_CHARACTER_ERRORS, RECOGNITION_WORD_ERRORS),
         max_new_tokens=128,
         columns=Columns(kinds=("question_type",)),
         published=Published(name="echo840/OCRBench", split="test"),

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import gemma3vl_app as gv
 from gemma3vl_app.errors import EvaluationError, PictureError, TrainingError
 from gemma3vl_app.evaluation import data as module
 from gemma3vl_app.evaluation.data import read_data
@@ -13,7 +14,7 @@ from gemma3vl_app.evaluation.prompts import conversation_of
 from gemma3vl_app.evaluation.suites import SUITES
 from gemma3vl_app.pictures import Picture
 from tests.evaluation import published
-from tests.evaluation.answering import animals, write_jsonl
+from tests.evaluation.answering import AnsweringBackend, animals, write_jsonl
 
 
 def opened(item):
@@ -194,6 +195,18 @@ def test_ids_kinds_and_references_are_those_of_the_published_columns():
     assert len(items_of("textvqa", published.TEXTVQA)[0].answers) == 10
     assert items_of("coco", published.COCO)[1].id == "000000190236.jpg"
     assert items_of("ocrbench", published.OCRBENCH)[0].kinds == ("Regular Text Recognition",)
+
+
+def test_whole_pages_are_read_from_a_set_in_the_form_of_ocrbench(folder_of):
+    reading = read_data(SUITES["reading"], folder_of(published.OCRBENCH, "test"), split="test")
+    assert [item.answers for item in reading.items][2:] == [
+        ("THE COFFEE SHOP",),
+        ("1/8/93", "January 8"),
+    ]
+    said = {"": "The Coffee Shop"}
+    done = gv.evaluate(AnsweringBackend(said), "reading", data=reading)
+    assert {score.metric for score in done.scores} == {"cer", "wer"}
+    assert not done.failed and done.score.value > 0
 
 
 def test_chartqa_is_read_in_both_forms_with_its_halves_as_kinds():

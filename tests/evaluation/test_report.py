@@ -26,6 +26,34 @@ def test_it_shows_scores_by_kind_the_worst_cases_with_pictures_and_how_it_was_me
     assert "scripted" in page and "at most 32 tokens" in page
 
 
+def test_the_worst_of_each_kind_come_first_in_turns_and_no_more_than_fit(tmp_path):
+    """Item n has n % 10 of 20 characters wrong; those of kind "b" are the last ten of thirty."""
+    reference = "x" * 20
+    rows = [
+        {
+            "id": f"i{n}",
+            "picture": "a.png",
+            "question": f"What is {n}?",
+            "answer": reference,
+            "kind": "b" if n >= 20 else "a",
+        }
+        for n in range(30)
+    ]
+    said = {f"is {n}?": "o" * (n % 10) + "x" * (20 - n % 10) for n in range(30)}
+    backend, data = AnsweringBackend(said), write_jsonl(tmp_path, *rows)
+    done = gv.evaluate(backend, "docvqa", data=data, out=tmp_path / "run")
+    of_a = [f"i{n}" for wrong in range(9, 0, -1) for n in (wrong, wrong + 10)]
+    of_b = [f"i{20 + wrong}" for wrong in range(9, 0, -1)]
+    in_turns = [id for pair in zip(of_a, of_b, strict=False) for id in pair] + of_a[len(of_b) :]
+    assert [case.item.id for case in done.worst(99)] == in_turns
+    assert [case.item.id for case in done.worst(5)] == in_turns[:5]
+    page = (tmp_path / "run" / report.REPORT).read_text(encoding="utf-8")
+    shown = re.findall(r"<h3><bdi>(\w+) · (\w)</bdi>\s+<span class=\"score\">([\d.]+)%", page)
+    assert [id for id, *_ in shown] == in_turns[: report.WORST_SHOWN] != in_turns
+    assert shown[:3] == [("i9", "a", "55.0"), ("i29", "b", "55.0"), ("i19", "a", "55.0")]
+    assert page.count("data:image/png;base64,") == report.WORST_SHOWN == 24
+
+
 def test_other_peoples_text_is_text(tmp_path):
     row = {"id": EVIL, "picture": "a.png", "question": EVIL, "answer": EVIL, "kinds": [EVIL, "b"]}
     page = page_of(

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import gemma3vl_app as gv
-from gemma3vl_app.backends.local import load
 from gemma3vl_app.errors import (
     BusyError,
     ConversationError,
@@ -18,6 +17,7 @@ from gemma3vl_app.errors import (
 )
 from gemma3vl_app.evaluation.data import read_data
 from gemma3vl_app.evaluation.letters import Letters
+from gemma3vl_app.evaluation.prompts import conversation_of
 from gemma3vl_app.evaluation.run import LIKELIEST, WRITTEN
 from gemma3vl_app.evaluation.suites import SUITES
 from gemma3vl_app.folders import asking
@@ -96,7 +96,7 @@ def test_everything_about_the_run_is_written_down(tmp_path):
     lines = (tmp_path / "run" / "scored.jsonl").read_text().splitlines()
     assert json.loads(lines[2])["parts"] == {"anls": [1.0, 1.0]}
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        *("answers.jsonl", "answers.jsonl.settings.json", "lm_eval"),
+        *("answers.jsonl", "answers.jsonl.settings.json", "lm_eval", "lmms_eval"),
         *("report.html", "results.json", "scored.jsonl"),
     }
 
@@ -447,21 +447,18 @@ def test_whoever_waits_for_a_full_queue_stops_when_cancelled():
 # --- a real model ---------------------------------------------------------------------------------
 
 
-def test_a_local_model_is_evaluated_the_same_batched_and_one_by_one(tiny, tmp_path, monkeypatch):
-    data = animals(tmp_path, 5)
+def test_a_local_model_is_evaluated_the_same_batched_and_one_by_one(local, tmp_path, monkeypatch):
+    data = animals(tmp_path, 3)
     choices = write_jsonl(tmp_path / "choices", *(c | {"picture": "a.png"} for c in CHOICES[:2]))
-    with load(tiny, weights="fp32") as backend:
-        together = gv.evaluate(backend, "docvqa", data=data, max_new_tokens=4)
-        monkeypatch.setattr(asking, "IN_FLIGHT", 1)
-        apart = gv.evaluate(backend, "docvqa", data=data, max_new_tokens=4)
-        assert [c.text for c in together.cases] == [c.text for c in apart.cases]
-        assert together.about["plan"]["weights"] == "fp32"
-        assert together.about["model"]["revision"]
-        chosen = gv.evaluate(backend, "mmmu", data=choices)
-        item = read_data(SUITES["mmmu"], choices).items[1]
-        from gemma3vl_app.evaluation.prompts import conversation_of
-
-        asked = conversation_of(SUITES["mmmu"], item, "auto")
-        for letter in item.letters:
-            (token,) = backend.score(asked, letter)
-            assert chosen.cases[1].logprobs[letter] == pytest.approx(token.logprob, abs=1e-3)
+    together = gv.evaluate(local, "docvqa", data=data, max_new_tokens=4)
+    monkeypatch.setattr(asking, "IN_FLIGHT", 1)
+    apart = gv.evaluate(local, "docvqa", data=data, max_new_tokens=4)
+    assert [c.text for c in together.cases] == [c.text for c in apart.cases]
+    assert together.about["plan"]["weights"] == "fp32"
+    assert together.about["model"]["revision"]
+    chosen = gv.evaluate(local, "mmmu", data=choices)
+    item = read_data(SUITES["mmmu"], choices).items[1]
+    asked = conversation_of(SUITES["mmmu"], item, "auto")
+    for letter in item.letters:
+        (token,) = local.score(asked, letter)
+        assert chosen.cases[1].logprobs[letter] == pytest.approx(token.logprob, abs=1e-3)

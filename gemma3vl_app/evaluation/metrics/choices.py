@@ -27,6 +27,7 @@ def chosen(item: Item, answer: str) -> str:
     Where there are several, the last one counts, as in MMMU's own script; where there is none, the
     answer is wrong, while that script guesses.
     """
+    answer = answer.strip("'\"")  # 'B'
     in_brackets = re.findall(rf"\(([{item.letters}])\)", answer)
     alone = re.findall(rf"(?<![\w'])([{item.letters}])(?![\w'])", answer)
     if found := in_brackets or alone:

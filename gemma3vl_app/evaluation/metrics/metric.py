@@ -14,7 +14,10 @@ from gemma3vl_app.evaluation.items import Item
 
 @dataclass(frozen=True)
 class Part:
-    """What one item adds: the metric is the sum of values by the sum of weights."""
+    """What one item adds: the metric is the sum of values by the sum of weights.
+
+    A part without weight says that the metric is not about its item.
+    """
 
     value: float
     weight: float = 1.0
@@ -22,7 +25,12 @@ class Part:
     @property
     def score(self) -> float:
         """The metric of this item alone; 0 where it has no weight."""
-        return self.value / self.weight if self.weight else 0.0
+        return self.value / self.weight if self.counts else 0.0
+
+    @property
+    def counts(self) -> bool:
+        """Whether the metric is about this item."""
+        return self.weight > 0
 
 
 @dataclass(frozen=True, kw_only=True)

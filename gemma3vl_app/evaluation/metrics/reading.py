@@ -12,6 +12,14 @@ from gemma3vl_app.evaluation.metrics.metric import Metric, Part, mean_of
 
 # Whose reference is a formula: there, OCRBench looks at characters without the spaces.
 FORMULAS = "Handwritten Mathematical Expression Recognition"
+# The kinds of OCRBench whose reference is all the text that is shown.
+RECOGNITION = frozenset(
+    f"{sort} Recognition"
+    for sort in (
+        *("Regular Text", "Irregular Text", "Artistic Text", "Handwriting"),
+        *("Digit String", "Non-Semantic Text"),
+    )
+)
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: ord(" ")}
 
 
@@ -27,6 +35,25 @@ def _error_parts(
         return min(parts, key=lambda each: each.score)
 
     return lambda items, answers: [part(i, a) for i, a in zip(items, answers, strict=True)]
+
+
+def _recognition_parts(
+    pieces: Callable[[str], Sequence[str]],
+) -> Callable[[Sequence[Item], Sequence[str]], list[Part]]:
+    """Return the same for items of `RECOGNITION`, letters folded as in `contains`; of others none.
+
+    The references of word sets are in capitals whatever the picture shows.
+    """
+    errors = _error_parts(lambda text: pieces(_folded(text)))
+
+    def parts(items: Sequence[Item], answers: Sequence[str]) -> list[Part]:
+        made = errors(items, answers)
+        return [
+            part if RECOGNITION.intersection(item.kinds) else Part(0.0, 0.0)
+            for item, part in zip(items, made, strict=True)
+        ]
+
+    return parts
 
 
 def _plain(text: str) -> str:
@@ -59,6 +86,20 @@ WORD_ERRORS = Metric(
     name="wer",
     about="word error rate: all edits by all words of the references",
     parts=_error_parts(str.split),
+    higher_is_better=False,
+    weighted=True,
+)
+RECOGNITION_CHARACTER_ERRORS = Metric(
+    name="cer",
+    about="character error rate of the whole answer, capitals aside, where words are to be read",
+    parts=_recognition_parts(lambda text: text),
+    higher_is_better=False,
+    weighted=True,
+)
+RECOGNITION_WORD_ERRORS = Metric(
+    name="wer",
+    about="word error rate of the whole answer, capitals aside, where words are to be read",
+    parts=_recognition_parts(str.split),
     higher_is_better=False,
     weighted=True,
 )

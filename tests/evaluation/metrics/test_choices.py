@@ -23,6 +23,7 @@ def free(*answers):
         ("B.", "B"),
         ("(B)", "B"),
         ("**B**", "B"),
+        ("'B'", "B"),
         ("B. a dog", "B"),
         ("The answer is B", "B"),
         ("It is not (A) but (C).", "C"),

@@ -11,6 +11,9 @@ from gemma3vl_app.evaluation.metrics.reading import (
     CHARACTER_ERRORS,
     CONTAINS,
     FORMULAS,
+    RECOGNITION,
+    RECOGNITION_CHARACTER_ERRORS,
+    RECOGNITION_WORD_ERRORS,
     WORD_ERRORS,
 )
 
@@ -55,6 +58,24 @@ def test_the_nearest_of_several_references_counts():
 def test_a_text_without_an_answer_is_all_errors():
     parts = CHARACTER_ERRORS.score_all([item("four"), item("five")], [None, "five"])
     assert total(parts) == 0.5
+
+
+def test_where_words_are_to_be_read_the_rates_are_those_of_jiwer_without_capitals():
+    wanted = ["CENTRE", "THE COFFEE SHOP", "1234", "gklp", "Hello there", "you"]
+    said = ["Center", "the coffee", "\uff11\uff12\uff134", "It says GKLP", "hello there", ""]
+    items = [item(text, kinds=[kind]) for text, kind in zip(wanted, RECOGNITION, strict=True)]
+    low = [text.lower() for text in wanted]
+    folded = [text.lower().replace("\uff11\uff12\uff13", "123") for text in said]
+    cer = total(RECOGNITION_CHARACTER_ERRORS.score_all(items, said))
+    assert cer == pytest.approx(jiwer.cer(low, folded)) and 0.3 < cer < 0.7
+    wer = total(RECOGNITION_WORD_ERRORS.score_all(items, said))
+    assert wer == pytest.approx(jiwer.wer(low, folded)) and wer != cer
+
+
+def test_other_kinds_have_no_rates_also_where_the_answer_failed():
+    items = [item("7", kinds=["Doc-oriented VQA"]), item("x", kinds=[FORMULAS]), item("y")]
+    for metric in (RECOGNITION_CHARACTER_ERRORS, RECOGNITION_WORD_ERRORS):
+        assert [part.weight for part in metric.score_all(items, ["7", "z", None])] == [0.0] * 3
 
 
 @pytest.mark.parametrize(
