@@ -201,6 +201,8 @@ def test_files_have_at_most_the_size_that_is_asked_for(small, tmp_path):
         ({"to": "hubb"}, "Did you mean 'hub'"),
         ({"precision": "fp16"}, "Known are stored, bf16, fp32"),
         ({"shard_bytes": 0}, "at least one byte"),
+        ({"to": "gguf", "shard_bytes": 1 << 30}, "'gguf' is not cut into shards"),
+        ({"to": "megatron", "shard_bytes": 2 << 30}, "'megatron' is not cut into shards"),
         ({"to": "merged"}, "adapter='FOLDER'"),
     ],
 )

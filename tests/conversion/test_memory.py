@@ -17,6 +17,7 @@ SHARD = 16 << 20
 LAYERS, WIDTH, INNER = 12, 512, 2048
 ROWS = 1 << 15
 EMBEDDINGS = ROWS * WIDTH * 2  # bytes: larger than a shard, so a file of their own
+ADAPTED = ("q_proj", "down_proj")
 PYTHONS_OWN = 4 << 20  # bytes: objects, of a model of any size
 WAYS = {"transformers5", "nf4", "hub, checked", "merged", "gguf", "megatron", "hub of megatron"}
 
@@ -57,14 +58,13 @@ def text_only(folder, few_tokens, *, layers, rows):
 
 
 def write_adapter(folder, shapes):
-    """An adapter of rank 4 on all matrices of the layers."""
+    """An adapter of rank 4 on two matrices of each layer."""
     folder.mkdir()
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": names}
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": [*ADAPTED]}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     tensors = {}
     for key, shape in shapes.items():
-        if key.endswith("proj.weight"):
+        if key.split(".")[-2] in ADAPTED:
             module = "base_model.model." + key.removesuffix(".weight")
             tensors[f"{module}.lora_A.weight"] = torch.full((4, shape[1]), 0.1)
             tensors[f"{module}.lora_B.weight"] = torch.full((shape[0], 4), 0.1)
