@@ -29,9 +29,11 @@ from gemma3vl_app.conversion.megatron_opening import _latest, is_megatron
 from gemma3vl_app.conversion.work_folder import work_folder_of
 from gemma3vl_app.errors import ConversionError, LoadError
 from gemma3vl_app.loading.conversion import HeldTensor
+from tests.conversion.write_megatron_core import numbers
 
 NAMES = json.loads((Path(__file__).parent / "megatron_names.json").read_text())
 ITERATION = "release"
+MEGATRON_CORE = Path(__file__).parent / "megatron_core"
 # Heads, key heads and head width of the three sizes, an eighth or a sixteenth as wide
 ROWS, PADDED_ROWS = 300, 384  # of the embeddings, here and there
 HEADS = {"4b": (8, 4, 16), "12b": (16, 8, 8), "27b": (32, 16, 8)}
@@ -323,6 +325,30 @@ def test_an_ordinary_folder_with_a_subfolder_named_release_stays_ordinary(small,
     assert not is_megatron(folder)
 
 
+# --- a whole model that Megatron-Core itself has written (0.16.1, by `write_megatron_core`) ---
+
+
+@pytest.fixture(scope="module")
+def from_megatron_core(tmp_path_factory):
+    """It, written as on the hub. Read only."""
+    return convert(MEGATRON_CORE, tmp_path_factory.mktemp("core") / "hub")
+
+
+def test_a_model_that_megatron_core_wrote_comes_to_the_hub_bit_by_bit(from_megatron_core):
+    weights = weights_of(from_megatron_core)
+    assert len(weights) == 67
+    for key, weight in weights.items():
+        assert torch.equal(weight, numbers(key, *weight.shape)), key
+
+
+def test_what_we_write_of_it_has_megatron_cores_keys_and_numbers(from_megatron_core, tmp_path):
+    theirs = open_dcp(MEGATRON_CORE / "iter_0000007", "theirs").tensors
+    ours = open_dcp(convert(from_megatron_core, tmp_path / "out", "megatron") / ITERATION, "ours")
+    assert ours.tensors.keys() == theirs.keys()
+    for key, tensor in ours.tensors.items():
+        assert torch.equal(tensor.read(), theirs[key].read()), key
+
+
 # --- foreign files ---
 
 
@@ -407,17 +433,6 @@ def test_what_is_megatrons_own_in_a_directory_does_nothing(written, tmp_path):
     assert type(_Unpickler(io.BytesIO(text)).load()) is Inert
     (folder / DIRECTORY).write_bytes(data)
     assert open_dcp(folder, "copy").tensors
-
-
-def test_a_checkpoint_that_megatron_core_wrote_is_read():
-    """By dist_checkpointing of megatron-core 0.16.1, whose directory holds plans of its own."""
-    checkpoint = open_dcp(Path(__file__).parent / "megatron_core_iter", "by Megatron-Core")
-    layers = by_layer(checkpoint.tensors, vocabulary=1, layers=2)
-    assert len(layers) == 3
-    for layer in range(2):
-        name = f"language_model.decoder.layers.{layer}.mlp.linear_fc2.weight"
-        expected = torch.arange(32.0).reshape(4, 8) + 100 * layer
-        assert torch.equal(layers[name].read(), expected.to(torch.bfloat16))
 
 
 def one_tensor(folder, weight):
