@@ -69,8 +69,12 @@ def from_(
         str, typer.Option(help="Round weights: stored, bf16 or fp32.", metavar="KIND")
     ] = "stored",
     shard_size: Annotated[
-        str, typer.Option(help="The largest size of a file.", metavar="SIZE")
-    ] = "2GiB",
+        str | None,
+        typer.Option(
+            help="The largest size of a file, 2GiB if not given; not for gguf and megatron.",
+            metavar="SIZE",
+        ),
+    ] = None,
     gguf_type: Annotated[
         str, typer.Option(help=f"Numbers of a GGUF file: {TYPES}.", metavar="KIND")
     ] = "bf16",
@@ -89,7 +93,7 @@ def from_(
     Example: gemma3vl convert from 4b-it my-4b --to nf4
     """
     with mistakes():
-        shard_bytes = parse_bytes(shard_size)
+        shard_bytes = None if shard_size is None else parse_bytes(shard_size)
         options = Options(
             precision=cast(Precision, precision),
             shard_bytes=shard_bytes,

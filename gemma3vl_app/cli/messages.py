@@ -28,6 +28,7 @@ OPTIONS = {
     "restart": "--restart",
     "retry_failed": "--retry-failed",
     "seed": "--seed",
+    "shard_bytes": "--shard-size",
     "temperature": "--temperature",
     "top_k": "--top-k",
     "top_p": "--top-p",

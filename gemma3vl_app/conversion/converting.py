@@ -22,7 +22,7 @@ from gemma3vl_app.conversion.check import check_same
 from gemma3vl_app.conversion.formats import Format, check_wishes, format_named
 from gemma3vl_app.conversion.layouts import Cast
 from gemma3vl_app.conversion.opening import Detected, open_for_conversion
-from gemma3vl_app.conversion.options import SHARD_BYTES, GgufType, Options, Precision
+from gemma3vl_app.conversion.options import GgufType, Options, Precision
 from gemma3vl_app.conversion.settings_files import small_files
 from gemma3vl_app.conversion.work_folder import check_target, growing_folder
 from gemma3vl_app.errors import ConversionError, LoadError
@@ -90,17 +90,18 @@ class Bridge:
         to: str = "hub",
         *,
         precision: Precision = "stored",
-        shard_bytes: int = SHARD_BYTES,
+        shard_bytes: int | None = None,
         gguf_type: GgufType = "bf16",
         check: bool = False,
         progress: Callable[[Progress], None] | None = None,
     ) -> Path:
         """Write it into the folder `target` in the form `to`, and return the folder.
 
-        `target` must be new or empty. `precision` rounds all weights to bf16 or fp32; `gguf_type`
-        is how a GGUF file stores them. `check` reads everything back and compares it bit by bit
-        before the folder takes its place. Raises `ConversionError` with what is wrong and what to
-        do.
+        `target` must be new or empty. `precision` rounds all weights to bf16 or fp32; `shard_bytes`
+        is the largest size of a file, 2 GiB where nothing is said, of forms that have shards;
+        `gguf_type` is how a GGUF file stores them. `check` reads everything back and compares it
+        bit by bit before the folder takes its place. Raises `ConversionError` with what is wrong
+        and what to do.
         """
         report = progress or (lambda step: None)
         format = format_named(to)
@@ -145,7 +146,7 @@ def convert(
     *,
     adapter: str | Path | None = None,
     precision: Precision = "stored",
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
     gguf_type: GgufType = "bf16",
     check: bool = False,
     revision: str | None = None,

@@ -2,7 +2,7 @@
 
 Their directory is a pickle. Here it may name the classes of a directory and nothing else; what only
 Megatron's writer needs becomes a thing that does nothing. Tensors are read by torch's restricted
-reader (`weights_only`), each piece when a part of it is asked for.
+reader (`weights_only`) when they are asked for: of a piece of which only a part is, that part.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path, PosixPath, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.distributed.checkpoint import filesystem, metadata, planner
 
 from gemma3vl_app.conversion.layouts import Shape, size_bytes
@@ -145,37 +146,48 @@ class DcpCheckpoint:
             if any(_overlap(low, high, box) for box in boxes):
                 raise self._damaged(tensor.key)
             boxes.append((low, high))
-            piece = self._piece(tensor, chunk)
             ours, theirs = (
                 tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
                 for origin in (tensor.start, chunk.offsets)
             )
-            result[ours] = piece[theirs]
+            part = self._part(tensor, chunk, theirs)
+            if part.shape == extent:
+                result = part
+            else:
+                result[ours] = part
         filled = sum(math.prod(b - a for a, b in zip(*box, strict=True)) for box in boxes)
         if filled != result.numel():
             raise self._damaged(tensor.key)
         return result
 
-    def _piece(self, tensor: DcpTensor, chunk: metadata.ChunkStorageMetadata) -> torch.Tensor:
-        """Read one stored piece, in the shape that the directory announces."""
+    def _part(
+        self, tensor: DcpTensor, chunk: metadata.ChunkStorageMetadata, inside: tuple[slice, ...]
+    ) -> torch.Tensor:
+        """Read what is `inside` one stored piece, whose shape the directory announces."""
         try:
             info = self.directory.storage_data[metadata.MetadataIndex(tensor.key, chunk.offsets)]
             with (self.folder / _plain_name(info.relative_path)).open("rb") as file:
-                file.seek(info.offset)
-                data = io.BytesIO(file.read(info.length))
-            # torch packs nothing: what is packed could unpack to any size
-            with zipfile.ZipFile(data) as records:
-                _require(all(r.compress_type == zipfile.ZIP_STORED for r in records.infolist()))
-            data.seek(0)
-            piece: torch.Tensor = torch.load(data, map_location="cpu", weights_only=True)
-            _require(isinstance(piece, torch.Tensor) and piece.dtype == tensor.dtype)
-            _require(piece.device.type == "cpu" and piece.layout == torch.strided)
-            _require(tuple(piece.shape) == tuple(chunk.sizes))
+                stored = _Window(file, info.offset, info.length)
+                # torch packs nothing: what is packed could unpack to any size
+                with zipfile.ZipFile(stored) as records:
+                    _require(all(r.compress_type == zipfile.ZIP_STORED for r in records.infolist()))
+                sizes = tuple(chunk.sizes)
+                if all(each == slice(0, n) for each, n in zip(inside, sizes, strict=True)):
+                    return _load(stored, tensor.dtype, sizes)
+                with FakeTensorMode():  # tells where the numbers lie, without reading them
+                    part = _load(stored, tensor.dtype, sizes)[inside]
+                if not part.is_contiguous():
+                    return _load(stored, tensor.dtype, sizes)[inside]
+                storage: Any = part.untyped_storage()
+                stored.seek(storage._checkpoint_offset + part.storage_offset() * part.itemsize)
+                numbers = torch.empty(part.shape, dtype=part.dtype)
+                data = numbers.reshape(-1).view(torch.uint8).numpy()
+                _require(stored.readinto(data) == part.nbytes)
+                return numbers
         except FileNotFoundError as error:
             raise LoadError(f"{self.name!r} lacks a file of its weights. {AGAIN}") from error
         except Exception as error:  # torch's reader fails in as many ways as bytes can be wrong
             raise self._damaged(tensor.key) from error
-        return piece
 
     def _damaged(self, key: str) -> LoadError:
         return LoadError(f"{self.name!r} is damaged: {ascii(key)[:80]} cannot be read. {AGAIN}")
@@ -206,6 +218,45 @@ def open_dcp(folder: Path, name: str) -> DcpCheckpoint:
     except Exception as error:  # a pickle fails in as many ways as bytes can be wrong
         raise LoadError(f"{DIRECTORY} of {name!r} is damaged. {AGAIN}") from error
     return DcpCheckpoint(folder, name, directory)
+
+
+class _Window(io.RawIOBase):
+    """So many bytes of an open file from an offset on, as a file of their own."""
+
+    def __init__(self, file: BinaryIO, start: int, size_bytes: int) -> None:
+        self._file, self._start, self._size, self._at = file, start, size_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, origin + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._size - self._at)]
+        self._file.seek(self._start + self._at)
+        count = self._file.readinto(view)  # type: ignore[attr-defined]
+        self._at += count
+        return int(count)
+
+
+def _load(stored: _Window, dtype: torch.dtype, sizes: Shape) -> torch.Tensor:
+    """Return a stored piece; raises `ValueError` unless it is what the directory announces."""
+    stored.seek(0)
+    file: Any = stored  # it is a file to torch, too
+    piece: torch.Tensor = torch.load(file, map_location="cpu", weights_only=True)
+    _require(isinstance(piece, torch.Tensor) and piece.dtype == dtype)
+    _require(piece.device.type == "cpu" and piece.layout == torch.strided)
+    _require(tuple(piece.shape) == sizes)
+    return piece
 
 
 def _check(directory: Any) -> None:

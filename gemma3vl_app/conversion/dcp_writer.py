@@ -1,7 +1,8 @@
 """Folders of torch.distributed.checkpoint, written piece by piece by one process.
 
-torch asks for each piece when it is written, and holds it until all are: a piece that lies in a
-file as it is takes no memory of its own, one that was joined or rounded does.
+torch asks for each piece when it is written, and holds the last one of every tensor until all are
+written: of a stack of layers one layer, of the tower and the embeddings everything. What lies in a
+file as it is takes no memory of its own (its pages are mapped in), what was joined or rounded does.
 """
 
 from __future__ import annotations

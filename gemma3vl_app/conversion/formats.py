@@ -42,7 +42,8 @@ class Writer(Protocol):
 class Format:
     """A form of a checkpoint; `writer_name` is a module of this package, or a value in one.
 
-    `lossless` forms give every weight back bit by bit, so that a conversion can be checked.
+    `lossless` forms give every weight back bit by bit, so that a conversion can be checked. Those
+    that `has_shards` are cut into files of a size that can be chosen.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Format:
     lossless: bool
     writer_name: str
     needs_adapter: bool = False
+    has_shards: bool = True
 
     def writer(self) -> Writer:
         """Import and return what writes it."""
@@ -89,12 +91,14 @@ FORMATS = {
             about="for llama.cpp: a GGUF file, and an mmproj file for pictures",
             lossless=False,
             writer_name="gguf_files",
+            has_shards=False,
         ),
         Format(
             name="megatron",
             about="for training with Megatron Bridge: a torch_dist checkpoint",
             lossless=True,
             writer_name="megatron_folder",
+            has_shards=False,
         ),
     )
 }
@@ -123,8 +127,13 @@ def check_wishes(format: Format, options: Options, *, has_adapter: bool, check: 
             f"There is no GGUF type {ascii(options.gguf_type)[:40]}. "
             f"Known are {', '.join(GGUF_TYPES)}."
         )
-    if options.shard_bytes < 1:
+    if options.shard_bytes is not None and options.shard_bytes < 1:
         raise ConversionError("A shard has at least one byte. Give a size such as 2GB.")
+    if options.shard_bytes is not None and not format.has_shards:
+        raise ConversionError(
+            f"The format {format.name!r} is not cut into shards, so shard_bytes has no meaning. "
+            "Leave it out."
+        )
     if format.needs_adapter and not has_adapter:
         raise ConversionError(
             f"The format {format.name!r} is a model with an adapter in it. Name the adapter's "

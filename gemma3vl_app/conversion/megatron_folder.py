@@ -57,8 +57,8 @@ def write(source: Source, target: Path, options: Options, report: Report) -> Non
 
 
 def needs_bytes(source: Source, options: Options) -> int:
-    """Return the size of the weights."""
-    return source.weight_bytes
+    """Return the size of the weights, with the rows that pad the embeddings."""
+    return sum(each.part.nbytes for each in in_pieces(_named(source)))
 
 
 def _named(source: Source) -> dict[str, Stored]:

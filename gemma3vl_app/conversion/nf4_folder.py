@@ -39,7 +39,7 @@ def write(source: Source, target: Path, options: Options, report: Report) -> Non
     Matrices that the source has in 4 bits keep them.
     """
     _check_precision(options)
-    write_shards(target, _units(source), options.shard_bytes, report)
+    write_shards(target, _units(source), options.largest_file_bytes, report)
     config = published_config(source.checkpoint, main_dtype(source.tensors))
     settings = _quantization_config(source)
     write_settings(target, source.checkpoint, {**config, "quantization_config": settings})

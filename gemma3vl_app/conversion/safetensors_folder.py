@@ -32,7 +32,7 @@ class SafetensorsFolder:
     def write(self, source: Source, target: Path, options: Options, report: Report) -> None:
         """Write `source` into the folder `target`; what is finished there stays as it is."""
         units = plain_units(to_file(source.tensors, self.names))
-        write_shards(target, units, options.shard_bytes, report)
+        write_shards(target, units, options.largest_file_bytes, report)
         config = self.config(source.checkpoint, main_dtype(source.tensors))
         write_settings(target, source.checkpoint, config)
 

@@ -31,6 +31,7 @@ from gemma3vl_app.faithfulness.results import (
 )
 from gemma3vl_app.faithfulness.weights import compare_weights
 from gemma3vl_app.generation import Progress, Report
+from gemma3vl_app.loading.sources import check_folder
 from gemma3vl_app.planning import check_weights
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
@@ -101,12 +102,16 @@ def verify(
 
 
 def local_source(source: str | Path) -> str:
-    """Return a source as text; raises `VerificationError` for one that a server has."""
+    """Return a source as text; raises `VerificationError` for one that a server has.
+
+    A folder without weights that can be loaded is a `LoadError` here, before another one is loaded.
+    """
     if not isinstance(source, Path) and is_address(source):
         raise VerificationError(
             f"{source} is a server's address: it does not tell whole distributions. "
             "Name a model that can be loaded here."
         )
+    check_folder(source)
     return str(source)
 
 

@@ -40,6 +40,9 @@ HUB_PREFIXES = (  # and back
 LARGEST_JSON_BYTES = 64 << 20  # an index of the largest model has some 100 KB
 LONGEST_FILE_NAME = 200
 LONGEST_ECHO = 80  # characters of a file's own text in an error message
+GIVE_ITS_FOLDER = "Give the model's own folder."
+# In a folder of Megatron-Core's checkpoints, or in one of its iterations
+MEGATRON_FILES = ("latest_checkpointed_iteration.txt", ".metadata", "*/.metadata")
 EMBEDDINGS = re.compile(r"^model\.(language_model\.)?embed_tokens\.weight$")
 
 
@@ -67,7 +70,7 @@ def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
         what = "an adapter" if (folder / "adapter_config.json").is_file() else "no checkpoint"
         raise LoadError(
             f"The folder {name!r} holds {what}: config.json is missing. "
-            "Give the model's own folder."
+            f"{_other_form(folder) or GIVE_ITS_FOLDER}"
         )
     tokenizer_file = folder / "tokenizer.json"
     if not tokenizer_file.is_file():
@@ -204,14 +207,25 @@ def _plain_file_name(file: str, name: str) -> str:
 
 
 def _what_is_there(folder: Path) -> str:
+    return _other_form(folder) or "Copy or download the checkpoint again."
+
+
+def _other_form(folder: Path) -> str:
+    """Return what to do with weights of another form than safetensors; empty where none are."""
+    if any(found for pattern in MEGATRON_FILES for found in folder.glob(pattern)):
+        return (
+            "It holds a checkpoint of Megatron-Core: convert it back first, with "
+            "`gemma3vl convert FOLDER NEW_FOLDER --to hub`."
+        )
     others = sorted(
-        path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")
+        (path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")),
+        key=lambda name: (name.startswith("mmproj"), name),
     )
     if ggufs := [name for name in others if name.endswith(".gguf")]:
         return f"It holds {ggufs[0]}: load that file itself."
     if others:
         return f"It holds {others[0]}, but only safetensors are read: convert the weights first."
-    return "Copy or download the checkpoint again."
+    return ""
 
 
 def _without_tied_head(tensors: dict[str, StoredTensor], name: str) -> dict[str, StoredTensor]:

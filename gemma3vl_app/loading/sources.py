@@ -97,6 +97,16 @@ def _from_folder(
     )
 
 
+def check_folder(source: str | Path) -> None:
+    """Raise `LoadError` where `source` is a folder that lacks what loading needs.
+
+    Only small files are read: for what takes minutes before it comes to this source.
+    """
+    folder = Path(source).expanduser()
+    if source not in (catalog.DEMO.name, catalog.BASE_270M.name) and folder.is_dir():
+        weight_files(open_checkpoint(folder))
+
+
 def _demo_files() -> list[Path]:
     return sorted(file for file in DATA.iterdir() if file.suffix in (".json", ".safetensors"))
 

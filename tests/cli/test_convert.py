@@ -51,6 +51,7 @@ def test_a_conversion_needs_no_subcommand(begin, options_first, run, asked):
         (["a", "b", "--precision", "fp16"], "Known are stored, bf16, fp32"),
         (["a", "b", "--to", "gguf", "--gguf-type", "q5_9"], "Known are f32, f16"),
         (["a", "b", "--shard-size", "much"], "no size of memory"),
+        (["a", "b", "--to", "gguf", "--shard-size", "2GiB"], "so --shard-size has no meaning"),
         (["a"], "TARGET"),
         (["a", "b", "--tto", "hub"], "--to"),
         (["merge", "a"], "--base"),
@@ -61,6 +62,11 @@ def test_a_wrong_wish_is_one_line_and_converts_nothing(words, said, run, asked):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
     assert not asked
+
+
+def test_what_is_not_said_of_shards_is_left_to_the_form(run, asked):
+    assert run("convert", "a", "b", "--to", "gguf")[0] == 0
+    assert asked[0][2]["shard_bytes"] is None
 
 
 def test_ctrl_c_says_how_to_go_on(run, monkeypatch):

@@ -1,4 +1,7 @@
-"""Run as a program: a conversion whose process kills itself when it has written so many files."""
+"""Run as a program: a conversion whose process kills itself when it has written so many files.
+
+Of a form without shards (`shard_bytes` is "none"): so many tensors.
+"""
 
 import os
 import signal
@@ -16,7 +19,8 @@ def main(source: str, target: str, to: str, shard_bytes: str, files: str) -> Non
             if len(begun) > int(files):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    convert(source, target, to, shard_bytes=int(shard_bytes), progress=kill_at)
+    shards = {} if shard_bytes == "none" else {"shard_bytes": int(shard_bytes)}
+    convert(source, target, to, **shards, progress=kill_at)
 
 
 if __name__ == "__main__":

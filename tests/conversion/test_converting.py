@@ -15,6 +15,8 @@ from filelock import FileLock
 import gemma3vl_app as gv
 from gemma3vl_app.conversion import shard_files, work_folder
 from gemma3vl_app.conversion.converting import Bridge, convert
+from gemma3vl_app.conversion.formats import FORMATS
+from gemma3vl_app.conversion.options import Options
 from gemma3vl_app.errors import ConversionError
 from gemma3vl_app.generation import Progress
 from tests.conversion.conftest import assert_same_bits, stored_as, weights_of, with_config
@@ -132,6 +134,17 @@ def test_too_small_a_disk_is_said_before_anything_is_written(small, tmp_path, mo
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("to", [name for name in FORMATS if name != "merged"])
+def test_the_room_that_is_asked_for_is_what_the_weights_take(few_tokens, tmp_path, to):
+    bridge = Bridge.open(few_tokens)
+    asked = FORMATS[to].writer().needs_bytes(bridge.source, Options())
+    out = bridge.write(tmp_path / "out", to)
+    kinds = (".safetensors", ".gguf", ".distcp")
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.suffix in kinds)
+    of_a_tensor = 2000 if to == "megatron" else 700  # bytes at most: its entries in headers
+    assert asked < written < asked + of_a_tensor * len(bridge.source.tensors)
+
+
 def test_a_disk_that_fills_up_keeps_what_is_finished(small, tmp_path, work):
     full = OSError(28, "No space left on device")
     with pytest.raises(ConversionError, match=r"No space left on device.* goes on where"):
@@ -201,6 +214,8 @@ def test_files_have_at_most_the_size_that_is_asked_for(small, tmp_path):
         ({"to": "hubb"}, "Did you mean 'hub'"),
         ({"precision": "fp16"}, "Known are stored, bf16, fp32"),
         ({"shard_bytes": 0}, "at least one byte"),
+        ({"to": "gguf", "shard_bytes": 1 << 30}, "'gguf' is not cut into shards"),
+        ({"to": "megatron", "shard_bytes": 2 << 30}, "'megatron' is not cut into shards"),
         ({"to": "merged"}, "adapter='FOLDER'"),
     ],
 )

@@ -3,11 +3,17 @@
 import dataclasses
 import io
 import json
+import math
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
+import weakref
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,11 +26,14 @@ from gemma3vl_app.conversion.dcp_writer import write_dcp
 from gemma3vl_app.conversion.megatron_layers import by_layer, in_pieces
 from gemma3vl_app.conversion.megatron_names import Interleaved, megatron_table
 from gemma3vl_app.conversion.megatron_opening import _latest, is_megatron
+from gemma3vl_app.conversion.work_folder import work_folder_of
 from gemma3vl_app.errors import ConversionError, LoadError
 from gemma3vl_app.loading.conversion import HeldTensor
+from tests.conversion.write_megatron_core import numbers
 
 NAMES = json.loads((Path(__file__).parent / "megatron_names.json").read_text())
 ITERATION = "release"
+MEGATRON_CORE = Path(__file__).parent / "megatron_core"
 # Heads, key heads and head width of the three sizes, an eighth or a sixteenth as wide
 ROWS, PADDED_ROWS = 300, 384  # of the embeddings, here and there
 HEADS = {"4b": (8, 4, 16), "12b": (16, 8, 8), "27b": (32, 16, 8)}
@@ -316,6 +325,30 @@ def test_an_ordinary_folder_with_a_subfolder_named_release_stays_ordinary(small,
     assert not is_megatron(folder)
 
 
+# --- a whole model that Megatron-Core itself has written (0.16.1, by `write_megatron_core`) ---
+
+
+@pytest.fixture(scope="module")
+def from_megatron_core(tmp_path_factory):
+    """It, written as on the hub. Read only."""
+    return convert(MEGATRON_CORE, tmp_path_factory.mktemp("core") / "hub")
+
+
+def test_a_model_that_megatron_core_wrote_comes_to_the_hub_bit_by_bit(from_megatron_core):
+    weights = weights_of(from_megatron_core)
+    assert len(weights) == 67
+    for key, weight in weights.items():
+        assert torch.equal(weight, numbers(key, *weight.shape)), key
+
+
+def test_what_we_write_of_it_has_megatron_cores_keys_and_numbers(from_megatron_core, tmp_path):
+    theirs = open_dcp(MEGATRON_CORE / "iter_0000007", "theirs").tensors
+    ours = open_dcp(convert(from_megatron_core, tmp_path / "out", "megatron") / ITERATION, "ours")
+    assert ours.tensors.keys() == theirs.keys()
+    for key, tensor in ours.tensors.items():
+        assert torch.equal(tensor.read(), theirs[key].read()), key
+
+
 # --- foreign files ---
 
 
@@ -402,17 +435,6 @@ def test_what_is_megatrons_own_in_a_directory_does_nothing(written, tmp_path):
     assert open_dcp(folder, "copy").tensors
 
 
-def test_a_checkpoint_that_megatron_core_wrote_is_read():
-    """By dist_checkpointing of megatron-core 0.16.1, whose directory holds plans of its own."""
-    checkpoint = open_dcp(Path(__file__).parent / "megatron_core_iter", "by Megatron-Core")
-    layers = by_layer(checkpoint.tensors, vocabulary=1, layers=2)
-    assert len(layers) == 3
-    for layer in range(2):
-        name = f"language_model.decoder.layers.{layer}.mlp.linear_fc2.weight"
-        expected = torch.arange(32.0).reshape(4, 8) + 100 * layer
-        assert torch.equal(layers[name].read(), expected.to(torch.bfloat16))
-
-
 def one_tensor(folder, weight):
     """A folder of one tensor "w", and what its directory says of its pieces."""
     write_dcp(folder, in_pieces({"w": HeldTensor(weight), **LAYER}), [], lambda piece: None)
@@ -475,14 +497,62 @@ def test_a_stack_of_more_layers_than_the_model_has_is_refused(tmp_path):
 # --- memory and interruption ---
 
 
-def test_each_piece_is_read_when_it_is_written_and_let_go_of(small, tmp_path):
-    """No more than one weight is asked for between two reports of progress."""
-    steps = []
-    convert(small, tmp_path / "out", "megatron", progress=steps.append)
-    writing = [step for step in steps if step.message.startswith("Writing language_model.decoder")]
-    layers = [step.message for step in writing if "linear_fc2.weight" in step.message]
-    assert len(layers) == 6
-    assert [step.done for step in writing] == sorted({step.done for step in writing})
+@dataclasses.dataclass
+class Watched:
+    """A weight that knows which of the tensors that were read are still in memory."""
+
+    shape: tuple[int, ...]
+    read_so_far: list[weakref.ref]
+    dtype = torch.float32
+
+    @property
+    def nbytes(self):
+        return 4 * math.prod(self.shape)
+
+    def read(self):
+        array = np.ones(self.shape, dtype=np.float32)  # goes with the memory of its tensor
+        self.read_so_far.append(weakref.ref(array))
+        return torch.from_numpy(array)
+
+
+def test_a_layer_is_read_when_it_is_written_and_goes_when_the_next_is(tmp_path):
+    """What is in no layer stays until all is written: so torch's writer does."""
+    layers, others = [], []
+    tensors = {
+        f"decoder.layers.{number}.mlp.linear_fc2.weight": Watched((8, 8), layers)
+        for number in range(6)
+    }
+    tensors |= {f"vision_tower.{number}": Watched((8, 8), others) for number in range(3)}
+    alive = []
+
+    def about_to(piece):
+        alive.append(tuple(sum(each() is not None for each in read) for read in (layers, others)))
+
+    write_dcp(tmp_path, in_pieces(tensors), [], about_to)
+    assert alive[:6] == [(0, 0), *[(1, 0)] * 5]
+    assert alive[6:] == [(1, 0), (1, 1), (1, 2)]
+
+
+def bytes_read():
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("rchar:")))
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counted by Linux only")
+def test_of_a_stack_in_one_piece_only_a_layer_is_read(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    key = "decoder.layers.mlp.linear_fc2.weight"
+    stack = torch.randn(64, 64, 256, generator=generator)  # 64 KiB a layer, 4 MiB
+    turned = torch.randn(3, 4, 2, generator=generator).transpose(1, 2)
+    write_by_torch(tmp_path, {"a": torch.ones(3), key: stack, "turned": turned})
+    tensors = open_dcp(tmp_path, "one").tensors
+    tensors[key].layer(0).read()  # what is imported late
+    before = bytes_read()
+    assert torch.equal(tensors[key].layer(40).read(), stack[40])
+    assert torch.equal(tensors[key].first_rows(2).read(), stack[:2])
+    assert bytes_read() - before < stack.nbytes / 8
+    # Columns that lie apart in the file come, too
+    assert torch.equal(tensors["turned"].layer(1).read(), turned[1])
 
 
 def test_a_part_of_a_tensor_reads_only_the_pieces_it_touches(tmp_path):
@@ -502,19 +572,21 @@ def test_a_part_of_a_tensor_reads_only_the_pieces_it_touches(tmp_path):
         stacked.read()
 
 
-def test_a_killed_conversion_begins_again_and_is_whole(small, tmp_path):
-    class Killed(BaseException):
-        pass
-
-    def kill(step):
-        if "linear_fc2" in step.message:
-            raise Killed
-
-    with pytest.raises(Killed):
-        convert(small, tmp_path / "out", "megatron", progress=kill)
+def test_a_killed_conversion_writes_the_weights_from_the_beginning_and_is_whole(small, tmp_path):
+    arguments = [str(small), str(tmp_path / "out"), "megatron", "none", "20"]
+    command = [sys.executable, "-m", "tests.conversion.interrupted", *arguments]
+    done = subprocess.run(command, timeout=300, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    out = convert(small, tmp_path / "out", "megatron")
+    left = work_folder_of(tmp_path / "out") / ITERATION
+    assert not (left / DIRECTORY).exists()
+    assert [each.name for each in left.iterdir()] == ["__0_0.distcp"]
+    steps = []
+    out = convert(small, tmp_path / "out", "megatron", progress=steps.append)
+    first = next(step for step in steps if step.message.startswith("Writing "))
+    assert first.done == 0
     assert_same_weights(convert(out, tmp_path / "back", "hub"), small)
+    assert not work_folder_of(tmp_path / "out").exists()
 
 
 def test_interleaving_is_undone_for_any_heads():
