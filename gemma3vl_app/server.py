@@ -34,6 +34,7 @@ from gemma3vl_app.api.limits import ApiLimits
 from gemma3vl_app.api.metrics import CountRequests
 from gemma3vl_app.api.serving import Api
 from gemma3vl_app.backends.protocol import Backend, ReportsActivity
+from gemma3vl_app.connections import allow_many, uvicorn_config
 from gemma3vl_app.errors import EngineError, Gemma3VLError, StoreError
 from gemma3vl_app.manager import ModelManager
 from gemma3vl_app.picture_workers import decode_in_workers
@@ -269,10 +270,11 @@ def serve(
             page=page,
             api=api,
         )
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        config = uvicorn_config(app)
         if on_ready is not None:
             on_ready(f"http://{host}:{listener.getsockname()[1]}")
         _set_aside_what_stays()
+        allow_many()
         server = Server(config, app.state.api, app.state.backend)
         server.run(sockets=[listener])
     if server.engine_failed:
