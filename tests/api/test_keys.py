@@ -232,7 +232,7 @@ def test_keys_words_and_pictures_are_in_no_log_line_and_no_error(caplog, capfd):
             client.post("/v1/chat/completions", content=f'{{"{words}": {picture}'),
             client.get(f"/v1/{words}"),
         ]
-        backend._error = RuntimeError("a defect")
+        backend._chunks, backend._error = ["Well"], RuntimeError("a defect")
         refused += [ask(), ask(stream=True)]
     for response in refused[:4] + refused[6:]:
         assert not secret.search(response.text), response.text
