@@ -1,8 +1,29 @@
 """The errors people see: what happened, to which input, and what to do next."""
 
+from __future__ import annotations
+
+import logging
+
+_log = logging.getLogger(__name__)
+
 
 class Gemma3VLError(Exception):
-    """Base of every error this package raises on purpose; its text is fit to show to a user."""
+    """Base of every error this package raises on purpose; its text is fit to show to a user.
+
+    `public` is what people may read whom that user serves: without the addresses of other servers
+    and without their words. It is the text itself where that has neither.
+    """
+
+    def __init__(self, message: str = "", *, public: str | None = None) -> None:
+        super().__init__(message)
+        self.public = message if public is None else public
+
+
+def public_text(error: Gemma3VLError) -> str:
+    """Return what everybody may read of an error; what they may not goes to the log."""
+    if error.public != str(error):
+        _log.warning("%s", error)
+    return error.public
 
 
 class PictureError(Gemma3VLError):
@@ -31,6 +52,10 @@ class MemoryLimitError(Gemma3VLError):
 
 class EngineError(Gemma3VLError):
     """One request failed inside the engine, or the engine is closed."""
+
+
+class ModelUnavailableError(EngineError):
+    """No server of a model can be reached, or it is not ready; try again later."""
 
 
 class RecipeError(Gemma3VLError):

@@ -33,8 +33,9 @@ from gemma3vl_app.api.keys import Keys, RequireKey
 from gemma3vl_app.api.limits import ApiLimits
 from gemma3vl_app.api.metrics import CountRequests
 from gemma3vl_app.api.serving import Api
-from gemma3vl_app.backends.protocol import Backend
-from gemma3vl_app.errors import Gemma3VLError, StoreError
+from gemma3vl_app.backends.protocol import Backend, ReportsActivity
+from gemma3vl_app.connections import allow_many, uvicorn_config
+from gemma3vl_app.errors import EngineError, Gemma3VLError, StoreError
 from gemma3vl_app.manager import ModelManager
 from gemma3vl_app.picture_workers import decode_in_workers
 from gemma3vl_app.remote_pictures import RemotePictures
@@ -89,6 +90,7 @@ def create_app(
     catalog's without any. Only requests that name one of `hosts` are answered, so that no other
     site can reach a server on this machine through the browser; `"*"` answers all. What the page
     shows is in `app.state.library`: a chat that is shared there goes on at `/?c=ID`.
+    `app.state.backend()` is what answers next.
 
     With `api`, programs talk to the model at `/v1`; the API is then `app.state.api`. Once it has
     keys, nothing but `/healthz` is open without one; logins open the page. Logins without keys
@@ -121,7 +123,7 @@ def create_app(
             is_closed_without_keys=bool(logins),
         )
         routes.add_routes(app, served)
-    app.state.api = served
+    app.state.api, app.state.backend = served, current
     if page:
         models = _models(manager, hosts, logins, offered) if manager else None
         desk = Desk.set_up(current, keep_gradio_quiet(), store, models)
@@ -249,6 +251,9 @@ def serve(
     that everybody may come in. Conversations are kept in the folder `conversations`; without one,
     as long as the process runs. With a `manager` and what is `offered`, see `create_app`. With an
     `api`, its running answers have `ApiLimits.finish_sec` to end once the server is to.
+
+    Raises `EngineError` where the model's engine has ended by a defect: the process is to end then,
+    since what is wrong with it, or with its GPU, would be wrong with another model in it, too.
     """
     check_access(host, logins, no_auth=no_auth, keys=api.keys if api else None)
     listener = listen(host, port, PORTS_TRIED if find_port else 1)
@@ -265,23 +270,44 @@ def serve(
             page=page,
             api=api,
         )
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        config = uvicorn_config(app)
         if on_ready is not None:
             on_ready(f"http://{host}:{listener.getsockname()[1]}")
         _set_aside_what_stays()
-        Server(config, app.state.api).run(sockets=[listener])
+        allow_many()
+        server = Server(config, app.state.api, app.state.backend)
+        server.run(sockets=[listener])
+    if server.engine_failed:
+        raise EngineError(
+            "The model's engine has ended by a defect, and the server with it. What is in the log "
+            "before this says why. Start it again; docs/reliability.md says what does so by itself."
+        )
 
 
 class Server(uvicorn.Server):
     """A uvicorn that lets the API's answers end before it does.
 
     From the signal on, readiness and new requests get 503, on connections that are still taken, so
-    that whoever asks knows why. A second Ctrl-C ends it at once.
+    that whoever asks knows why. A second Ctrl-C ends it at once. It also ends, and says so in
+    `engine_failed`, once the engine of the model that answers has ended by a defect.
     """
 
-    def __init__(self, config: uvicorn.Config, api: Api | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        api: Api | None,
+        backend: Callable[[], Backend] | None = None,
+    ) -> None:
         super().__init__(config)
-        self._api = api
+        self._api, self._backend = api, backend
+        self.engine_failed = False
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the engine ten times a second, whether somebody asks or not."""
+        backend = self._backend() if self._backend else None
+        if isinstance(backend, ReportsActivity) and backend.activity.failed:
+            self.engine_failed = self.should_exit = True
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note a signal: no request is admitted from now on."""

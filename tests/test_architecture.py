@@ -33,7 +33,7 @@ ROWS = [
         *("webui", "api", "notebook", "finetune", "conversion", "evaluation", "faithfulness"),
         "benchmark",
     },
-    {"shield"},
+    {"shield", "connections"},
     {"server", "launching"},
     {"space"},
     {"cli"},

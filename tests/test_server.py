@@ -9,7 +9,16 @@ from fastapi.testclient import TestClient
 from gemma3vl_app.api.keys import Keys
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.manager import ModelManager
-from gemma3vl_app.server import LOOPBACK, _models, _open_store, check_access, create_app, serve
+from gemma3vl_app.picture_workers import _switch
+from gemma3vl_app.server import (
+    LOOPBACK,
+    ApiOptions,
+    _models,
+    _open_store,
+    check_access,
+    create_app,
+    serve,
+)
 from gemma3vl_app.testing.scripted import ScriptedBackend
 from gemma3vl_app.webui.words import ENGLISH
 
@@ -133,6 +142,12 @@ def test_with_logins_nobody_else_sees_the_page():
     assert client.post("/login", data={"username": "anna", "password": "x"}).status_code == 400
     assert client.post("/login", data={"username": "anna", "password": "secret"}).status_code == 200
     assert client.get("/config").status_code == 200
+
+
+def test_an_api_without_a_page_decodes_in_workers():
+    assert _switch.workers() is None
+    create_app(ScriptedBackend(), page=False, api=ApiOptions())
+    assert _switch.workers() is not None
 
 
 def test_where_conversations_cannot_be_kept_the_page_works_without(tmp_path, caplog):

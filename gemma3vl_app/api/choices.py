@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
-from gemma3vl_app.api.failures import RequestError
+from gemma3vl_app.api.failures import MODEL_RETRY_SEC, RequestError
 from gemma3vl_app.api.limits import shutting_down
-from gemma3vl_app.errors import EngineError
+from gemma3vl_app.errors import EngineError, public_text
 from gemma3vl_app.generation import Answer, Chunk
 from gemma3vl_app.stream import Stream
 
@@ -39,7 +39,10 @@ class Choices:
                 stream = start(index)
             except EngineError as error:  # it takes no requests: closed, or making room
                 raise RequestError(
-                    str(error), code="model_unavailable", status=503, retry_sec=5
+                    public_text(error),
+                    code="model_unavailable",
+                    status=503,
+                    retry_sec=MODEL_RETRY_SEC,
                 ) from error
             with self._lock:
                 self._streams.append(stream)

@@ -22,11 +22,14 @@ from gemma3vl_app.errors import (
     EngineError,
     Gemma3VLError,
     MemoryLimitError,
+    ModelUnavailableError,
     PictureError,
+    public_text,
 )
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+MODEL_RETRY_SEC = 5  # a model that is changed, or a server that is started anew, takes a while
 RETRY_SEC = 1  # answers end all the time; a client that waits longer only leaves places empty
 _log = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ class Failure:
 
 def describe(error: BaseException) -> Failure:
     """Return what a client is told of `error`; logs it where it is a defect of ours."""
+    said = public_text(error) if isinstance(error, Gemma3VLError) else ""
     match error:
         case RequestError():
             kind = SERVER if error.status >= 500 else INVALID
@@ -84,21 +88,24 @@ def describe(error: BaseException) -> Failure:
             if error.status == 429:
                 kind = "rate_limit_error"
             headers = _headers(error.status, error.retry_sec)
-            return Failure(error.status, str(error), kind, error.param, error.code, headers)
+            return Failure(error.status, said, kind, error.param, error.code, headers)
         case ContextLengthError():
-            return Failure(400, str(error), param="messages", code="context_length_exceeded")
+            return Failure(400, said, param="messages", code="context_length_exceeded")
         case PictureError():
-            return Failure(400, str(error), param="messages", code="invalid_image")
+            return Failure(400, said, param="messages", code="invalid_image")
         case ConversationError():
-            return Failure(400, str(error))
+            return Failure(400, said)
         case BusyError():
             headers = _headers(503, RETRY_SEC)
-            return Failure(503, str(error), SERVER, code="overloaded", headers=headers)
+            return Failure(503, said, SERVER, code="overloaded", headers=headers)
         case MemoryLimitError():
             headers = _headers(503, RETRY_SEC)
-            return Failure(503, str(error), SERVER, code="out_of_memory", headers=headers)
+            return Failure(503, said, SERVER, code="out_of_memory", headers=headers)
+        case ModelUnavailableError():
+            headers = _headers(503, MODEL_RETRY_SEC)
+            return Failure(503, said, SERVER, code="model_unavailable", headers=headers)
         case EngineError():
-            return Failure(500, str(error), SERVER, code="engine_error")
+            return Failure(500, said, SERVER, code="engine_error")
         case HTTPException():
             return Failure(error.status_code, "This request cannot be answered.")
         case _:

@@ -10,7 +10,7 @@ import binascii
 import re
 
 from gemma3vl_app.api.failures import RequestError
-from gemma3vl_app.errors import PictureError
+from gemma3vl_app.errors import PictureError, public_text
 from gemma3vl_app.pictures import Crops, Picture
 from gemma3vl_app.remote_pictures import RemotePictures
 
@@ -38,7 +38,7 @@ def open_url(
         try:
             fetched = remote.fetch(url.strip())
         except PictureError as error:
-            raise RequestError(str(error), param=param, code="invalid_image_url") from error
+            raise RequestError(public_text(error), param=param, code="invalid_image_url") from error
         return Picture.open(fetched, name=f"picture {number}", crops=CROPS[detail])
     found = _DATA_URL.match(url)
     if found is None:

@@ -199,7 +199,10 @@ class LocalBackend:
     def activity(self) -> Activity:
         """What the engine is doing now."""
         running, waiting = self.engine.queued
-        return Activity(running, waiting, self.engine.still_sec, self.engine.takes_requests)
+        return Activity(
+            *(running, waiting, self.engine.still_sec, self.engine.takes_requests),
+            failed=self.engine.failed,
+        )
 
     @property
     def adapters(self) -> tuple[str, ...]:

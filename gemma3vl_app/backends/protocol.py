@@ -196,13 +196,17 @@ class Activity:
     """What a model is doing: requests it works on, requests that wait for it, and for how long.
 
     `still_sec` is the time since its last step while there is work, 0 while there is none; `alive`
-    is false once it takes no requests any more.
+    is false once it takes no requests any more, and `failed` tells that this is so by a defect and
+    not because somebody closed it. `reachable` is false while none of the servers of a model
+    elsewhere answers.
     """
 
     running: int
     waiting: int
     still_sec: float = 0.0
     alive: bool = True
+    failed: bool = False
+    reachable: bool = True
 
 
 @runtime_checkable

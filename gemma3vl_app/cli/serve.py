@@ -100,7 +100,7 @@ def serve(
         weights, device_map, max_memory, context_tokens, revision, adapter, draft
     )
     for source in (model, *(offer or ())):
-        catalog.check_source(source)
+        catalog.check_source(source, servers=True)
     logins = [page.read_login(each) for each in auth or ()]
     with load.mistakes():
         largest_bytes = parse_bytes(max_body)

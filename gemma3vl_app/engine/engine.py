@@ -130,6 +130,7 @@ class Engine:
         self._idle = False  # the thread has delivered everything and waits
         self._draining = False
         self._closed = False
+        self.failed = False  # the thread has ended by a defect: nobody has closed it
         self._thread = threading.Thread(target=self._run, name="gemma3vl-engine", daemon=True)
         self._thread.start()
 
@@ -256,7 +257,10 @@ class Engine:
                 self._admit()
                 self._prefill_unit()
                 self._decoder.step(list(self._decoding))
-        finally:  # closed, or a defect of this loop itself: nobody may be left waiting
+        except BaseException:  # a defect of this loop itself, or a device that is lost
+            self.failed = True
+            raise
+        finally:  # nobody may be left waiting
             with self._changed:
                 self._closed = True
             for sequence in self._all():

@@ -16,7 +16,7 @@ from typing import Any
 
 import gradio as gr
 
-from gemma3vl_app.errors import ConversationError, Gemma3VLError
+from gemma3vl_app.errors import ConversationError, Gemma3VLError, public_text
 from gemma3vl_app.webui import composer, conversation_view, shelf, why_view
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.drafts import Weighed
@@ -93,7 +93,7 @@ class Actions:
             visit.settings = settings_of(fields, text_of(event, "crops"))
             draft = Draft(text, self._desk.uploaded(getattr(event, "files", None)))
         except Gemma3VLError as error:
-            yield self._told(visit, str(error))
+            yield self._told(visit, public_text(error))
             return
         yield from self._shown(visit, visit.tab.ask(draft, visit.settings))
 
@@ -107,7 +107,7 @@ class Actions:
             files = self._desk.uploaded(getattr(event, "files", None))
             weighed = visit.tab.weigh(Draft(text_of(event, "text"), files), settings)
         except Gemma3VLError as error:
-            weighed = Weighed(None, error=str(error))
+            weighed = Weighed(None, error=public_text(error))
         with visit.lock:
             number = number_of(event, "number")
             if number >= visit.weighed[0]:  # a later question may have been answered first
@@ -141,7 +141,7 @@ class Actions:
         try:
             visit.settings = settings_of(fields, visit.settings.crops)
         except ConversationError as error:
-            yield self._told(visit, str(error))
+            yield self._told(visit, public_text(error))
             return
         tab, settings = visit.tab, visit.settings
         action, index = text_of(event, "action"), number_of(event, "index")
@@ -208,7 +208,7 @@ class Actions:
         try:
             yield from self._on_shelf(visit, event)
         except Gemma3VLError as error:
-            yield self._told(visit, str(error))
+            yield self._told(visit, public_text(error))
         except Exception:
             _log.exception("an action on the list of conversations failed")
             yield self._told(visit, OUR_FAULT)
@@ -271,7 +271,7 @@ class Actions:
             elif action == "adapter":
                 said = models.add_adapter(owner, text_of(event, "text"))
         except Gemma3VLError as error:
-            said = str(error)
+            said = public_text(error)
         except Exception:
             _log.exception("changing models failed")
             said = OUR_FAULT
@@ -302,7 +302,7 @@ class Actions:
             return Visit(self._desk.tab(owner, id), words)
         except Gemma3VLError as error:
             visit = Visit(self._desk.tab(owner), words)
-            visit.view = replace(EMPTY, line=str(error), is_error=True)
+            visit.view = replace(EMPTY, line=public_text(error), is_error=True)
             return visit
 
     def _shown(self, visit: Visit, views: Iterable[View]) -> Iterator[Update]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from gemma3vl_app.backends.protocol import Backend
 from gemma3vl_app.chat import Chat
-from gemma3vl_app.errors import ConversationError, Gemma3VLError
+from gemma3vl_app.errors import ConversationError, Gemma3VLError, public_text
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.drafts import DraftPictures
@@ -100,7 +100,7 @@ def _answer(
         backend = (yield from _load(desk, owner, side, before)) if side.model else desk.backend()
         yield from _stream(backend, question, pictures, side.settings)
     except Gemma3VLError as error:
-        yield Column("", str(error))
+        yield Column("", public_text(error))
 
 
 def _load(

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.errors import Gemma3VLError, public_text
 from gemma3vl_app.webui.compare import Side, compare
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.models import WEIGHTS
@@ -50,7 +50,7 @@ def lay_out(desk: Desk, words: gr.I18n, **options: Any) -> None:
             for a, b in compare(desk, owner, question, files or (), pair):
                 yield a.text, line(a.line), b.text, line(b.line)
         except Gemma3VLError as error:
-            yield "", line(str(error), is_error=True), "", line("")
+            yield "", line(public_text(error), is_error=True), "", line("")
 
     gr.on([button.click, question.submit], run, [question, files, *sides], shown, **options)
 

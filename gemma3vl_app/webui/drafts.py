@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma3vl_app.errors import PictureError
+from gemma3vl_app.errors import PictureError, public_text
 from gemma3vl_app.generation import Box, Preview
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.webui.shown_pictures import ShownPictures
@@ -88,7 +88,7 @@ class DraftPictures:
                 _refuse_too_many(len(opened) + len(more))
                 opened += more
             except PictureError as refused:
-                error = str(refused)
+                error = public_text(refused)
         self._known = dict(opened)
         return opened, error
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from PIL import Image
 
 from gemma3vl_app import explain
-from gemma3vl_app.errors import Gemma3VLError
+from gemma3vl_app.errors import Gemma3VLError, public_text
 from gemma3vl_app.explain import Heat
 from gemma3vl_app.generation import Progress, Token
 from gemma3vl_app.webui.live_chat import OUR_FAULT, SECONDS_AT_MOST
@@ -128,7 +128,7 @@ class Explanation:
         except _Stopped:
             self._tell(is_over=True, was_stopped=True)
         except Gemma3VLError as error:
-            self._tell(is_over=True, error=str(error))
+            self._tell(is_over=True, error=public_text(error))
         except Exception:
             _log.exception("explaining failed")
             self._tell(is_over=True, error=OUR_FAULT)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from gemma3vl_app.backends.protocol import Backend, Capabilities
 from gemma3vl_app.chat import Chat
-from gemma3vl_app.errors import ConversationError, Gemma3VLError
+from gemma3vl_app.errors import ConversationError, Gemma3VLError, public_text
 from gemma3vl_app.generation import Answer
 from gemma3vl_app.messages import Message
 from gemma3vl_app.stream import Stream
@@ -230,7 +230,7 @@ class LiveChat:
                     self._tell(sentence(describe(chunk.status)))
             answer = writing.stream.answer
         except Gemma3VLError as error:
-            self._take_back(writing, str(error))
+            self._take_back(writing, public_text(error))
         except Exception:
             _log.exception("answering failed")
             self._take_back(writing, OUR_FAULT)
@@ -270,7 +270,7 @@ class LiveChat:
             try:
                 self._save(transcript())
             except Gemma3VLError as error:
-                return str(error)
+                return public_text(error)
             except Exception:  # a defect: the conversation goes on all the same
                 _log.exception("saving a conversation failed")
                 return OUR_FAULT

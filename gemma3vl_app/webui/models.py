@@ -15,7 +15,7 @@ from typing import Any
 from gemma3vl_app import catalog, hardware
 from gemma3vl_app.addresses import is_address
 from gemma3vl_app.backends.protocol import Backend
-from gemma3vl_app.errors import ConversationError, Gemma3VLError, LoadError
+from gemma3vl_app.errors import ConversationError, Gemma3VLError, LoadError, public_text
 from gemma3vl_app.manager import ModelEvent, ModelManager, Resident
 from gemma3vl_app.planning import LoadPlan, plan
 from gemma3vl_app.webui.words import Words
@@ -141,7 +141,7 @@ class Models:
                 self.manager.swap(source, **options)
             self._unload_since(before)
         except Gemma3VLError as error:
-            return str(error)
+            return public_text(error)
         finally:
             self._lending.release()
         return ""
@@ -232,7 +232,7 @@ def _model(
             else plan(name, weights=weights, machine=machine)
         )
     except Gemma3VLError as error:
-        return {**values, "fits": False, "reasons": [str(error)], "bars": []}
+        return {**values, "fits": False, "reasons": [public_text(error)], "bars": []}
     return {**values, **_plan(found)}
 
 

@@ -10,7 +10,7 @@ import anyio.to_thread
 import gradio as gr
 
 from gemma3vl_app.chat import Chat
-from gemma3vl_app.errors import ConversationError, Gemma3VLError
+from gemma3vl_app.errors import ConversationError, Gemma3VLError, public_text
 from gemma3vl_app.stream import Stream
 from gemma3vl_app.webui.desk import Desk
 from gemma3vl_app.webui.drafts import DraftPictures
@@ -31,7 +31,7 @@ def asking(desk: Desk) -> Ask:
             async for said in _said(desk, question, pictures):
                 yield said
         except Gemma3VLError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(public_text(error), print_exception=False) from None
 
     return ask
 

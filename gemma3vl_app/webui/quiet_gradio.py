@@ -6,11 +6,8 @@ nobody sees the result of. docs/performance.md says what that work costs.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -21,6 +18,8 @@ import gradio.routes
 import gradio.state_holder
 import gradio.utils
 from gradio.state_holder import SessionState
+
+from gemma3vl_app.webui.upload_folder import new_folder
 
 _NEVER = str(1 << 62)
 _ENVIRONMENT = {
@@ -37,15 +36,14 @@ def keep_gradio_quiet() -> Path:
     """Switch off what this page has no use for; return the private folder of uploads.
 
     To be called before a page is built, since gradio reads most of it from the environment then.
-    The folder is new for every process, readable by this user alone, gone when the process ends.
+    The folder is new for every process, readable by this user alone, gone when the process ends or,
+    where it was killed, with the next start. GRADIO_TEMP_DIR names another one, which stays.
     """
     os.environ |= _ENVIRONMENT
     _fetch_nothing()
     _skip_needless_work()
     if "GRADIO_TEMP_DIR" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="gemma3vl-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ["GRADIO_TEMP_DIR"] = str(new_folder())
     return Path(os.environ["GRADIO_TEMP_DIR"])
 
 

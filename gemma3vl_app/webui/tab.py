@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from gemma3vl_app.backends.protocol import Backend, Explains, StreamOptions
 from gemma3vl_app.chat import Chat
-from gemma3vl_app.errors import ConversationError, Gemma3VLError
+from gemma3vl_app.errors import ConversationError, Gemma3VLError, public_text
 from gemma3vl_app.messages import Conversation, Message, Text
 from gemma3vl_app.pictures import Picture
 from gemma3vl_app.stream import Stream
@@ -120,7 +120,7 @@ class Tab:
                 Conversation(messages, settings.system or self._opened.live.system)
             )
         except Gemma3VLError as refused:
-            return Weighed(None, 0, about.context_tokens, str(refused))
+            return Weighed(None, 0, about.context_tokens, public_text(refused))
         items = items_of(opened, preview, about.image_tokens)
         return Weighed(items, preview.prompt_tokens, preview.context_tokens, error)
 
@@ -268,7 +268,7 @@ class Tab:
         return self._view()
 
     def _told(self, error: Gemma3VLError) -> View:
-        return replace(self._view(), line=str(error), is_error=True)
+        return replace(self._view(), line=public_text(error), is_error=True)
 
     def _view(self, *, draft: Draft | None = None) -> View:
         opened = self._opened

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import uvicorn
 from PIL import Image
 
 from gemma3vl_app.api.keys import Keys
 from gemma3vl_app.api.limits import ApiLimits
+from gemma3vl_app.connections import uvicorn_config
 from gemma3vl_app.generation import Answer, Chunk, Token
 from gemma3vl_app.server import ApiOptions, Server, create_app, listen
 from gemma3vl_app.stream import Stream
@@ -36,8 +36,7 @@ def served(backend, *, keys=(), page=False, logins=(), **limits) -> Iterator[Ser
     options = ApiOptions(keys=Keys(keys), limits=ApiLimits(**limits))
     app = create_app(backend, page=page, logins=logins, api=options)
     with listen("127.0.0.1", 0, 1) as listener:
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
-        server = Server(config, app.state.api)
+        server = Server(uvicorn_config(app), app.state.api)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         wait_until(lambda: server.started)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import secrets
 
 import httpx
 import pytest
@@ -12,7 +13,7 @@ from gemma3vl_app.api.keys import Keys, read_keys
 from gemma3vl_app.errors import Gemma3VLError
 from gemma3vl_app.server import ApiOptions, create_app
 from gemma3vl_app.testing.scripted import ScriptedBackend
-from tests.api.servers import KEY, OTHER_KEY, chat_body, served
+from tests.api.servers import KEY, OTHER_KEY, chat_body, picture_url, served
 
 OPEN_TO_ALL = {"/healthz"}
 LOGIN_PAGE = {"/", "/login", "/login/", "/theme.css", "/favicon.ico", "/manifest.json"}
@@ -166,3 +167,82 @@ def test_keys_that_would_protect_nothing_are_refused(tmp_path, content, told):
 def test_a_header_of_strange_bytes_is_no_key():
     headers = [(b"authorization", b"Bearer " + bytes(range(128, 256)))]
     assert Keys([KEY]).caller({"type": "http", "headers": headers}) is None
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch):
+    keys, compared = Keys([KEY, OTHER_KEY]), []
+
+    def compare(given, known):
+        compared.append((given, known))
+        return False
+
+    monkeypatch.setattr(secrets, "compare_digest", compare)
+    for value in (f"Bearer {KEY}", f"Bearer {OTHER_KEY}", "Bearer wrong", ""):
+        scope = {"type": "http", "headers": [(b"authorization", value.encode())]}
+        assert keys.caller(scope) is None  # nothing else decides
+        assert [known for _, known in compared] == keys._digests
+        assert all(len(given) == len(known) for given, known in compared)
+        compared.clear()
+
+
+def test_requests_a_minute_are_counted_for_each_key_over_http():
+    with (
+        served(ScriptedBackend(), keys=[KEY, OTHER_KEY], requests_per_minute=2) as server,
+        httpx.Client(base_url=server.address, timeout=60) as client,
+    ):
+
+        def ask(key):
+            return client.post("/v1/chat/completions", json=chat_body(), headers=bearer(key))
+
+        assert [ask(KEY).status_code for _ in range(3)] == [200, 200, 429]
+        refused = ask(KEY)
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert ask("wrong-key-0123456789").status_code == 401  # which costs nobody a place
+        assert ask(OTHER_KEY).status_code == 200
+
+
+def test_keys_words_and_pictures_are_in_no_log_line_and_no_error(caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    words, picture = "my-secret-words", picture_url("purple", 40)
+    secret = re.compile(f"{KEY}|{OTHER_KEY}|{words}|{re.escape(picture[30:60])}")
+    parts = [
+        {"type": "text", "text": words},
+        {"type": "image_url", "image_url": {"url": picture}},
+    ]
+    damaged = [{"type": "image_url", "image_url": {"url": picture[:-40]}}]
+    backend = ScriptedBackend()
+    with (
+        served(backend, keys=[KEY]) as server,
+        httpx.Client(base_url=server.address, timeout=60, headers=bearer(KEY)) as client,
+    ):
+
+        def ask(content=parts, key=KEY, **fields):
+            body = {"model": "scripted", "messages": [{"role": "user", "content": content}]}
+            return client.post("/v1/chat/completions", json={**body, **fields}, headers=bearer(key))
+
+        assert ask().status_code == 200
+        refused = [
+            ask(key=OTHER_KEY),
+            ask(damaged),
+            ask(top_p=words),
+            ask(stop=[words] * 99),
+            ask(model=f"{words}"),
+            ask(**{words: 1}),
+            client.post("/v1/chat/completions", content=f'{{"{words}": {picture}'),
+            client.get(f"/v1/{words}"),
+        ]
+        backend._chunks, backend._error = ["Well"], RuntimeError("a defect")
+        refused += [ask(), ask(stream=True)]
+    for response in refused[:4] + refused[6:]:
+        assert not secret.search(response.text), response.text
+    assert {response.status_code for response in refused} >= {400, 401, 404, 500}
+    for response in refused:  # a name of theirs that is wrong is told back; a key never
+        assert KEY not in response.text and OTHER_KEY not in response.text
+        assert picture[30:60] not in response.text
+    clients = ("httpx", "httpcore")  # the log of whoever asks, which is in this process, too
+    lines = [record for record in caplog.records if not record.name.startswith(clients)]
+    log = "".join(map(logging.Formatter("%(message)s %(args)s").format, lines))
+    log += "".join(capfd.readouterr())
+    assert "a defect" in log  # what is unexpected is there
+    assert not secret.search(log)

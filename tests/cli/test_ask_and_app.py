@@ -231,13 +231,13 @@ def test_however_the_app_is_ended_its_uploads_go_with_it(tmp_path):
         with contextlib.suppress(ProcessLookupError):  # none is left, as it should be
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert not any(folder.exists() for folder in folders)
+    assert not any(folder.parent.exists() for folder in folders)
 
 
 def upload_and_end(place, name):
     """Wait for a server, leave a file where it keeps uploads, and send it a signal."""
     address = poll(lambda: re.search(r"is ready: (\S+)", (place / "out").read_text()))[1]
-    (folder,) = place.glob("gemma3vl-*")
+    (folder,) = place.glob("gemma3vl-uploads-*/files")
     (folder / "upload.png").write_bytes(b"private")
     poll(lambda: urllib.request.urlopen(address, timeout=20).status == 200)
     os.kill(int((place / "pid").read_text()), getattr(signal, name))

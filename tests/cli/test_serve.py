@@ -12,6 +12,7 @@ import sys
 import pytest
 
 import gemma3vl_app.backends.local
+import gemma3vl_app.backends.remote
 import gemma3vl_app.server
 from gemma3vl_app.testing.scripted import ScriptedBackend
 
@@ -65,12 +66,29 @@ def test_limits_and_keys_reach_the_server(served, run, tmp_path, monkeypatch):
     assert not served["page"] and served["conversations"] is None
 
 
+def test_no_host_s_pictures_are_fetched_but_of_those_that_are_named(served, run):
+    assert run("serve")[0] == 0
+    assert served["api"].remote_pictures is None
+    assert run("serve", "--allowed-media-domains", "pictures.example.com,b.example.org")[0] == 0
+    fetching = served["api"].remote_pictures
+    assert fetching._allowed == {"pictures.example.com", "b.example.org"}
+
+
+def test_it_serves_a_model_that_a_server_has(served, run, monkeypatch):
+    monkeypatch.setattr(
+        gemma3vl_app.backends.remote, "load_remote", lambda source, **_: ScriptedBackend()
+    )
+    code, out, _ = run("serve", "--no-page", "--model", "http://one:8000/v1,http://two:8000/v1")
+    assert (code, out.splitlines()[0].split()[0]) == (0, "http://one:8000/v1,http://two:8000/v1")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
         (("--host", "0.0.0.0"), 1, "Set API keys with GEMMA3VL_API_KEYS or --keys-file"),
         (("--keys-file", "no-such-file"), 2, "cannot be read"),
         (("--max-body", "lots"), 2, "no size"),
+        (("--allowed-media-domains", "*.example.com"), 2, "is no host name"),
         (("--no-page", "--auth", "anna:secret"), 2, "--no-page leaves out"),
         (("--key", KEY), 2, "No such option"),
     ],

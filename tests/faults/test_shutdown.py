@@ -13,7 +13,8 @@ import psutil
 from tests.api.servers import HAPPENS_WITHIN_SEC
 from tests.faults.model_server import body
 
-AT_WORK = 10
+COLORS = ("red", "green", "blue", "white", "black", "gray", "pink", "brown", "gold", "navy")
+AT_WORK = len(COLORS)
 
 
 def free_port():
@@ -39,7 +40,9 @@ def test_sigterm_under_load_loses_no_answer_and_leaves_nothing_running(tiny):
 
         def ask(number):
             """Return the last two events of an answer."""
-            asked = body(f"Question {number}", tokens=100, stream=True) | {"model": model}
+            # A picture each, which worker processes decode.
+            asked = body(f"Question {number}", picture=COLORS[number], tokens=100, stream=True)
+            asked["model"] = model
             with (
                 httpx.Client(base_url=address, timeout=HAPPENS_WITHIN_SEC) as client,
                 client.stream("POST", "/v1/chat/completions", json=asked) as response,
@@ -54,6 +57,7 @@ def test_sigterm_under_load_loses_no_answer_and_leaves_nothing_running(tiny):
             ):
                 assert not any(each.done() for each in asked)
             children = psutil.Process(process.pid).children(recursive=True)
+            assert children
             process.send_signal(signal.SIGTERM)
             refused = httpx.post(f"{address}/v1/chat/completions", json=body("Me, too"))
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")

@@ -42,3 +42,14 @@ def test_there_is_a_place_for_measured_figures_and_there_are_commands():
     assert "<!-- measured: begin -->" in (DOCS / "memory.md").read_text(encoding="utf-8")
     assert "<!-- measured: end -->" in (DOCS / "memory.md").read_text(encoding="utf-8")
     assert len(COMMANDS) >= 6
+
+
+def test_what_several_servers_hold_is_what_the_table_says():
+    page = (DOCS / "scaling.md").read_text(encoding="utf-8")
+    cells = {}
+    for row in re.findall(r"^\| (\d x 80 GB[^|]*)\|(.*)\|$", page, re.M):
+        cells[row[0][:1]] = [int(re.sub(r"\(.*\)|,", "", each)) for each in row[1].split("|")]
+    for size, column in (("27B", 3), ("12B", 0)):
+        one, eight = cells["1"][column], cells["8"][column]
+        assert f"8 x {one} = {8 * one}" in page and f"{eight:,}" in page, size
+        assert 8 * one < eight

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 
 import pytest
 from gradio.state_holder import StateHolder
@@ -21,6 +22,15 @@ def test_the_libraries_below_are_told_to_tell_nobody_anything(page):
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] in ("1", "True")
     assert page.analytics_enabled is False
+
+
+def test_uploads_go_to_a_folder_that_goes_with_the_process(monkeypatch, tmp_path):
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = keep_gradio_quiet()
+    assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+    assert folder.parent.name.startswith("gemma3vl-uploads-") and (folder.parent / "lock").exists()
+    assert keep_gradio_quiet() == folder
 
 
 def test_nobody_adds_up_who_asked_what(page):

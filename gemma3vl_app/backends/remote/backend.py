@@ -15,7 +15,7 @@ from typing import Any
 
 from gemma3vl_app import catalog
 from gemma3vl_app.addresses import Servers, parse_servers
-from gemma3vl_app.backends.protocol import Capabilities, Schema
+from gemma3vl_app.backends.protocol import Activity, Capabilities, Schema
 from gemma3vl_app.backends.remote.connection import Connection
 from gemma3vl_app.backends.remote.dialects import DIALECTS
 from gemma3vl_app.backends.remote.failures import KEY_VARIABLE, Unavailable
@@ -115,6 +115,16 @@ class RemoteBackend:
     def facts(self) -> Facts:
         """What the (first) server told of itself."""
         return self._facts
+
+    @property
+    def activity(self) -> Activity:
+        """How many answers are being written, and whether any server is up."""
+        return Activity(
+            running=len(self._running),
+            waiting=0,  # servers do not tell
+            alive=not self._closed,
+            reachable=self._pool.is_up,
+        )
 
     def stream(
         self,
@@ -251,14 +261,11 @@ class RemoteBackend:
         for server, told in zip(pool.servers, found, strict=True):
             if isinstance(told, LoadError):
                 pool.mark_down(server)
-        if len(connections) > 1:
 
-            async def looks_well(server: Server) -> bool:
-                return await serves(server.connection, facts.model)
+        async def looks_well(server: Server) -> bool:
+            return await serves(server.connection, facts.model)
 
-            self._looking = asyncio.create_task(
-                pool.look_after(looks_well, self._limits.health_sec)
-            )
+        self._looking = asyncio.create_task(pool.look_after(looks_well, self._limits.health_sec))
         return pool, facts
 
     async def _close_at_end(self, connections: Sequence[Connection]) -> None:
@@ -303,6 +310,7 @@ class RemoteBackend:
         writing.host = server.host
         complete = False
         async with server.connection.answer(request.body) as events:
+            self._pool.mark_up(server)
             async for event in events:
                 if not event:
                     complete = True

@@ -13,9 +13,15 @@ import httpx
 from gemma3vl_app import __version__
 from gemma3vl_app.addresses import Address
 from gemma3vl_app.backends.remote.events import TooLargeError, data_of_events
-from gemma3vl_app.backends.remote.failures import Unavailable, in_stream, refusal
+from gemma3vl_app.backends.remote.failures import (
+    LATER,
+    Unavailable,
+    about,
+    in_stream,
+    refusal,
+)
 from gemma3vl_app.backends.remote.limits import RemoteLimits
-from gemma3vl_app.errors import EngineError
+from gemma3vl_app.errors import EngineError, ModelUnavailableError
 
 LARGEST_BODY_BYTES = 16 << 20
 LARGEST_REFUSAL_BYTES = 64 << 10
@@ -105,15 +111,12 @@ class Connection:
                     return
                 yield self._parsed(data)
         except httpx.TimeoutException as error:
-            raise EngineError(
-                f"The server at {self.host} has been silent for {self._limits.silence_sec:.0f} s. "
-                "Ask again, or look whether it still works."
-            ) from error
+            what = f"The {{server}} has been silent for {self._limits.silence_sec:.0f} s."
+            advice = "Ask again, or look whether it still works."
+            raise about(self.host, EngineError, what, advice, public_do=LATER) from error
         except httpx.HTTPError as error:
-            raise EngineError(
-                f"The connection to the server at {self.host} broke in the middle of the answer. "
-                "Ask again."
-            ) from error
+            what = "The connection to the {server} broke in the middle of the answer."
+            raise about(self.host, EngineError, what, "Ask again.") from error
         except TooLargeError as error:
             raise _no_sense(self.host) from error
 
@@ -133,13 +136,10 @@ class Connection:
         except httpx.HTTPError as error:
             raise self._not_reached(error) from error
         except TimeoutError as error:
-            raise Unavailable(
-                EngineError(
-                    f"The server at {self.host} did not answer within {timeout_sec:.0f} s. "
-                    "Look whether it still works."
-                ),
-                is_down=True,
-            ) from error
+            what = f"The {{server}} did not answer within {timeout_sec:.0f} s."
+            advice = "Look whether it still works."
+            silent = about(self.host, ModelUnavailableError, what, advice, public_do=LATER)
+            raise Unavailable(silent, is_down=True) from error
         if response.status_code != httpx.codes.OK:
             raise refusal(self.host, response.status_code, response.headers, data)
         try:
@@ -174,17 +174,13 @@ class Connection:
     def _not_reached(self, error: httpx.HTTPError) -> Exception:
         """Return what to raise where no answer has begun."""
         if isinstance(error, httpx.ReadTimeout):  # it is at work: asking again would make it worse
-            return EngineError(
-                f"The server at {self.host} has not begun to answer within "
-                f"{self._limits.silence_sec:.0f} s. Ask again, or look whether it still works."
-            )
-        return Unavailable(
-            EngineError(
-                f"The server at {self.host} cannot be reached ({_reason(error)}). "
-                "Check that it runs, and its address."
-            ),
-            is_down=True,
-        )
+            what = f"The {{server}} has not begun to answer in {self._limits.silence_sec:.0f} s."
+            advice = "Ask again, or look whether it still works."
+            return about(self.host, EngineError, what, advice, public_do=LATER)
+        what = f"The {{server}} cannot be reached ({_reason(error)})."
+        advice = "Check that it runs, and its address."
+        gone = about(self.host, ModelUnavailableError, what, advice, public_do=LATER)
+        return Unavailable(gone, is_down=True)
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
@@ -202,7 +198,6 @@ def _reason(error: httpx.HTTPError) -> str:
 
 
 def _no_sense(host: str) -> EngineError:
-    return EngineError(
-        f"What the server at {host} sent is not OpenAI's protocol. Check that its address is that "
-        "of a model's API; it often ends in /v1."
-    )
+    what = "What the {server} sent is not OpenAI's protocol."
+    advice = "Check that its address is that of a model's API; it often ends in /v1."
+    return about(host, EngineError, what, advice, public_do=LATER)

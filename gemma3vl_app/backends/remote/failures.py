@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import TypeVar
 
 from gemma3vl_app.errors import (
     BusyError,
@@ -14,6 +15,7 @@ from gemma3vl_app.errors import (
     ConversationError,
     EngineError,
     Gemma3VLError,
+    ModelUnavailableError,
 )
 from gemma3vl_app.plain import plain
 
@@ -26,6 +28,23 @@ _TOO_LONG = re.compile(
     r"exceed_context_size|longer than the (model|maximum)",
     re.IGNORECASE,
 )
+
+Error = TypeVar("Error", bound=Gemma3VLError)
+# What people are told who use a server that they cannot see, where only its operator can do more.
+LATER = "Try again later, or tell whoever runs this; the log says more."
+
+
+def about(
+    host: str, kind: type[Error], what: str, do: str, *, public_do: str = "", said: str = ""
+) -> Error:
+    """Return an error about the server at `host`: what happened, and what to do.
+
+    `what` calls it "{server}" and its own words "{said}". Those whom an API or a page over it
+    serves are told neither its address nor these, and `public_do` where `do` is not for them.
+    """
+    full = what.format(server=f"server at {host}", said=said)
+    public = what.format(server="model's server", said="")
+    return kind(f"{full} {do}", public=f"{public} {public_do or do}")
 
 
 class Unavailable(Exception):
@@ -48,45 +67,45 @@ def refusal(host: str, status: int, headers: Mapping[str, str], body: bytes) -> 
     after_sec = _retry_after_sec(headers.get("retry-after", ""))
     if status in _BUSY:
         wait = f" It asks to wait {after_sec:.0f} s." if after_sec else ""
-        busy = BusyError(f"The server at {host} has too much to do.{wait} Try again later.")
+        what = f"The {{server}} has too much to do.{wait}"
+        busy = about(host, BusyError, what, "Try again later.")
         return Unavailable(busy, is_down=False, after_sec=after_sec)
     if status in _DOWN:
-        down = EngineError(
-            f"The server at {host} is not ready (HTTP {status}). It may still be loading its "
-            "model; try again in a while."
-        )
+        what = f"The {{server}} is not ready (HTTP {status})."
+        advice = "It may still be loading its model; try again in a while."
+        down = about(host, ModelUnavailableError, what, advice)
         return Unavailable(down, is_down=True, after_sec=after_sec)
+    if 400 <= status < 500 and status not in (401, 403, 404):
+        return _request_refused(host, status, said)
     if status in (401, 403):
-        return EngineError(
-            f"The server at {host} does not let us in (HTTP {status}). Put its key into the "
-            f"environment variable {KEY_VARIABLE}."
-        )
-    if 300 <= status < 400:
-        return EngineError(
-            f"The server at {host} sends us to another address, which is not followed. "
-            "Give the address where the model is."
-        )
-    if status == 404:
-        return EngineError(
-            f"The server at {host} does not have that model or address{said}. Load it again, and "
-            "check that its address ends in /v1."
-        )
+        what = f"The {{server}} does not let us in (HTTP {status})."
+        advice = f"Put its key into the environment variable {KEY_VARIABLE}."
+    elif 300 <= status < 400:
+        what = "The {server} sends us to another address, which is not followed."
+        advice = "Give the address where the model is."
+    elif status == 404:
+        what = "The {server} does not have that model or address{said}."
+        advice = "Load it again, and check that its address ends in /v1."
+    else:
+        what = f"The {{server}} failed (HTTP {status})."
+        advice = "Its own log says why; ask again."
+    return about(host, EngineError, what, advice, public_do=LATER, said=said)
+
+
+def _request_refused(host: str, status: int, said: str) -> ConversationError:
+    """Return the error for a request that could be changed so that it is answered."""
     if status == 413:
-        return ConversationError(
-            f"The conversation is too large for the server at {host}. "
-            "Use fewer or smaller pictures."
-        )
-    if 400 <= status < 500:
-        if _TOO_LONG.search(said):
-            return ContextLengthError(
-                f"The conversation does not fit into the context of the server at {host}{said}. "
-                "Begin a new one, or take pictures out."
-            )
-        return ConversationError(
-            f"The server at {host} refuses this request{said}. Change the option that it names."
-        )
-    return EngineError(
-        f"The server at {host} failed (HTTP {status}). Its own log says why; ask again."
+        what = "The conversation is too large for the {server}."
+        return about(host, ConversationError, what, "Use fewer or smaller pictures.")
+    if _TOO_LONG.search(said):
+        what = "The conversation does not fit into the context of the {server}{said}."
+        advice = "Begin a new one, or take pictures out."
+        return about(host, ContextLengthError, what, advice, said=said)
+    what = "The {server} refuses this request{said}."
+    return about(
+        *(host, ConversationError, what, "Change the option that it names."),
+        public_do="Leave out what is unusual in it, or tell whoever runs this; the log says more.",
+        said=said,
     )
 
 
@@ -94,11 +113,11 @@ def in_stream(host: str, error: object) -> Gemma3VLError:
     """Return the error for one that a server reports in the middle of an answer."""
     said = told(json.dumps({"error": error}).encode())
     if _TOO_LONG.search(said):
-        return ContextLengthError(
-            f"The answer of the server at {host} does not fit into its context{said}. "
-            "Begin a new conversation, or take pictures out."
-        )
-    return EngineError(f"The server at {host} failed while it was answering{said}. Ask again.")
+        what = "The answer of the {server} does not fit into its context{said}."
+        advice = "Begin a new conversation, or take pictures out."
+        return about(host, ContextLengthError, what, advice, said=said)
+    what = "The {server} failed while it was answering{said}."
+    return about(host, EngineError, what, "Ask again.", said=said)
 
 
 def told(body: bytes) -> str:

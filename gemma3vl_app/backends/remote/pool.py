@@ -53,6 +53,11 @@ class Pool:
         """Requests that run now."""
         return sum(server.running for server in self.servers)
 
+    @property
+    def is_up(self) -> bool:
+        """Whether any server works, as far as is known."""
+        return not all(server.is_down for server in self.servers)
+
     @contextmanager
     def asking(self, home: str, tried: Sequence[Server] = ()) -> Iterator[Server]:
         """Choose a server for a request of the conversation `home`, and count it as busy.
@@ -73,10 +78,19 @@ class Pool:
             server.running -= 1
 
     def mark_down(self, server: Server) -> None:
-        """Send nothing to a server until a look finds that it works again."""
-        if len(self.servers) > 1 and not server.is_down:
-            _log.warning("The server at %s is left out until it answers again.", server.host)
+        """Send nothing to a server, if there is another, until it is found to work again."""
+        if not server.is_down:
+            # With one server, whoever asked it is told the same.
+            level = logging.WARNING if len(self.servers) > 1 else logging.INFO
+            _log.log(level, "The server at %s is left out until it answers again.", server.host)
             server.is_down, server.failures, server.looks_left_out = True, 0, 0
+
+    def mark_up(self, server: Server) -> None:
+        """Take back a server that has answered."""
+        if server.is_down:
+            level = logging.WARNING if len(self.servers) > 1 else logging.INFO
+            _log.log(level, "The server at %s answers again.", server.host)
+            server.is_down, server.failures, server.looks_left_out = False, 0, 0
 
     async def look_after(
         self, looks_well: Callable[[Server], Awaitable[bool]], every_sec: float
@@ -87,7 +101,7 @@ class Pool:
             await asyncio.gather(*(self._look(server, looks_well) for server in self.servers))
 
     async def _look(self, server: Server, looks_well: Callable[[Server], Awaitable[bool]]) -> None:
-        if server.looks_left_out:
+        if server.looks_left_out and self.is_up:  # while all are down, none is left out
             server.looks_left_out -= 1
             return
         try:
@@ -95,9 +109,7 @@ class Pool:
         except (Unavailable, Gemma3VLError):
             works = False
         if works:
-            if server.is_down:
-                _log.warning("The server at %s answers again.", server.host)
-            server.is_down, server.failures = False, 0
+            self.mark_up(server)
             return
         self.mark_down(server)
         server.failures += 1

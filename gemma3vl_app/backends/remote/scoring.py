@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gemma3vl_app.backends.remote.connection import Connection
+from gemma3vl_app.backends.remote.failures import about
 from gemma3vl_app.backends.remote.rendering import messages_of, neutralised
 from gemma3vl_app.errors import ConversationError, EngineError
 from gemma3vl_app.generation import Token
@@ -34,9 +35,8 @@ async def score(
     both = await _prompt(connection, {"model": model, "messages": [*messages, answer], **goes_on})
     tokens = tuple(_token(entry) for entry in both[len(before) :])
     if not tokens or any(token.logprob is None for token in tokens):
-        raise EngineError(
-            f"The server at {connection.host} did not tell the log-probabilities of the text."
-        )
+        what = "The {server} did not tell the log-probabilities of the text."
+        raise about(connection.host, EngineError, what, "Use another server.")
     return tokens
 
 

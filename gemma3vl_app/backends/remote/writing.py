@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemma3vl_app.backends.remote.failures import about
 from gemma3vl_app.backends.remote.requests import Request
 from gemma3vl_app.errors import EngineError
 from gemma3vl_app.generation import (
@@ -104,10 +105,8 @@ class Writing:
         if cancelled:
             return "cancelled"
         if self._reason in _FAILED or (self._reason is None and not complete):
-            raise EngineError(
-                f"The server at {self.host} broke the answer off after {len(self._text):,} "
-                "characters. Ask again."
-            )
+            what = f"The {{server}} broke the answer off after {len(self._text):,} characters."
+            raise about(self.host, EngineError, what, "Ask again.")
         return "length" if self._reason == "length" else "stop"
 
     def _counted(self) -> Usage:

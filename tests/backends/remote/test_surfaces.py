@@ -70,10 +70,12 @@ def test_the_confidence_of_each_word_is_shown_where_the_server_tells_it(tab):
     assert [token.text for token in view.messages[-1].tokens] == ["one ", "two"]
 
 
-def test_an_answer_that_fails_is_told_on_the_page_and_the_question_comes_back(tab, server):
+def test_an_answer_that_fails_is_told_on_the_page_and_the_question_comes_back(tab, server, caplog):
     server.script.append(lambda _: server.raw([event({"error": {"message": "no memory"}}), DONE]))
     view = last(tab.ask(Draft("Why?")))
-    assert view.is_error and "no memory" in view.line
+    assert view.is_error and "model's server failed while it was answering" in view.line
+    assert server.host not in view.line and "no memory" not in view.line
+    assert f"server at {server.host} failed while it was answering: no memory" in caplog.text
     assert view.draft == Draft("Why?")
 
 
