@@ -31,29 +31,6 @@ POLITE = 5
 NUMBERS = 24  # different requests
 TOKENS = 12
 HEALTH_WITHIN_SEC = 0.2
-SERVER = """
-import sys
-from gemma3vl_app import server
-from gemma3vl_app.api.keys import Keys
-from gemma3vl_app.api.limits import ApiLimits
-from gemma3vl_app.backends.local import load
-from gemma3vl_app.engine.engine import EngineLimits
-
-folder, keys, running, inside, per_caller, answer_tokens = sys.argv[1:]
-limits = ApiLimits(
-    answer_tokens=int(answer_tokens),
-    requests_at_once=int(inside),
-    requests_at_once_per_caller=int(per_caller),
-    requests_per_minute=1_000_000,
-)
-engine = EngineLimits(max_running=int(running), prefix_budget_bytes=8 << 20)
-with load(folder, weights="fp32", speculation="off", limits=engine) as backend:
-    server.serve(
-        backend, port=29_000, find_port=True, page=False,
-        api=server.ApiOptions(keys=Keys(keys.split(",")), limits=limits),
-        on_ready=lambda address: print(address, flush=True),
-    )
-"""
 PROBE = """
 import http.client, json, sys, threading, time
 
@@ -81,21 +58,6 @@ class Seen:
     inside: list[float] = field(default_factory=list)
     mixed: int = 0
     without_advice: int = 0
-
-
-@contextmanager
-def model_process(checkpoint: Path, keys: list[str], *, answer_tokens: int = 8192):
-    """Start a server of the tiny model; yields the process and its address."""
-    command = [sys.executable, "-c", SERVER, str(checkpoint), ",".join(keys)]
-    figures = [str(each) for each in (RUNNING, INSIDE, INSIDE_PER_CALLER, answer_tokens)]
-    process = subprocess.Popen([*command, *figures], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        address = process.stdout.readline().strip()
-        assert address, "the server did not start"
-        yield process, address
-    finally:
-        process.kill()
-        process.wait()
 
 
 def body(number: int) -> dict[str, object]:
