@@ -3,13 +3,22 @@
 import socket
 from contextlib import ExitStack
 
+import gradio as gr
 import pytest
 from fastapi.testclient import TestClient
 
 from gemma3vl_app.api.keys import Keys
 from gemma3vl_app.errors import ConversationError, Gemma3VLError
 from gemma3vl_app.manager import ModelManager
-from gemma3vl_app.server import LOOPBACK, _models, _open_store, check_access, create_app, serve
+from gemma3vl_app.server import (
+    LOOPBACK,
+    _models,
+    _open_store,
+    check_access,
+    create_app,
+    launch,
+    serve,
+)
 from gemma3vl_app.testing.scripted import ScriptedBackend
 from gemma3vl_app.webui.words import ENGLISH
 
@@ -59,6 +68,22 @@ def test_what_gradio_would_do_by_itself_is_off(client):
     assert config["max_file_size"] == 25 * 1000 * 1000 or config["max_file_size"] == 25 << 20
     names = client.get("/gradio_api/info").json()["named_endpoints"]
     assert set(names) == {"/ask"}
+
+
+def test_no_variable_of_the_environment_makes_tools_of_the_page(monkeypatch):
+    monkeypatch.setenv("GRADIO_MCP_SERVER", "true")
+    app = create_app(ScriptedBackend())
+    client = TestClient(app, base_url="http://127.0.0.1")
+    assert client.get("/gradio_api/mcp").status_code in (403, 404)
+
+
+def test_no_variable_of_the_environment_opens_the_page(monkeypatch):
+    given = {}
+    monkeypatch.setattr(gr.Blocks, "launch", lambda _, **options: given.update(options))
+    launch(ScriptedBackend(), host="127.0.0.1", port=1)
+    # With None, variables such as GRADIO_SHARE and GRADIO_ALLOWED_PATHS would decide.
+    for name, private in (("share", False), ("mcp_server", False), ("allowed_paths", [])):
+        assert given[name] == private and given[name] is not None
 
 
 def test_the_browser_may_load_from_this_server_only(client):
