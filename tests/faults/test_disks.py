@@ -1,6 +1,11 @@
 """A disk that takes no more: the chat goes on in memory, says so, and is kept once it can be."""
 
+import errno
 import sqlite3
+import subprocess
+from contextlib import contextmanager
+
+import pytest
 
 from gemma3vl_app.store import ConversationStore, database
 from tests.faults.chat_server import OWNER, answer, chat_server, send
@@ -17,6 +22,72 @@ def asked(client, id, text):
 def saved(folder, id):
     with ConversationStore(folder) as store:
         return texts(store.load(OWNER, id))
+
+
+@contextmanager
+def small_disk(folder):
+    """A file system of 2 MiB at `folder`; unmounted at the end, whoever still has files open."""
+    folder.mkdir()
+    made = mount("-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", folder)
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def mount(*options):
+    try:
+        return subprocess.run(["mount", *options], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no `mount` here")
+
+
+def fill(file):
+    """Write until the disk takes no more."""
+    with pytest.raises(OSError) as full, file.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(1 << 16))
+    assert full.value.errno == errno.ENOSPC
+
+
+def test_on_a_file_system_without_room_a_chat_goes_on_and_is_kept_once_there_is_some(tmp_path):
+    folder = tmp_path / "kept"
+    with small_disk(folder):
+        with chat_server(folder) as server, server.client() as client:
+            sent, _ = asked(client, None, "First")
+            id = sent["id"]
+            fill(folder / "filler")
+            for text in (f"Second {LONG}", f"Third {LONG}"):
+                _, said = asked(client, id, text)
+                assert said["is_error"] and "the disk is full" in said["line"]
+                assert said["texts"][-2:] == [text, text]
+            (folder / "filler").unlink()
+            _, said = asked(client, id, "Fourth")
+            assert not said["is_error"]
+            assert len(said["texts"]) == 8
+        assert is_intact(folder)
+        assert saved(folder, id) == said["texts"]
+
+
+def test_on_a_read_only_file_system_the_page_works_and_what_was_kept_stays(tmp_path):
+    folder = tmp_path / "kept"
+    with small_disk(folder):
+        with chat_server(folder) as server, server.client() as client:
+            sent, before = asked(client, None, "First")
+        assert not mount("-o", "remount,ro", folder).returncode
+        with pytest.raises(OSError) as refused:
+            (folder / "file").touch()
+        assert refused.value.errno == errno.EROFS
+        with chat_server(folder) as server, server.client() as client:
+            other, said = asked(client, None, "Second")
+            assert said["texts"] == ["Second", "Second"] and not said["is_error"]
+            _, said = asked(client, other["id"], "Third")
+            assert said["texts"][2:] == ["Third", "Third"]
+        assert not mount("-o", "remount,rw", folder).returncode
+        assert is_intact(folder)
+        assert saved(folder, sent["id"]) == before["texts"]
 
 
 def test_on_a_full_disk_a_chat_goes_on_with_a_warning_and_is_kept_once_there_is_room(tmp_path):
