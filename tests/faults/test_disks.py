@@ -9,6 +9,7 @@ import pytest
 
 from gemma3vl_app.store import ConversationStore, database
 from tests.faults.chat_server import OWNER, answer, chat_server, send
+from tests.faults.next_answer import NEXT_WITHIN_SEC, next_answer_within
 from tests.store.talks import is_intact, texts
 
 LONG = ("and so on " * 300).strip()
@@ -17,6 +18,11 @@ LONG = ("and so on " * 300).strip()
 def asked(client, id, text):
     sent = send(client, id, text)
     return sent, answer(client, str(sent["id"]))
+
+
+def asked_by_a_program(client):
+    body = {"model": "scripted", "messages": [{"role": "user", "content": "Still there?"}]}
+    return client.post("/v1/chat/completions", json=body)
 
 
 def saved(folder, id):
@@ -66,6 +72,7 @@ def test_on_a_file_system_without_room_a_chat_goes_on_and_is_kept_once_there_is_
             (folder / "filler").unlink()
             _, said = asked(client, id, "Fourth")
             assert not said["is_error"]
+            next_answer_within(NEXT_WITHIN_SEC, lambda: asked_by_a_program(client))
             assert len(said["texts"]) == 8
         assert is_intact(folder)
         assert saved(folder, id) == said["texts"]
@@ -85,6 +92,7 @@ def test_on_a_read_only_file_system_the_page_works_and_what_was_kept_stays(tmp_p
             assert said["texts"] == ["Second", "Second"] and not said["is_error"]
             _, said = asked(client, other["id"], "Third")
             assert said["texts"][2:] == ["Third", "Third"]
+            next_answer_within(NEXT_WITHIN_SEC, lambda: asked_by_a_program(client))
         assert not mount("-o", "remount,rw", folder).returncode
         assert is_intact(folder)
         assert saved(folder, sent["id"]) == before["texts"]
@@ -103,6 +111,7 @@ def test_on_a_full_disk_a_chat_goes_on_with_a_warning_and_is_kept_once_there_is_
         client.post("/disk", json={"bytes": -1})
         _, said = asked(client, id, "Fourth")
         assert not said["is_error"]
+        next_answer_within(NEXT_WITHIN_SEC, lambda: asked_by_a_program(client))
         assert len(said["texts"]) == 8
     assert is_intact(folder)
     assert saved(folder, id) == said["texts"]
@@ -123,4 +132,5 @@ def test_while_another_program_holds_the_store_a_chat_goes_on_with_a_warning(tmp
         other.close()
         _, said = asked(client, id, "Third")
         assert not said["is_error"]
+        next_answer_within(NEXT_WITHIN_SEC, lambda: asked_by_a_program(client))
     assert saved(folder, id) == said["texts"]
