@@ -70,20 +70,17 @@ def test_what_gradio_would_do_by_itself_is_off(client):
     assert set(names) == {"/ask"}
 
 
-def test_no_variable_of_the_environment_makes_tools_of_the_page(monkeypatch):
-    monkeypatch.setenv("GRADIO_MCP_SERVER", "true")
-    app = create_app(ScriptedBackend())
-    client = TestClient(app, base_url="http://127.0.0.1")
-    assert client.get("/gradio_api/mcp").status_code in (403, 404)
-
-
 def test_no_variable_of_the_environment_opens_the_page(monkeypatch):
-    given = {}
-    monkeypatch.setattr(gr.Blocks, "launch", lambda _, **options: given.update(options))
+    given = []
+    monkeypatch.setattr(gr.Blocks, "launch", lambda _, **options: given.append(options))
+    monkeypatch.setattr(gr, "mount_gradio_app", lambda *_, **options: given.append(options))
     launch(ScriptedBackend(), host="127.0.0.1", port=1)
-    # With None, variables such as GRADIO_SHARE and GRADIO_ALLOWED_PATHS would decide.
-    for name, private in (("share", False), ("mcp_server", False), ("allowed_paths", [])):
-        assert given[name] == private and given[name] is not None
+    create_app(ScriptedBackend())
+    assert len(given) == 2 and given[0]["share"] is False  # a mounted page has no links to share
+    # With None, variables such as GRADIO_SHARE, GRADIO_MCP_SERVER and GRADIO_ALLOWED_PATHS decide.
+    for options in given:
+        assert options["mcp_server"] is False
+        assert options["allowed_paths"] == []
 
 
 def test_the_browser_may_load_from_this_server_only(client):

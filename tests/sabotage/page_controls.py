@@ -179,7 +179,7 @@ CONTROLS = (
     Control(
         *("at rest", "no variable of the environment makes tools of the page", SERVER),
         *('"mcp_server": False,', '"mcp_server": None,'),
-        _SERVER + "no_variable_of_the_environment_makes_tools_of_the_page",
+        _SERVER + "no_variable_of_the_environment_opens_the_page",
     ),
     Control(
         *("at rest", "conversations are their owner's alone", "store/database.py"),
