@@ -122,6 +122,7 @@ def test_many_in_a_row_leave_the_model_as_it_was(model, stage, times):
     assert model.backend.engine.queued == (0, 0)
 
 
+@pytest.mark.stress
 @pytest.mark.skipif(sys.platform != "linux", reason="no such limit on memory here")
 def test_where_the_system_truly_gives_no_memory_a_long_prompt_is_told_and_a_short_one_works(
     tmp_path,
