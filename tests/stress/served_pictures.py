@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
 from tests.faults.model_process import ModelProcess, client_of
+from tests.picture_files import encoded, photo
 from tests.stress.canary import Canary, asked_about
 
 BATCH = 200
@@ -41,9 +42,17 @@ class Replies:
         )
 
 
-def send(files: Iterable[tuple[str, bytes]], served: ModelProcess, key: str) -> Replies:
+def large_good_ones() -> Iterator[tuple[str, bytes]]:
+    """More large pictures than a server keeps decoded (256 MiB), so that it keeps no more later."""
+    for number in range(2 * CONNECTIONS):
+        yield f"large {number}", encoded(photo(3000 + number, 2400), "JPEG")
+
+
+def send(
+    files: Iterable[tuple[str, bytes]], served: ModelProcess, key: str, canary: Canary
+) -> Replies:
     """Ask about each file, several at once; after each batch a good one gets the same answer."""
-    canary, replies, start = Canary(served.address), Replies(), time.monotonic()
+    replies, start = Replies(), time.monotonic()
     replies.memory_before = served.resident_bytes()
     with client_of(served.address, key) as client, ThreadPoolExecutor(CONNECTIONS) as pool:
 

@@ -14,8 +14,9 @@ import pytest
 from gemma3vl_app.picture_workers import PictureWorkers
 from tests.faults.model_process import ModelProcess, model_process
 from tests.picture_files import pdf
-from tests.stress import canary, served_pictures
+from tests.stress import served_pictures
 from tests.stress.batches import BATCH, Outcome, send
+from tests.stress.canary import KEYS, Canary
 from tests.stress.foreign import foreign, pillow_sources
 from tests.stress.mutations import mutated
 
@@ -30,7 +31,7 @@ KEY = "key-of-the-stress-test"
 def served(tiny: Path) -> Iterator[ModelProcess]:
     places = served_pictures.CONNECTIONS * 2  # a place is free a moment after its reply has come
     limits = {"requests_at_once": places, "requests_at_once_per_caller": places}
-    with model_process(tiny, [KEY, *canary.KEYS], **limits) as served:
+    with model_process(tiny, [KEY, *KEYS], **limits) as served:
         yield served
 
 
@@ -41,14 +42,14 @@ def check_replies(replies: served_pictures.Replies) -> None:
 
 
 def test_a_hundred_damaged_files_leave_a_server_as_it_was(served: ModelProcess) -> None:
-    replies = served_pictures.send(mutated(100, seed=1), served, KEY)
+    replies = served_pictures.send(mutated(100, seed=1), served, KEY, Canary(served.address))
     check_replies(replies)
     assert replies.statuses[200] > 10 and replies.statuses[400] > 10
 
 
 @pytest.mark.stress
 def test_ten_thousand_damaged_files_leave_a_server_as_it_was(served: ModelProcess) -> None:
-    replies = served_pictures.send(mutated(10_000, seed=2), served, KEY)
+    replies = served_pictures.send(mutated(10_000, seed=2), served, KEY, Canary(served.address))
     check_replies(replies)
     assert replies.statuses.total() == 10_000
     assert replies.statuses[200] > 1_000 and replies.statuses[400] > 1_000
@@ -58,7 +59,10 @@ def test_ten_thousand_damaged_files_leave_a_server_as_it_was(served: ModelProces
 def test_the_pictures_that_pillow_is_tested_with_leave_a_server_as_it_was(
     served: ModelProcess, pillow: Path
 ) -> None:
-    replies = served_pictures.send(foreign(pillow), served, KEY)
+    # Some are large. What a server keeps decoded, and its heap, grow once with any large pictures.
+    canary = Canary(served.address)
+    print(served_pictures.send(served_pictures.large_good_ones(), served, KEY, canary))
+    replies = served_pictures.send(foreign(pillow), served, KEY, canary)
     check_replies(replies)
     assert replies.statuses.total() > 1_000
     assert replies.statuses[200] > 100 and replies.statuses[400] > 100
