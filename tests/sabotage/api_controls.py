@@ -137,7 +137,7 @@ CONTROLS = (
     Control(
         *("the API", "a model that answers nobody is told at once", "api/serving.py"),
         *("            progress.check(backend, api.limits.stalled_sec)", "            pass"),
-        "api/test_health_and_metrics.py::test_alive_and_ready_are_said",
+        "faults/test_stalls.py::test_a_model_whose_thread_dies_leaves_nobody_waiting",
     ),
     Control(
         *("the API", "a model that stands still is not called ready", "api/progress.py"),

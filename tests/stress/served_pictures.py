@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
 from tests.faults.model_process import ModelProcess, client_of
-from tests.picture_files import encoded, photo
 from tests.stress.canary import Canary, asked_about
 
 BATCH = 200
@@ -40,12 +39,6 @@ class Replies:
             f"{self.seconds:.0f} s, the longest {self.longest_sec:.1f} s; "
             f"memory {self.memory_before >> 20} to {self.memory_after >> 20} MiB"
         )
-
-
-def large_good_ones() -> Iterator[tuple[str, bytes]]:
-    """More large pictures than a server keeps decoded (256 MiB), so that it keeps no more later."""
-    for number in range(2 * CONNECTIONS):
-        yield f"large {number}", encoded(photo(3000 + number, 2400), "JPEG")
 
 
 def send(
