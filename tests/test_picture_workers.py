@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -47,7 +48,10 @@ def dangerous(monkeypatch: pytest.MonkeyPatch) -> Iterator[PictureWorkers]:
     monkeypatch.setattr(picture_workers, "_PROGRAM", dangerous_decoding.PROGRAM)
     monkeypatch.setenv("SECRET_TOKEN", "hf_secret")
     workers = PictureWorkers(processes=1, picture_sec=3)
+    rescue = threading.Timer(30, workers.close)  # or a test that waits for ever could not fail
+    rescue.start()
     yield workers
+    rescue.cancel()
     workers.close()
 
 
@@ -126,6 +130,20 @@ def test_a_picture_that_takes_its_worker_along_is_refused_and_the_next_one_works
         dangerous.decode(encoded(photo()), name, DEFAULT_LIMITS)
     assert outcome(dangerous.decode, encoded(photo())) == good
     assert len(dangerous._living) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no signal stops a process here")
+def test_a_worker_that_is_stopped_is_given_up_and_the_next_picture_works(
+    dangerous: PictureWorkers,
+) -> None:
+    good = outcome(dangerous.decode, encoded(photo()))
+    large = encoded(photo(400, 300), "BMP")  # more than a pipe holds that nobody reads
+    for file in (encoded(photo()), large):
+        os.kill(pid_of(dangerous), signal.SIGSTOP)
+        with pytest.raises(PictureError, match="'still' takes longer than 3 seconds"):
+            dangerous.decode(file, "still", DEFAULT_LIMITS)
+        assert outcome(dangerous.decode, encoded(photo())) == good
+        assert len(dangerous._living) == 1
 
 
 @linux_only

@@ -6,6 +6,7 @@ import ast
 import gzip
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -404,11 +405,17 @@ def test_a_compressed_body_is_not_unpacked(internet: Internet, images: Host, cod
     assert "Accept-Encoding: identity" in images.requests[0]
 
 
-def drip(visitor: socket.socket, first: bytes) -> None:
+DRIPS_SEC = 10.0  # much longer than a fetch may take, and an end all the same
+
+
+def drip(visitor: socket.socket, first: bytes, ended: threading.Event) -> None:
+    """Send byte after byte; `ended` says that the visitor has stayed until the end."""
     visitor.sendall(first)
-    never = threading.Event()
-    while not never.wait(0.02):
+    until = time.monotonic() + DRIPS_SEC
+    while time.monotonic() < until:
         visitor.sendall(b"a")
+        time.sleep(0.02)
+    ended.set()
 
 
 @pytest.mark.parametrize(
@@ -419,9 +426,11 @@ def drip(visitor: socket.socket, first: bytes) -> None:
 def test_a_host_that_drips_is_left_after_the_total_time(
     internet: Internet, images: Host, first: bytes
 ) -> None:
-    images.paths["/a.png"] = lambda visitor: drip(visitor, first)
+    ended = threading.Event()
+    images.paths["/a.png"] = lambda visitor: drip(visitor, first, ended)
     with pytest.raises(PictureError, match="could not be fetched"):
         pictures(total_sec=0.3).fetch("http://images.test/a.png")
+    assert not ended.is_set()
 
 
 def test_redirects_share_the_total_time(internet: Internet, images: Host) -> None:

@@ -3,6 +3,7 @@
 import socket
 from contextlib import ExitStack
 
+import gradio as gr
 import pytest
 from fastapi.testclient import TestClient
 
@@ -17,6 +18,7 @@ from gemma3vl_app.server import (
     _open_store,
     check_access,
     create_app,
+    launch,
     serve,
 )
 from gemma3vl_app.testing.scripted import ScriptedBackend
@@ -68,6 +70,19 @@ def test_what_gradio_would_do_by_itself_is_off(client):
     assert config["max_file_size"] == 25 * 1000 * 1000 or config["max_file_size"] == 25 << 20
     names = client.get("/gradio_api/info").json()["named_endpoints"]
     assert set(names) == {"/ask"}
+
+
+def test_no_variable_of_the_environment_opens_the_page(monkeypatch):
+    given = []
+    monkeypatch.setattr(gr.Blocks, "launch", lambda _, **options: given.append(options))
+    monkeypatch.setattr(gr, "mount_gradio_app", lambda *_, **options: given.append(options))
+    launch(ScriptedBackend(), host="127.0.0.1", port=1)
+    create_app(ScriptedBackend())
+    assert len(given) == 2 and given[0]["share"] is False  # a mounted page has no links to share
+    # With None, variables such as GRADIO_SHARE, GRADIO_MCP_SERVER and GRADIO_ALLOWED_PATHS decide.
+    for options in given:
+        assert options["mcp_server"] is False
+        assert options["allowed_paths"] == []
 
 
 def test_the_browser_may_load_from_this_server_only(client):

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 
 from gemma3vl_app.engine.attention import Batch
+from gemma3vl_app.engine.failures import NotANumberError
 from gemma3vl_app.engine.model import TextModel
 from gemma3vl_app.engine.ragged import Ragged
 from gemma3vl_app.engine.sequence import Sequence
 from gemma3vl_app.engine.speculation.speculation import Speculation
-from gemma3vl_app.errors import EngineError
 from gemma3vl_app.generation import FinishReason
 from gemma3vl_app.loading.adapters import Adapters
 
@@ -170,10 +170,7 @@ class Decoder:
     ) -> tuple[int, FinishReason | None]:
         """Choose the token of one row and deliver it; returns it, and why the answer ends there."""
         if not math.isfinite(predicted.peaks[row]):
-            raise EngineError(
-                "The model's output is not a number, so this answer was ended. "
-                "If it happens again, load the model with weights='fp32'."
-            )
+            raise NotANumberError
         logits = predicted.logits[row]  # (V,)
         token_id = sequence.choose(logits, predicted.likeliest[row])
         if token_id in self._stop_ids:

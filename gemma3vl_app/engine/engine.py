@@ -282,8 +282,11 @@ class Engine:
             self.adapters.forget_model()
 
     def _make_room(self, error: Exception) -> None:
-        """Free what can be computed again, if `error` says that memory ran out."""
-        if failures.is_out_of_memory(error):
+        """Free what can be computed again, if `error` says that memory ran out or it is nonsense.
+
+        Whatever the nonsense came from, such as one overflow, it would come again from a cache.
+        """
+        if failures.needs_empty_caches(error):
             self._drop_caches()
             if self.disk is not None:
                 self.disk.drop_waiting()

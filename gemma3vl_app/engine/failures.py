@@ -11,6 +11,16 @@ from gemma3vl_app.errors import EngineError, Gemma3VLError, MemoryLimitError
 logger = logging.getLogger(__name__)
 
 
+class NotANumberError(EngineError):
+    """The model's output is not a number: what it was computed from must not be kept."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The model's output is not a number, so this answer was ended. "
+            "If it happens again, load the model with weights='fp32'."
+        )
+
+
 def as_told(error: Exception) -> Gemma3VLError:
     """Return an error fit for people; logs what only a developer can use."""
     if isinstance(error, Gemma3VLError):
@@ -26,6 +36,11 @@ def as_told(error: Exception) -> Gemma3VLError:
         f"This answer failed inside the engine ({type(error).__name__}); "
         "others go on. The log has the details; please try again."
     )
+
+
+def needs_empty_caches(error: Exception) -> bool:
+    """Tell errors after which what is cached has to go: it takes the memory, or may be nonsense."""
+    return isinstance(error, NotANumberError) or is_out_of_memory(error)
 
 
 def is_out_of_memory(error: Exception) -> bool:

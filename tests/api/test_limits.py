@@ -9,6 +9,7 @@ import pytest
 
 from gemma3vl_app.api.failures import RequestError
 from gemma3vl_app.api.limits import ApiLimits, Gate
+from gemma3vl_app.schemas import LARGEST_SCHEMA_BYTES
 from gemma3vl_app.testing.scripted import ScriptedBackend
 from tests.api.servers import HAPPENS_WITHIN_SEC, HeldBackend, chat_body, picture_url, served
 
@@ -150,6 +151,35 @@ def test_too_much_in_one_request_is_told_with_its_limit(small, messages, told):
             "/v1/chat/completions", json={"model": "scripted", "messages": messages}
         )
     assert refused.status_code == 400
+    assert told in refused.json()["error"]["message"]
+
+
+HUGE = {"enum": ["x" * LARGEST_SCHEMA_BYTES]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "told"),
+    [
+        ({"n": 5}, "n", "the limit is 4"),
+        ({"max_tokens": 8193}, "max_tokens", "the limit is 8,192"),
+        ({"max_completion_tokens": 8193}, "max_completion_tokens", "the limit is 8,192"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "huge", "schema": HUGE},
+                }
+            },
+            "response_format.json_schema.schema",
+            "larger than 1 MiB",
+        ),
+    ],
+    ids=["choices", "tokens", "tokens by their newer name", "schema"],
+)
+def test_more_work_than_the_limits_allow_is_told_with_its_field(http, fields, param, told):
+    refused = http.post("/v1/chat/completions", json=chat_body(**fields))
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == param
     assert told in refused.json()["error"]["message"]
 
 

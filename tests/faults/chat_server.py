@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,8 +21,7 @@ from starlette.routing import Route
 
 from gemma3vl_app.api.limits import ApiLimits
 from gemma3vl_app.errors import UnknownConversationError
-from gemma3vl_app.server import ApiOptions, Server, create_app, listen
-from gemma3vl_app.store import ConversationStore
+from gemma3vl_app.server import ApiOptions, Server, _open_store, create_app, listen
 from gemma3vl_app.testing.scripted import ScriptedBackend
 
 OWNER = "anna"
@@ -91,7 +90,8 @@ def _end_with(parent_lives: int) -> None:
 
 def _serve(folder: Path, listener) -> None:
     backend = ScriptedBackend(seconds_per_chunk=SECONDS_PER_WORD)
-    with ConversationStore(folder) as store:
+    with ExitStack() as closing:
+        store = _open_store(folder, closing)
         api = ApiOptions(limits=ApiLimits(requests_per_minute=1_000_000))
         app = create_app(backend, store=store, api=api)
         library = app.state.library

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kills import NEXT_WITHIN_SEC
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,4 +24,4 @@ def test_a_killed_server_has_lost_nothing_it_acknowledged(tmp_path, kills):
     print(figures)
     assert figures["acknowledged"] > kills
     if kills >= 200:  # a figure to stand by; on a busy machine a single one may be chance
-        assert figures["next_answer_sec_longest"] < NEXT_WITHIN_SEC
+        assert figures["next_answers_too_late"] == 0

@@ -7,6 +7,7 @@ from gemma3vl_app.engine.engine import EngineLimits
 from tests.api.servers import HAPPENS_WITHIN_SEC, wait_until
 from tests.api.test_lost_clients import cut, send
 from tests.faults.model_server import STAGES, Barrier, body, said, served_model
+from tests.faults.next_answer import NEXT_WITHIN_SEC, next_answer_within
 
 LONG = "word " * 600  # several units of prefill
 
@@ -38,6 +39,7 @@ def test_who_leaves_at_a_stage_costs_no_further_step(model, stage, stream):
         barrier.go_on.set()
         wait_until(lambda: model.backend.engine.queued == (0, 0))
         assert barrier.passes == 1
+    next_answer_within(NEXT_WITHIN_SEC, lambda: model.ask("Is it free?"))
     assert said(model.ask("Who is next?")) == expected
 
 
@@ -58,6 +60,7 @@ def test_who_leaves_while_waiting_is_never_begun(model, stream):
         barrier.go_on.set()
         wait_until(lambda: model.backend.engine.queued == (0, 0))
     assert not started
+    next_answer_within(NEXT_WITHIN_SEC, lambda: model.ask("Is it free?"))
 
 
 def test_who_leaves_between_two_events_frees_the_place_for_the_next(model):
@@ -70,5 +73,5 @@ def test_who_leaves_between_two_events_frees_the_place_for_the_next(model):
         events = response.iter_lines()
         for _ in range(6):
             next(events)
-    assert said(model.ask("Next"))  # there is one place only
+    next_answer_within(NEXT_WITHIN_SEC, lambda: model.ask("Next"))  # there is one place only
     wait_until(lambda: model.backend.engine.queued == (0, 0) and is_empty(model))

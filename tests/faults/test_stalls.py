@@ -8,6 +8,7 @@ import pytest
 
 from tests.api.servers import HAPPENS_WITHIN_SEC, wait_until
 from tests.faults.model_server import Barrier, said, served_model
+from tests.faults.next_answer import NEXT_WITHIN_SEC, next_answer_within
 
 STALLED_SEC = 0.3
 
@@ -36,7 +37,8 @@ def test_a_model_that_hangs_refuses_and_comes_back_by_itself(tiny, stage):
             assert "makes no progress" in streaming.result(HAPPENS_WITHIN_SEC).text
             assert not barrier.go_on.is_set()
             barrier.go_on.set()
-            wait_until(lambda: status_of(model, "/readyz") == 200)
+            next_answer_within(NEXT_WITHIN_SEC, lambda: model.ask("Is it back?"))
+            assert status_of(model, "/readyz") == 200
         assert said(model.ask("Hello")) == expected
 
 

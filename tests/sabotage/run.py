@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tests.sabotage.controls import Control
+from tests.sabotage.control import Control
 
 ROOT = Path(__file__).parents[2]
 LONGEST_SEC = 180
-HANGS_SEC = 40  # all tests that may hang take a few seconds
 LONGEST_WHOLE_SEC = 1800
 Verdict = Literal["noticed", "NOT NOTICED", "BROKEN"]
 _FAILED, _PASSED = 1, 0  # how pytest ends
@@ -92,11 +91,10 @@ def take_out(control: Control, copy: Path) -> Result:
     whole = file.read_text(encoding="utf-8")
     try:
         file.write_text(without(control, whole), encoding="utf-8")
-        longest_sec = HANGS_SEC if control.hangs else LONGEST_SEC
-        ended, said = run_tests(copy, [node(control)], longest_sec)
+        ended, said = run_tests(copy, [node(control)], LONGEST_SEC)
     finally:
         file.write_text(whole, encoding="utf-8")
-    if ended == _FAILED or (ended is None and control.hangs):
+    if ended == _FAILED:
         return Result(control, "noticed")
     return Result(control, "NOT NOTICED" if ended == _PASSED else "BROKEN", said)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.sabotage.controls import CONTROLS, Control
+from tests.sabotage.control import Control
+from tests.sabotage.controls import CONTROLS
 from tests.sabotage.page import PAGE, renewed
 from tests.sabotage.run import ROOT, copied, take_out, without
 

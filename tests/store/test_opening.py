@@ -105,7 +105,7 @@ def test_a_write_ahead_log_is_used_only_where_it_is_safe(version, mode):
     assert database.journal_mode(version) == mode
 
 
-def test_what_was_acknowledged_survives_a_power_cut(tmp_path):
+def test_sqlite_is_told_to_sync_each_commit_and_to_overwrite_what_is_deleted(tmp_path):
     with ConversationStore(tmp_path / "conversations") as store:
         db = store._database._db
         found = {

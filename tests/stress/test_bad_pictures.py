@@ -1,18 +1,82 @@
-"""Thousands of bad pictures: this program lives, and a good picture among them stays good."""
+"""Thousands of bad pictures: in requests to a server, and straight to the workers that decode.
+
+The server answers or refuses each, and an answer about a good picture stays the same. What a worker
+does not outlive it hides, as it should: the workers themselves are tried for that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from gemma3vl_app.picture_workers import PictureWorkers
+from tests.faults.model_process import ModelProcess, model_process
 from tests.picture_files import pdf
+from tests.stress import served_pictures
 from tests.stress.batches import BATCH, Outcome, send
+from tests.stress.canary import KEYS, Canary
 from tests.stress.foreign import foreign, pillow_sources
 from tests.stress.mutations import mutated
 
 MEMORY_GROWTH = 0.1
+KEY = "key-of-the-stress-test"
+
+
+# --- requests to a server ---
+
+
+@pytest.fixture
+def served(tiny: Path) -> Iterator[ModelProcess]:
+    places = served_pictures.CONNECTIONS * 2  # a place is free a moment after its reply has come
+    limits = {"requests_at_once": places, "requests_at_once_per_caller": places}
+    with model_process(tiny, [KEY, *KEYS], **limits) as served:
+        yield served
+
+
+def check_replies(replies: served_pictures.Replies) -> None:
+    print(replies)
+    assert set(replies.statuses) == {200, 400}
+    assert replies.memory_growth <= MEMORY_GROWTH
+
+
+def test_a_hundred_damaged_files_leave_a_server_as_it_was(served: ModelProcess) -> None:
+    replies = served_pictures.send(mutated(100, seed=1), served, KEY, Canary(served.address))
+    check_replies(replies)
+    assert replies.statuses[200] > 10 and replies.statuses[400] > 10
+
+
+@pytest.mark.stress
+def test_ten_thousand_damaged_files_leave_a_server_as_it_was(served: ModelProcess) -> None:
+    replies = served_pictures.send(mutated(10_000, seed=2), served, KEY, Canary(served.address))
+    check_replies(replies)
+    assert replies.statuses.total() == 10_000
+    assert replies.statuses[200] > 1_000 and replies.statuses[400] > 1_000
+
+
+@pytest.mark.stress
+def test_the_pictures_that_pillow_is_tested_with_leave_a_server_as_it_was(
+    served: ModelProcess, pillow: Path
+) -> None:
+    # Some are large. The first time a server comes to keep 256 MiB of them decoded, and its heap
+    # keeps what such need; what grows after that is what is looked for.
+    canary = Canary(served.address)
+    print(served_pictures.send(foreign(pillow), served, KEY, canary))
+    replies = served_pictures.send(foreign(pillow), served, KEY, canary)
+    check_replies(replies)
+    assert replies.statuses.total() > 1_000
+    assert replies.statuses[200] > 100 and replies.statuses[400] > 100
+
+
+# --- straight to the workers ---
+
+
+@pytest.fixture
+def pillow(pytestconfig: pytest.Config) -> Path:
+    """The sources of Pillow, with the pictures that it is tested with."""
+    assert pytestconfig.cache is not None
+    return pillow_sources(pytestconfig.cache.mkdir("pillow-sources"))
 
 
 @pytest.fixture
@@ -25,7 +89,7 @@ def workers() -> Iterator[PictureWorkers]:
 def check(outcome: Outcome) -> None:
     print(outcome, *outcome.died, *outcome.too_slow, sep="\n")
     assert outcome.memory_growth <= MEMORY_GROWTH
-    assert not outcome.too_slow
+    assert not outcome.died and not outcome.too_slow
 
 
 def test_a_few_hundred_damaged_files_do_no_harm(workers: PictureWorkers) -> None:
@@ -44,13 +108,10 @@ def test_ten_thousand_damaged_files_do_no_harm(workers: PictureWorkers) -> None:
 
 @pytest.mark.stress
 def test_the_pictures_that_pillow_is_tested_with_do_no_harm(
-    workers: PictureWorkers, pytestconfig: pytest.Config
+    workers: PictureWorkers, pillow: Path
 ) -> None:
-    cache = pytestconfig.cache
-    assert cache is not None
-    sources = pillow_sources(cache.mkdir("pillow-sources"))
-    print(send(foreign(sources), workers))  # some are large: what the heap keeps for such, it keeps
-    outcome = send(foreign(sources), workers)
+    print(send(foreign(pillow), workers))  # some are large: what the heap keeps for such, it keeps
+    outcome = send(foreign(pillow), workers)
     check(outcome)
     assert outcome.count > 1_000
     assert outcome.accepted > 100 and outcome.refused > 100

@@ -142,7 +142,7 @@ def test_a_redirect_is_not_followed(serve):
         f"{other.url}/models", 307
     )(*args)
     with pytest.raises(LoadError, match="another address, which is not followed"):
-        load(server.url)
+        load(server.url).close()
     assert not other.headers
 
 
