@@ -1,5 +1,6 @@
 """What several test folders share; every fixture is made when a test first asks for it."""
 
+import gc
 import os
 import sys
 
@@ -28,6 +29,17 @@ def tiny(tmp_path_factory):
     from gemma3vl_app.testing import tiny_checkpoint
 
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_stays_is_set_aside():
+    """Keep what is there before a file's tests out of their garbage collections.
+
+    Modules and thousands of collected tests are looked through for half a second each time, and
+    every model that is let go of asks for that, as the server's start does (`server.serve`).
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
