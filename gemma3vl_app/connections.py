@@ -52,6 +52,7 @@ class PunctualProtocol(H11Protocol):
 
     _looking: asyncio.TimerHandle | None = None
 
+    # As uvicorn declares it, which is narrower than asyncio's own protocol
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to look."""
         super().connection_made(transport)

@@ -243,6 +243,7 @@ class _Window(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")[: max(0, self._size - self._at)]
         self._file.seek(self._start + self._at)
+        # Files of all kinds have it, though IO[bytes] does not declare it
         count = self._file.readinto(view)  # type: ignore[attr-defined]
         self._at += count
         return int(count)

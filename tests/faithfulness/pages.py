@@ -29,7 +29,7 @@ def forms_table(found: list[dict]) -> str:
         rows = [each for each in found if each["weights"] == form]
         measured = [each["agreement"] for each in rows if each["agreement"]]
         if not measured:
-            lines.append(f"| {form} | {rows[0]['note']} |" + " |" * 6)
+            lines.append(f"| {form} | not measured |" + " |" * 6)
             continue
         own = [each["own_pass"]["mean_kl"] for each in rows if each["own_pass"]]
         features = [each["features_error"] for each in rows if each["features_error"] is not None]

@@ -4,10 +4,10 @@ Each `NAME.json` holds cases, one a line: what is right, what was said, and what
 it. This keeps the first two and works out the third anew; to add a case, write its line without
 the result. In an environment of its own, since lmms-eval wants other packages than this project:
 
-    python -m venv /tmp/references
-    /tmp/references/bin/pip install lmms-eval==0.7.3
-    git clone https://github.com/GT-Vision-Lab/VQA /tmp/VQA    # at a013f00
-    /tmp/references/bin/python tests/evaluation/references/record.py /tmp/VQA
+    python -m venv references
+    references/bin/pip install lmms-eval==0.7.3
+    git clone https://github.com/GT-Vision-Lab/VQA    # at a013f00
+    references/bin/python tests/evaluation/references/record.py VQA
 
 Nothing is downloaded by the functions that are called. `git diff` shows what has changed.
 """
