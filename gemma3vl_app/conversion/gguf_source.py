@@ -87,7 +87,7 @@ def stored_alike(weight: Stored, kind: Kind) -> FromGguf | None:
     """Return the source of a GGUF tensor if its bytes are what a tensor of `kind` has to be."""
     if isinstance(weight, Joined):  # a norm, which is stored as 1 + w there, too
         weight = weight.weights[0]
-    if isinstance(weight, Cast):  # to fp32, which changes no number
+    if isinstance(weight, Cast) and weight.dtype == torch.float32:  # which changes no number
         weight = weight.weight
     if not isinstance(weight, FromGguf):
         return None

@@ -58,6 +58,14 @@ def fill(file):
     assert full.value.errno == errno.ENOSPC
 
 
+def assert_answered_with_a_warning(client, id, warning):
+    """Ask twice where nothing can be saved: both are answered, and a line says what is wrong."""
+    for text in (f"Second {LONG}", f"Third {LONG}"):
+        _, said = asked(client, id, text)
+        assert said["is_error"] and warning in said["line"]
+        assert said["texts"][-2:] == [text, text]
+
+
 def test_on_a_file_system_without_room_a_chat_goes_on_and_is_kept_once_there_is_some(tmp_path):
     folder = tmp_path / "kept"
     with small_disk(folder):
@@ -65,10 +73,7 @@ def test_on_a_file_system_without_room_a_chat_goes_on_and_is_kept_once_there_is_
             sent, _ = asked(client, None, "First")
             id = sent["id"]
             fill(folder / "filler")
-            for text in (f"Second {LONG}", f"Third {LONG}"):
-                _, said = asked(client, id, text)
-                assert said["is_error"] and "the disk is full" in said["line"]
-                assert said["texts"][-2:] == [text, text]
+            assert_answered_with_a_warning(client, id, "the disk is full")
             (folder / "filler").unlink()
             _, said = asked(client, id, "Fourth")
             assert not said["is_error"]
@@ -104,10 +109,7 @@ def test_on_a_full_disk_a_chat_goes_on_with_a_warning_and_is_kept_once_there_is_
         sent, _ = asked(client, None, "First")
         id = sent["id"]
         client.post("/disk", json={"bytes": 4096})
-        for text in (f"Second {LONG}", f"Third {LONG}"):
-            _, said = asked(client, id, text)
-            assert said["is_error"] and "cannot be saved" in said["line"]
-            assert said["texts"][-2:] == [text, text]
+        assert_answered_with_a_warning(client, id, "cannot be saved")
         client.post("/disk", json={"bytes": -1})
         _, said = asked(client, id, "Fourth")
         assert not said["is_error"]
