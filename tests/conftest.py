@@ -31,12 +31,12 @@ def tiny(tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def what_stays_is_set_aside():
-    """Keep what is there before a file's tests out of their garbage collections.
+def pytest_collection_finish():
+    """Keep modules and thousands of collected tests out of the tests' garbage collections.
 
-    Modules and thousands of collected tests are looked through for half a second each time, and
-    every model that is let go of asks for that, as the server's start does (`server.serve`).
+    They are looked through for half a second each time, and every model that is let go of asks for
+    that, as the server's start does (`server.serve`). Once, and not again later: what a test
+    leaves must be found.
     """
     gc.collect()
     gc.freeze()
