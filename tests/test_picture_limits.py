@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+import tracemalloc
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,7 @@ from PIL import Image
 from gemma3vl_app import picture_decoding
 from gemma3vl_app.errors import PictureError
 from gemma3vl_app.pictures import Picture, PictureLimits
-from tests.picture_files import KINDS, bomb, encoded, photo, raw_png, solid
+from tests.picture_files import KINDS, bomb, encoded, photo, png_chunk, raw_png, solid
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,6 +120,53 @@ def test_a_gif_with_endless_comments_is_refused() -> None:
     with pytest.raises(PictureError, match="comments"):
         Picture.open(data[:frame] + comment + data[frame:])
     assert Picture.open(data[:frame] + b"!\xfe\x01a\x00" + data[frame:]) == Picture.open(data)
+
+
+def metadata_bomb(kind: str, unpacked_bytes: int = 300_000_000) -> bytes:
+    """A small picture whose metadata, where somebody unpacked it, would be hundreds of MB."""
+    body = zlib.compress(bytes(unpacked_bytes), 9)
+    chunk = {
+        "iCCP": b"profile\0\0" + body,
+        "zTXt": b"Comment\0\0" + body,
+        "iTXt": b"Comment\0\1\0\0\0" + body,
+    }[kind]
+    data = encoded(photo())
+    header_end = 8 + 25
+    return data[:header_end] + png_chunk(kind.encode(), chunk) + data[header_end:]
+
+
+@pytest.mark.parametrize("kind", ["iCCP", "zTXt", "iTXt"])
+def test_packed_metadata_is_not_unpacked_into_memory(kind: str) -> None:
+    data = metadata_bomb(kind)
+    assert len(data) < 1_000_000
+    tracemalloc.start()
+    with suppress(PictureError):  # refused, or shown without it
+        assert Picture.open(data).rgb.tobytes() == photo().tobytes()
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 50_000_000
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_exif_of_many_megabytes_is_refused_or_left_aside() -> None:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + b"\xff\xff" + bytes(range(256)) * 80_000
+    data = encoded(photo())
+    data = data[:33] + png_chunk(b"eXIf", exif[6:]) + data[33:]
+    start = time.process_time()
+    with suppress(PictureError):
+        assert Picture.open(data).rgb.tobytes() == photo().tobytes()
+    assert time.process_time() - start < 2
+
+
+def test_no_frame_after_the_first_of_a_camera_s_jpeg_is_looked_at() -> None:
+    """Pillow checks no size when it goes to the second frame of an MPO (CVE-2026-96636)."""
+    data = bytearray(encoded(photo(), "MPO", save_all=True, append_images=[photo(), photo()]))
+    second = data.index(b"\xff\xd8\xff", 4)
+    size = data.index(b"\xff\xc0", second) + 5
+    data[size : size + 4] = b"\xff\xff\xff\xff"  # 65,535 x 65,535
+    picture = Picture.open(bytes(data))
+    assert picture.rgb.size == photo().size
+    assert picture == Picture.open(encoded(photo(), "MPO", save_all=True, append_images=[photo(), photo()]))
 
 
 def test_limits_that_make_no_sense_are_refused() -> None:

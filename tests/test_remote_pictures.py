@@ -61,6 +61,7 @@ class Host:
                 visitor.sendall(answer)
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # else its thread waits for ever
         self._listener.close()
 
 

@@ -1,7 +1,9 @@
 """The server is private by default: own host names only, nothing fetched, nothing told."""
 
+import os
 import socket
 from contextlib import ExitStack
+from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -46,10 +48,35 @@ def test_a_request_for_another_host_name_is_refused(client):
         "/gradio_api/file=https:/example.com/a.png",
         "/gradio_api/file=/etc/passwd",
         "/gradio_api/file=../../../../etc/passwd",
+        "/gradio_api/file=..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "/gradio_api/file=%2e%2e/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "/gradio_api/file=/%2fetc/passwd",
+        "/gradio_api/file=file:///etc/passwd",
+        "/gradio_api/file=README.md",  # where the program was started
+        "/gradio_api/file=gemma3vl_app/server.py",
+        "/file=/etc/passwd",
+        "/static//etc/passwd",
+        "/static/..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "/assets/%2e%2e/%2e%2e/app.py",
+        "/svelte/..%2f..%2f..%2fapp.py",
+        "/theme.css/..%2f..%2fapp.py",
+        "/custom_component/x/component/..%2f..%2f..%2fetc%2fpasswd",
+        "/gradio_api/stream/x/0/..%2f..%2fetc%2fpasswd",
     ],
 )
 def test_the_file_route_fetches_nothing_and_reads_no_foreign_file(client, path):
-    assert client.get(path).status_code in (400, 403, 404)
+    answer = client.get(path)
+    assert answer.status_code in (400, 403, 404, 405)
+    assert "root:" not in answer.text and "import" not in answer.text
+
+
+def test_a_link_among_the_uploads_leads_nowhere(client, tmp_path):
+    """A name that a visitor is allowed to ask for must not stand for a file elsewhere."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the secret")
+    uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+    (uploads / "link.txt").symlink_to(secret)
+    assert client.get(f"/gradio_api/file={uploads / 'link.txt'}").status_code in (403, 404)
 
 
 @pytest.mark.parametrize("address", ["https://example.com/x.png", "http://127.0.0.1:9/x.png"])

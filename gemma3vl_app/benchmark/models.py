@@ -31,11 +31,15 @@ WORD = " river"  # one token
 _SPREAD = 0.02  # standard deviation of the random weights, as in the published initializer_range
 
 
-def random_model(size: str, *, layers: int, seed: int = 0) -> Gemma3ForConditionalGeneration:
-    """Build a bf16 model as wide as `size`, with `layers` text layers and the whole tower."""
+def random_model(
+    size: str, *, layers: int, tower_layers: int | None = None, seed: int = 0
+) -> Gemma3ForConditionalGeneration:
+    """Build a bf16 model as wide as `size`; without `tower_layers` it has the whole tower."""
     config = Gemma3Config.from_dict(catalog.published_config(size))
     text: Any = config.text_config
     text.num_hidden_layers, text.layer_types = layers, text.layer_types[:layers]
+    vision: Any = config.vision_config
+    vision.num_hidden_layers = tower_layers or vision.num_hidden_layers
     torch.manual_seed(seed)
     untyped: Any = AutoModelForImageTextToText  # transformers leaves from_config unannotated
     model = untyped.from_config(config, dtype=torch.bfloat16)
@@ -48,12 +52,16 @@ def random_model(size: str, *, layers: int, seed: int = 0) -> Gemma3ForCondition
     return model
 
 
-def random_checkpoint(folder: Path, size: str, *, layers: int) -> Path:
+def random_checkpoint(
+    folder: Path, size: str, *, layers: int, tower_layers: int | None = None
+) -> Path:
     """Write `random_model` into `folder` as a checkpoint in bf16, and return the folder."""
-    model = random_model(size, layers=layers)
+    model = random_model(size, layers=layers, tower_layers=tower_layers)
     text: Any = model.config.text_config
+    vision: Any = model.config.vision_config
     config = catalog.published_config(size)
     config["text_config"] |= {"num_hidden_layers": layers, "layer_types": text.layer_types}
+    config["vision_config"] |= {"num_hidden_layers": vision.num_hidden_layers}
     weights = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

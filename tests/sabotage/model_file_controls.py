@@ -3,7 +3,7 @@
 from tests.sabotage.control import Control
 
 GGUF, _HEADER = "loading/gguf_header.py", "loading/test_gguf_header.py::test_"
-DCP, _MEGATRON = "conversion/dcp_reader.py", "conversion/test_megatron.py::test_"
+DCP, _MEGATRON = "conversion/dcp_reader.py", "conversion/megatron/test_dcp_reader.py::test_"
 
 CONTROLS = (
     # --- model files ---

@@ -1,7 +1,7 @@
-"""Run as a program: wrote `megatron_core/`, a whole tiny model as Megatron-Core itself saves it.
+"""Run as a program: wrote `by_core/`, a whole tiny model as Megatron-Core itself saves it.
 
     pip install megatron-core==0.16.1
-    python -m tests.conversion.write_megatron_core tests/conversion/megatron_core
+    python -m tests.conversion.megatron.write_by_core tests/conversion/megatron/by_core
 
 On a CPU: the layers are Megatron-Core's own, without Transformer Engine, whose layers have the same
 names in a checkpoint. What Megatron Bridge adds is added here as it does: norms after two of the
