@@ -31,13 +31,28 @@ def tiny(tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
-def pytest_collection_finish():
-    """Keep modules and thousands of collected tests out of the tests' garbage collections.
+_freeze, _unfreeze = gc.freeze, gc.unfreeze
 
-    They are looked through for half a second each time, and every model that is let go of asks for
-    that, as the server's start does (`server.serve`). Once, and not again later: what a test
-    leaves must be found.
+
+def pytest_collection_finish():
+    """Keep modules and thousands of collected tests out of all searches for unused objects.
+
+    There is a search whenever a model is let go of (`engine.memory.give_back`), and it would take
+    three seconds. Nothing is set aside after this: what a test leaves must be found.
     """
+    gc.collect()
+    gc.freeze()
+    gc.freeze = gc.unfreeze = lambda: None
+
+
+@pytest.fixture
+def whole_searches(monkeypatch):
+    """Let a test set aside, and search through everything, as programs do."""
+    monkeypatch.setattr(gc, "freeze", _freeze)
+    monkeypatch.setattr(gc, "unfreeze", _unfreeze)
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 

@@ -160,13 +160,14 @@ def test_exif_of_many_megabytes_is_refused_or_left_aside() -> None:
 
 def test_no_frame_after_the_first_of_a_camera_s_jpeg_is_looked_at() -> None:
     """Pillow checks no size when it goes to the second frame of an MPO (CVE-2026-96636)."""
-    data = bytearray(encoded(photo(), "MPO", save_all=True, append_images=[photo(), photo()]))
+    whole = encoded(photo(), "MPO", save_all=True, append_images=[photo(), photo()])
+    data = bytearray(whole)
     second = data.index(b"\xff\xd8\xff", 4)
     size = data.index(b"\xff\xc0", second) + 5
     data[size : size + 4] = b"\xff\xff\xff\xff"  # 65,535 x 65,535
     picture = Picture.open(bytes(data))
     assert picture.rgb.size == photo().size
-    assert picture == Picture.open(encoded(photo(), "MPO", save_all=True, append_images=[photo(), photo()]))
+    assert picture == Picture.open(whole)
 
 
 def test_limits_that_make_no_sense_are_refused() -> None:

@@ -1,6 +1,5 @@
 """`verify` takes what `convert` writes: every form next to its source, and one that is wrong."""
 
-import gc
 import shutil
 
 import pytest
@@ -11,7 +10,7 @@ import gemma3vl_app as gv
 from gemma3vl_app import cli
 from gemma3vl_app.conversion.converting import convert
 from gemma3vl_app.errors import LoadError
-from gemma3vl_app.faithfulness import reader, two_models
+from gemma3vl_app.faithfulness import reader
 from gemma3vl_app.faithfulness.prompts import drawn_picture
 from gemma3vl_app.loading.cache import CACHE_VARIABLE
 from tests.loading.peft_adapters import KINDS, save_adapter
@@ -25,17 +24,6 @@ def short(tmp_path_factory, monkeypatch):
     """Few tokens of an answer, each of which costs a pass; and one cache for GGUF files."""
     monkeypatch.setattr(reader, "ANSWER_TOKENS", 2)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.getbasetemp() / "verify-cache"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def what_was_there_before_is_not_searched_for_garbage():
-    """After each model there is a search, which takes as long in torch's modules as the model."""
-    gc.collect()
-    gc.freeze()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(two_models, "give_back", gc.collect)
-        yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

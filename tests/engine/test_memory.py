@@ -15,6 +15,9 @@ class InACircle:
         self.me = self
 
 
+pytestmark = pytest.mark.usefixtures("whole_searches")
+
+
 @pytest.fixture
 def set_aside():
     things = [InACircle()]

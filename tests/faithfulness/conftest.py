@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gemma3vl_app.faithfulness import paths, reader, two_models
+from gemma3vl_app.faithfulness import reader
 from gemma3vl_app.faithfulness.prompts import drawn_picture
 from gemma3vl_app.loading.loader import LoadedModel
 
@@ -67,21 +67,6 @@ def copied(tiny, tmp_path_factory) -> Callable[..., Path]:
 
     yield copy
     shutil.rmtree(tmp_path_factory.getbasetemp() / "changed", ignore_errors=True)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def what_was_there_before_is_not_searched_for_garbage():
-    """After each model there is a search, which takes as long in torch's modules as the model.
-
-    `give_back` itself would search through everything.
-    """
-    gc.collect()
-    gc.freeze()
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (paths, two_models):
-            patch.setattr(module, "give_back", gc.collect)
-        yield
-    gc.unfreeze()
 
 
 class Watched:
