@@ -330,6 +330,8 @@ class Engine:
             yield
         except Exception as error:
             self._fail(sequence, error)
+            if failures.is_device_lost(error):
+                raise  # out of the loop: every other request would fail as well, one by one
 
     def _drop_cancelled(self) -> None:
         for sequence in self._all():

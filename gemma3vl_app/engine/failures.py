@@ -32,10 +32,30 @@ def as_told(error: Exception) -> Gemma3VLError:
             "switch crops off, shorten the conversation, or load a smaller precision."
         )
     logger.error("a request failed inside the engine", exc_info=error)
+    if is_device_lost(error):
+        return EngineError(
+            "The GPU has failed and computes nothing more for this program. "
+            "The log has its words; start the program again."
+        )
     return EngineError(
         f"This answer failed inside the engine ({type(error).__name__}); "
         "others go on. The log has the details; please try again."
     )
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Tell errors after which everything on the GPU fails, until the process ends.
+
+    CUDA calls them sticky: an illegal address, a failed assertion, a fault of the hardware. Others,
+    such as a launch that was refused, come once; only the next call can tell which it was.
+    """
+    if not isinstance(error, torch.AcceleratorError):
+        return False
+    try:
+        torch.accelerator.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def needs_empty_caches(error: Exception) -> bool:

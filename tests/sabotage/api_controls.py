@@ -178,6 +178,11 @@ CONTROLS = (
         "faults/test_nonsense.py::test_a_question_that_gave_nonsense_once_is_computed_anew",
     ),
     Control(
+        *("the API", "a GPU that is lost ends the engine", "engine/engine.py"),
+        *("                raise  # out of the loop", "                pass  # out of the loop"),
+        "faults/test_lost_device.py::test_a_lost_device_ends_the_engine_and_everybody_is_told",
+    ),
+    Control(
         *("the API", "pictures are decoded in workers without a page, too", "server.py"),
         *(
             "        decode_in_workers()  # as the page does: strangers send pictures",

@@ -48,8 +48,7 @@ def numbers(name: str, *shape: int) -> torch.Tensor:
 def main(target: Path) -> None:
     from megatron.core import dist_checkpointing, parallel_state
 
-    torch.cuda.synchronize = lambda: None  # saving waits for a GPU, and there is none
-    torch.cuda.current_device = lambda: "cpu"
+    without_gpu()
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, world_size=1, rank=0)
     parallel_state.initialize_model_parallel()
@@ -69,8 +68,17 @@ def main(target: Path) -> None:
     (target / "tokenizer.json").write_text("{}")
 
 
-def whole_model() -> torch.nn.Module:
-    """Megatron-Core's GPTModel with Gemma's norms, and beside it tower and projector."""
+def without_gpu() -> None:
+    """Let Megatron-Core save on a CPU: it waits for a GPU, and asks which one it is on."""
+    torch.cuda.synchronize = lambda: None
+    torch.cuda.current_device = lambda: "cpu"
+
+
+def whole_model(processes: int = 1) -> torch.nn.Module:
+    """Megatron-Core's GPTModel with Gemma's norms, and beside it tower and projector.
+
+    Of `processes` each has its share of the matrices.
+    """
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.tensor_parallel.layers import RowParallelLinear
@@ -114,6 +122,7 @@ def whole_model() -> torch.nn.Module:
         add_bias_linear=False,
         qk_layernorm=True,
         use_cpu_initialization=True,
+        tensor_model_parallel_size=processes,
     )
     spec = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
     spec.submodules.self_attention.submodules.linear_proj = WithNorm
