@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,17 +20,16 @@ from typing import Any, TypeVar
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
-from gemma3vl_app.engine import failures, traces
+from gemma3vl_app.engine import failures
 from gemma3vl_app.engine.decoding import Decoder, Keeper
-from gemma3vl_app.engine.disk_cache import DiskCache, DiskSettings, Found
-from gemma3vl_app.engine.kv import SequenceKV
+from gemma3vl_app.engine.disk_cache import DiskCache, DiskSettings
 from gemma3vl_app.engine.model import TextModel
 from gemma3vl_app.engine.prefill import Prefill
-from gemma3vl_app.engine.prefix import AnswerMemory, PrefixCache, Scope, Snapshot
+from gemma3vl_app.engine.prefix import AnswerMemory, PrefixCache, Scope
+from gemma3vl_app.engine.prompt_work import PromptWork
 from gemma3vl_app.engine.queue import WaitingQueue
 from gemma3vl_app.engine.sequence import Request, Sequence
 from gemma3vl_app.engine.speculation.speculation import Speculation
-from gemma3vl_app.engine.traces import Tracing
 from gemma3vl_app.engine.vision import FeatureCache, VisionEncoder
 from gemma3vl_app.errors import BusyError, ContextLengthError, EngineError
 from gemma3vl_app.generation import Chunk, FinishReason, Status
@@ -39,8 +38,6 @@ from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.prompt import PreparedPrompt
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 from gemma3vl_app.stream import Stream
-
-_SCORED_ROWS = 64  # rows of logits at once when scoring: one fp32 row takes about 1 MB
 
 Result = TypeVar("Result")
 
@@ -109,6 +106,16 @@ class Engine:
             prompt_format,
             unit_sec=unit_sec,
             chunk_tokens=chunk_tokens,
+        )
+        self._prompts = PromptWork(
+            self._text_model,
+            self._prefill,
+            self.prefixes,
+            self.disk,
+            tokenizer,
+            unit_sec=unit_sec,
+            computed=self._begin_decoding,
+            ended=self._end_without_answer,
         )
         self._decoder = Decoder(
             self._text_model,
@@ -276,7 +283,12 @@ class Engine:
             self._jobs.clear()
             self._drop_caches()
             self.answers.clear()
-            del self._text_model, self._prefill, self._decoder  # what holds the model
+            del (
+                self._text_model,
+                self._prefill,
+                self._prompts,
+                self._decoder,
+            )  # what holds the model
             if self.disk is not None:
                 self.disk.close()
             self.adapters.forget_model()
@@ -350,25 +362,7 @@ class Engine:
                     sequence.stream.put(Chunk(status=Status("queued", ahead)))
         for sequence in admitted:  # without the lock: the disk may be looked through
             with self._failing_alone(sequence):
-                self._start(sequence)
-
-    def _start(self, sequence: Sequence) -> None:
-        """Give a sequence its keys and values, those of a known prefix if there is one."""
-        request, tokens = sequence.request, len(sequence.request.prompt.ids)
-        # A trace takes what is known as it is; others need the logits of the last token.
-        uncomputed = 0 if request.tracing is not None else request.score_tokens + 1
-        found = self.prefixes.find(request.scope, request.prompt, uncomputed=uncomputed)
-        if found is None:
-            sequence.kv = SequenceKV(self._text_model.windows, expected_tokens=tokens)
-        else:
-            kv, sequence.cached_tokens = found
-            sequence.kv = kv.fork(sequence.cached_tokens, expected_tokens=tokens)
-        stored = None
-        if self.disk is not None:
-            stored = self.disk.find(
-                request.scope, request.prompt, uncomputed=uncomputed, known=sequence.cached_tokens
-            )
-        sequence.work = self._work(sequence, sequence.kv, stored)
+                self._prompts.start(sequence)
 
     def _prefill_unit(self) -> None:
         """Run prefilling sequences in turn, so that a short one is not stuck behind a long one.
@@ -394,69 +388,18 @@ class Engine:
             if now - began + expected > self.limits.unit_sec:
                 return
 
-    def _work(
-        self, sequence: Sequence, kv: SequenceKV, stored: Found | None = None
-    ) -> Generator[None]:
-        """Compute the prompt, then hand over to decoding, or go on to the scores.
-
-        Goes on from `stored`, where there is one and it can be read, else from `kv`.
-        """
-        if stored is not None:
-            kv = yield from self._loaded(sequence, kv, stored)
-        if sequence.request.tracing is not None:
-            yield from self._trace(sequence, kv, sequence.request.tracing)
-            return
-        hidden = yield from self._prefill.run(sequence, kv)  # (score_tokens + 1, D)
-        if sequence.request.score_tokens:
-            yield from self._score(sequence, hidden)
-            return
-        sequence.work = None
-        self._keep_prefix(sequence)
-        # The next step turns it into the first token, together with what the others are to say:
-        # reading the output matrix takes as long for one row as for several.
-        sequence.prompt_end = hidden[-1]
+    def _begin_decoding(self, sequence: Sequence) -> None:
+        """Let a sequence whose prompt is computed take part in the steps from now on."""
         with self._changed:
             self._prefilling.remove(sequence)
             self._decoding.append(sequence)
 
-    def _loaded(
-        self, sequence: Sequence, kv: SequenceKV, stored: Found
-    ) -> Generator[None, None, SequenceKV]:
-        """Give a sequence its keys and values from the disk; returns them, or `kv`."""
-        assert self.disk is not None
-        loaded = yield from self.disk.load(
-            stored, expected_tokens=len(sequence.request.prompt.ids), unit_sec=self.limits.unit_sec
-        )
-        if loaded is None:
-            return kv
-        sequence.kv, sequence.cached_tokens = loaded, loaded.length
-        return loaded
-
-    def _score(self, sequence: Sequence, hidden: torch.Tensor) -> Generator[None]:
-        """Deliver the prompt's last n tokens with the log-probabilities from hidden (n + 1, D)."""
-        targets = sequence.request.prompt.ids[-sequence.request.score_tokens :].tolist()
-        for first in range(0, len(targets), _SCORED_ROWS):
-            rows = slice(first, first + _SCORED_ROWS)
-            logits = self._text_model.logits(hidden[:-1][rows])  # (rows, V)
-            for token_id, row in zip(targets[rows], logits, strict=True):
-                sequence.add_token(token_id, row)
-            yield
-        sequence.work = None
-        self._remove(sequence)
-        sequence.stream.finish(sequence.to_answer("stop"))
-
-    def _trace(self, sequence: Sequence, kv: SequenceKV, tracing: Tracing) -> Generator[None]:
-        """Compute what is to be known, and a trace over it; its result goes to whoever asked."""
-        if kv.length < len(sequence.request.prompt.ids):
-            yield from self._prefill.run(sequence, kv)
-            self._keep_prefix(sequence)
-        tools = traces.Tools(self._text_model, self._prefill, sequence, kv, self.limits.unit_sec)
-        tracing.result = yield from traces.run(tracing, tools, self._tokenizer)
-        sequence.work = None
-        self._remove(sequence)
-        sequence.stream.finish(sequence.to_answer("stop"))
-
     # --- the end of a sequence ---
+
+    def _end_without_answer(self, sequence: Sequence) -> None:
+        """End what was asked for scores or a trace: they are with whoever asked."""
+        self._remove(sequence)
+        sequence.stream.finish(sequence.to_answer("stop"))
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End an answer: keep what was computed for later turns, then hand the answer over."""
@@ -464,22 +407,12 @@ class Engine:
         answer = sequence.to_answer(reason)
         request = sequence.request
         if request.tracing is None:  # which has kept what it had computed
-            self._keep_prefix(sequence)
+            self._prompts.keep_prefix(sequence)
         # A score or trace that was cancelled is no answer: its tokens were given, not generated.
         if not (request.score_tokens or request.tracing) and (ids := sequence.ids_of(answer.text)):
             text = request.open_answer + answer.text
             self.answers.remember(request.scope, request.prompt, text, ids)
         sequence.stream.finish(answer)
-
-    def _keep_prefix(self, sequence: Sequence) -> None:
-        kv = sequence.kv
-        if kv is not None and kv.length:
-            key = sequence.computed_prompt().key
-            snapshot = Snapshot(sequence.request.scope, key, kv.fork(kv.length))
-            self.prefixes.add(snapshot)
-            # Once an answer: what is kept at its end holds the prompt as well.
-            if self.disk is not None and sequence.generated:
-                self.disk.keep_prefix(snapshot)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """End one request with an error fit for people; the others go on."""

@@ -77,13 +77,13 @@ def test_a_caller_with_many_requests_starves_no_other(make_backend):
         if chunk.tokens:
             break
     order = []
-    start = backend.engine._start
+    start = backend.engine._prompts.start
 
     def note(sequence):
         order.append(sequence.request.caller)
         start(sequence)
 
-    backend.engine._start = note
+    backend.engine._prompts.start = note
     short = {"sampling": Greedy(), "max_new_tokens": 1}
     greedy = [
         backend.stream(Conversation().user(f"Me {n}"), session="greedy", **short) for n in range(30)

@@ -67,17 +67,15 @@ def test_the_measured_tables_are_those_of_the_files(model):
     assert pages.shown(TEXT, model) == pages.tables(model), message
 
 
-@pytest.mark.parametrize(("model", "crops"), [("demo", ("off", "on")), ("wide", ("off",))])
-def test_every_form_was_measured_on_every_path(model, crops):
+@pytest.mark.parametrize("model", pages.MODELS)
+def test_every_form_was_measured_on_every_path(model):
     found = [each for each in pages.results(model) if pages.OFF not in each["note"]]
     forms = {each["weights"] for each in found}
-    # 4B's width: int4 and nf4 found no room on the disk, which the page says
     assert forms == {*paths.FORMS}
-    forms -= {"int4", "nf4"} if model == "wide" else set()
     for form in forms:
         gone = {(each["path"], each["crops"]) for each in found if each["weights"] == form}
         kernels = {NO_KERNELS} if form not in paths.COMPILED_FORMS else set()
-        assert gone == {(path, each) for path in PATHS.keys() - kernels for each in crops}
+        assert gone == {(path, each) for path in PATHS.keys() - kernels for each in ("off", "on")}
 
 
 def test_the_page_says_the_bounds():

@@ -46,11 +46,12 @@ def test_who_leaves_at_a_stage_costs_no_further_step(model, stage, stream):
 @pytest.mark.parametrize("stream", [True, False])
 def test_who_leaves_while_waiting_is_never_begun(model, stream):
     barrier, started = Barrier(), []
-    start = model.backend.engine._start
+    start = model.backend.engine._prompts.start
     with pytest.MonkeyPatch.context() as patched, model.before("decode", barrier):
         running = send(model.server, body("I run", tokens=500, stream=True))
         assert barrier.reached.wait(HAPPENS_WITHIN_SEC)
-        patched.setattr(model.backend.engine, "_start", lambda s: (started.append(s), start(s)))
+        note = lambda sequence: (started.append(sequence), start(sequence))  # noqa: E731
+        patched.setattr(model.backend.engine._prompts, "start", note)
         waiting = send(model.server, body("I wait", stream=stream))
         wait_until(lambda: model.backend.engine.queued == (1, 1))
         cut(waiting)

@@ -24,20 +24,14 @@ class Replies:
     longest_sec: float = 0.0
     seconds: float = 0.0
     canaries: int = 0
-    memory_before: int = 0
-    memory_after: int = 0
-
-    @property
-    def memory_growth(self) -> float:
-        """Of the server and its workers, from before the first picture: 0.1 for a tenth."""
-        return self.memory_after / self.memory_before - 1
+    memory: list[int] = field(default_factory=list)  # of server and workers, after each batch
 
     def __str__(self) -> str:
         return (
             f"{self.statuses.total():,} files: {self.statuses[200]:,} answered, "
             f"{self.statuses[400]:,} refused, {self.canaries} canaries; "
             f"{self.seconds:.0f} s, the longest {self.longest_sec:.1f} s; "
-            f"memory {self.memory_before >> 20} to {self.memory_after >> 20} MiB"
+            f"memory {self.memory[0] >> 20} to {self.memory[-1] >> 20} MiB"
         )
 
 
@@ -46,7 +40,7 @@ def send(
 ) -> Replies:
     """Ask about each file, several at once; after each batch a good one gets the same answer."""
     replies, start = Replies(), time.monotonic()
-    replies.memory_before = served.resident_bytes()
+    replies.memory.append(served.resident_bytes())  # before the first
     with client_of(served.address, key) as client, ThreadPoolExecutor(CONNECTIONS) as pool:
 
         def ask(file: tuple[str, bytes]) -> tuple[int, float]:
@@ -67,6 +61,6 @@ def send(
                 replies.statuses[status] += 1
                 replies.longest_sec = max(replies.longest_sec, seconds)
             canary.check(batch[-1][0])
+            replies.memory.append(served.resident_bytes())
     replies.seconds, replies.canaries = time.monotonic() - start, canary.times
-    replies.memory_after = served.resident_bytes()
     return replies
