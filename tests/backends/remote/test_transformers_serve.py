@@ -12,25 +12,24 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from gradio_client import Client, handle_file
 from PIL import Image, ImageDraw
 
 import gemma3vl_app as gv
 from gemma3vl_app.backends.local import load as load_here
 from gemma3vl_app.errors import ConversationError
-from gemma3vl_app.webui.library import Library
-from gemma3vl_app.webui.shown_pictures import ShownPictures
-from gemma3vl_app.webui.tab import Tab
-from gemma3vl_app.webui.view import Draft
 
 pytest.importorskip("openai", reason="transformers serve needs it: pip install -e '.[dev]'")
 pytestmark = pytest.mark.slow
 
 STARTS_SEC, RUN_SEC = 240, 240
-TEMPLATE = Path(__file__).parents[2] / "data" / "gemma3_chat_template.jinja"
+ROOT = Path(__file__).parents[3]
+TEMPLATE = ROOT / "tests" / "data" / "gemma3_chat_template.jinja"
 TOKENS = {
     "boi_token": "<start_of_image>",
     "eoi_token": "<end_of_image>",
@@ -155,20 +154,57 @@ def test_what_it_cannot_do_is_said(backend):
             backend.stream(talk, **options)
 
 
-def test_the_page_talks_to_it(backend, picture, tmp_path):
+def test_the_page_talks_to_it(address, backend, picture, tmp_path):
+    """The page as `gemma3vl serve` gives it, asked over HTTP as a browser does."""
     picture.rgb.save(tmp_path / "a.png")
-    pictures = ShownPictures(tmp_path / "shown")
-    tab = Tab(Library(lambda: backend), pictures, lambda: backend, "anna")
-    view = list(tab.ask(Draft("What is it?", (str(tmp_path / "a.png"),))))[-1]
-    assert not view.is_error, view.line
-    assert view.messages[-1].text
+    with page_of(address, tmp_path) as page:
+        client = Client(page, verbose=False, analytics_enabled=False)
+        said = client.predict("What is it?", [handle_file(tmp_path / "a.png")], api_name="/ask")
+    assert said.strip()
+    assert backend.capabilities.title == "tiny (transformers serve)"
 
 
-def test_a_notebook_shows_what_it_said(backend, picture):
-    from gemma3vl_app.notebook.displays import shown
+@contextmanager
+def page_of(address, folder):
+    command = ["serve", "--model", address, "--port", "17990", "--find-port"]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "gemma3vl_app.cli", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "GEMMA3VL_DATA": str(folder / "data"), "GEMMA3VL_API_KEYS": ""},
+    ) as process:
+        try:
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.kill()
 
-    caption = gv.caption(backend, picture, max_new_tokens=4)
-    assert caption.text and shown(caption).html
+
+CELLS = (
+    "import gemma3vl_app as gv",
+    "backend = gv.load({address!r}); backend.capabilities.title",
+    "gv.caption(backend, gv.Picture.open('a.png'), max_new_tokens=4)",
+    "chat = gv.Chat(backend); chat.ask('What is it?', images=['a.png'], max_new_tokens=4)",
+)
+
+
+@pytest.mark.notebook
+def test_a_notebook_shows_what_it_said(address, picture, tmp_path):
+    """Cells run by a kernel of their own, as Jupyter runs them."""
+    import nbclient  # of the extra `notebook`
+    import nbformat
+
+    picture.rgb.save(tmp_path / "a.png")
+    cells = [nbformat.v4.new_code_cell(cell.format(address=address)) for cell in CELLS]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    folder = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(
+        notebook, timeout=RUN_SEC, kernel_name="python3", resources=folder
+    ).execute()
+    title, caption, answer = (cell.outputs[-1]["data"] for cell in notebook.cells[1:])
+    assert "transformers serve" in title["text/plain"]
+    assert "<img" in caption["text/html"]
+    assert answer["text/html"]
 
 
 def test_the_command_line_asks_it(address, picture, tmp_path):

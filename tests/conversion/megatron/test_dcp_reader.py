@@ -51,8 +51,9 @@ def test_a_weight_that_would_run_code_is_refused(written, tmp_path):
     key = "language_model.decoder.final_layernorm.weight"
     (index,) = (each for each in checkpoint.directory.storage_data if each.fqn == key)
     torch.save(Malicious(mark), folder / "bad.distcp")
-    checkpoint.directory.storage_data[index].relative_path = "bad.distcp"
-    checkpoint.directory.storage_data[index].offset = 0
+    info = checkpoint.directory.storage_data[index]
+    info.relative_path, info.offset = "bad.distcp", 0
+    info.length = (folder / "bad.distcp").stat().st_size  # whole, not cut
     with pytest.raises(LoadError, match="is damaged"):
         checkpoint.tensors[key].read()
     assert not mark.exists()
