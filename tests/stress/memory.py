@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 GROWTH = 0.1
-# What is there once everything has been asked for: 256 MiB of pictures are kept decoded, two workers
-# hold what large ones need, the second takes 40 MiB, the tables of the vocabulary for schemas 30.
+# What is there once everything has been asked for: 256 MiB of pictures are kept decoded, two
+# workers hold what large ones need, the second takes 40 MiB, tables for schemas 30.
 LOADED_LATE_BYTES = 400 << 20
 
 
