@@ -203,8 +203,8 @@ def test_a_notebook_shows_what_it_said(address, picture, tmp_path):
     ).execute()
     title, caption, answer = (cell.outputs[-1]["data"] for cell in notebook.cells[1:])
     assert "transformers serve" in title["text/plain"]
-    assert "<img" in caption["text/html"]
-    assert answer["text/html"]
+    for shown in (caption, answer):  # the words, and how long they took
+        assert "writing" in shown["text/html"]
 
 
 def test_the_command_line_asks_it(address, picture, tmp_path):
