@@ -283,12 +283,8 @@ class Engine:
             self._jobs.clear()
             self._drop_caches()
             self.answers.clear()
-            del (
-                self._text_model,
-                self._prefill,
-                self._prompts,
-                self._decoder,
-            )  # what holds the model
+            del self._text_model, self._prefill, self._decoder  # what holds the model
+            del self._prompts  # and so does this
             if self.disk is not None:
                 self.disk.close()
             self.adapters.forget_model()
