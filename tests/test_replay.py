@@ -25,12 +25,16 @@ def backend(tiny):
 
 
 def recorded(backend) -> Chat:
-    """Every way in which an answer comes about: drawn, greedy, resumed, stopped, branched."""
-    chat = Chat(backend, system="Be brief.", session="recorded")
+    """Every way in which an answer comes about: drawn, greedy, resumed, stopped, branched.
+
+    Each drawn one has a seed: by chance it could be without a word, and is not recorded then.
+    """
+    chat = Chat(backend, system="Be brief.", session="recorded", sampling=Sample(seed=1))
     chat.ask("Look.", images=[picture(1), picture(2, 1200, 400, crops="on")], max_new_tokens=12)
     chat.ask("And now?", sampling=Greedy(), max_new_tokens=20, logprobs=2)
     assert chat.resume(max_new_tokens=7).answer.text
-    assert chat.regenerate(sampling=Sample(temperature=3.0), max_new_tokens=15).answer.text
+    hot = Sample(temperature=3.0, seed=2)
+    assert chat.regenerate(sampling=hot, max_new_tokens=15).answer.text
     chat.system = "Be brief, please."  # the answer before it was asked with the old one
     chat.ask("Number?", schema=SCHEMA, max_new_tokens=40)
     stream = chat.stream("Talk on.", sampling=Sample(temperature=2.0, seed=5), max_new_tokens=300)
