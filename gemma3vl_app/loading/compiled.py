@@ -1,7 +1,5 @@
 """Our kernels in C, compiled at first use where there is a compiler; torch stands in elsewhere.
 
-Kept in the cache by its text, compiler and options, which say for which processors it is. Compiled
-by GCC it shares torch's OpenMP threads: a second pool would fight with them for the cores.
 Shapes: M rows, N output features, K input features.
 """
 
@@ -9,35 +7,23 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 import torch
 
 from gemma3vl_app.errors import LoadError
-from gemma3vl_app.loading.cache import cache_root, cached_folder
+from gemma3vl_app.loading.c_library import FAILURES, compile_library, find_compiler
 
 Multiply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (M, K), (N, K) to (M, N)
 # Packed 4-bit weights (N, K / 2), scales and zeros (K / 32, N, 2), rows in a block; to (N, K)
 Widen = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
-SOURCE, LIBRARY = "few_rows.c", "few_rows.so"
+SOURCE = "few_rows.c"
 FUNCTIONS = {torch.bfloat16: "multiply_16", torch.int8: "multiply_8"}
-COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC")
 FOR_PROCESSOR = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma")}
-COMPILE_SEC = 60.0
 GROUP = 32  # 4-bit weights that share a scale
 CLOSE = 1e-5  # relative error against torch's own product
 
@@ -80,50 +66,22 @@ class _Kernels:
 @functools.cache
 def _kernels() -> _Kernels | None:
     flags = FOR_PROCESSOR.get(torch.backends.cpu.get_cpu_capability())
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if flags is None or compiler is None or sys.platform != "linux":
+    compiler = find_compiler()
+    if flags is None or compiler is None:
         logger.info("There is no compiled kernel here; torch stands in, slower.")
         return None
     try:
-        library = _library(compiler, (*FLAGS, *flags))
+        library = compile_library(SOURCE, compiler, flags)
         multiply = {dtype: _multiply(library, dtype) for dtype in FUNCTIONS}
         kernels = _Kernels(multiply, _widen_4(library))
         _check(kernels)
-    except (OSError, LoadError, subprocess.SubprocessError, AttributeError, ValueError) as error:
+    except (LoadError, *FAILURES) as error:
         logger.warning(
             "The compiled kernels cannot be used here (%s); torch stands in, slower.",
             type(error).__name__,
         )
         return None
     return kernels
-
-
-def _library(compiler: str, flags: tuple[str, ...]) -> ctypes.CDLL:
-    """Return the compiled library: from the cache, where only this user can have put it there."""
-    source = resources.files("gemma3vl_app.loading").joinpath(SOURCE).read_text("utf-8")
-    settings = "\n".join((source, compiler, *flags, platform.machine()))
-    key = hashlib.sha256(settings.encode()).hexdigest()[:12]
-
-    def build(folder: Path) -> None:
-        text = folder / SOURCE
-        text.write_text(source, encoding="utf-8")
-        command = [compiler, *flags, "-o", str(folder / LIBRARY), str(text)]
-        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SEC)
-
-    if cache_root().is_dir() and not _is_private(cache_root()):
-        with tempfile.TemporaryDirectory() as folder:  # of mode 0700; what is loaded stays loaded
-            build(Path(folder))
-            return ctypes.CDLL(str(Path(folder) / LIBRARY))
-    cached = cached_folder(f"few-rows-{key}", build)
-    if not all(map(_is_private, (cache_root(), cached, cached / LIBRARY))):
-        raise OSError("the cache can be written by others")
-    return ctypes.CDLL(str(cached / LIBRARY))
-
-
-def _is_private(path: Path) -> bool:
-    """Whether only this user (or root) can change what lies at `path`."""
-    found = path.stat()
-    return found.st_uid in (os.getuid(), 0) and not found.st_mode & 0o022
 
 
 def _multiply(library: ctypes.CDLL, dtype: torch.dtype) -> Multiply:
