@@ -25,7 +25,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from gemma3vl_app.errors import LoadError
 from gemma3vl_app.generation import Progress, Report
-from gemma3vl_app.loading import int4, int8, nf4, w16
+from gemma3vl_app.loading import compiled_bf16, int4, int8, nf4, w16
 from gemma3vl_app.loading.conversion import Stored, device_of, parts_of
 from gemma3vl_app.loading.norms import FusedRMSNorm
 from gemma3vl_app.planning import LoadPlan
@@ -46,12 +46,12 @@ def assemble(
     name: str,
     report: Report,
     *,
-    fuse_norms: bool = True,
+    for_inference: bool = True,
 ) -> Model:
     """Fill `model`, a skeleton on the meta device, with `tensors` (in the plan's form).
 
-    With `fuse_norms` the text's norms are faster, and give no gradient to their weights. Raises
-    `LoadError` for a weight that is not a number.
+    `for_inference` takes kinds of layers that are faster, and give no gradient to their weights.
+    Raises `LoadError` for a weight that is not a number.
     """
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
     for key in weight_names(model):
@@ -64,10 +64,10 @@ def assemble(
             _check_finite(parts, key, name)
             if int8.SCALE in parts:  # once, and not with each token
                 parts[""] = int8.aligned(parts[""])
-        _put(model, key, parts, plan, device, fuse_norms=fuse_norms)
+        _put(model, key, parts, plan, device, for_inference=for_inference)
         report(Progress("load", done, total, "bytes", f"Loading {name}"))
     _compute_buffers(model, plan.device_map)
-    _tie_head(model)
+    _tie_head(model, plan, for_inference=for_inference)
     _connect_devices(model, plan.device_map)
     model.train(False)
     model.requires_grad_(False)
@@ -93,7 +93,7 @@ def _put(
     plan: LoadPlan,
     device: torch.device,
     *,
-    fuse_norms: bool,
+    for_inference: bool,
 ) -> None:
     """Put one weight into the model: as a parameter, or as a layer of another kind around it."""
     module_name, _, parameter = key.rpartition(".")
@@ -101,7 +101,7 @@ def _put(
     dtype: torch.dtype = getattr(torch, plan.dtype)
     if isinstance(module, Gemma3TextScaledWordEmbedding):
         model.set_submodule(module_name, _embeddings(module, parts, plan))
-    elif isinstance(module, Gemma3RMSNorm) and fuse_norms:
+    elif isinstance(module, Gemma3RMSNorm) and for_inference:
         norm = FusedRMSNorm(0, module.eps)
         norm.take(parts[""].to(dtype))
         model.set_submodule(module_name, norm)
@@ -113,7 +113,10 @@ def _put(
         model.set_submodule(module_name, int4.Int4Linear(parts))
     elif int8.SCALE in parts:
         model.set_submodule(module_name, int8.Int8Linear(parts, dtype))
-    elif plan.weights == "w16" and isinstance(module, torch.nn.Linear) and parameter == "weight":
+    elif parameter == "weight" and (
+        (plan.weights == "w16" and isinstance(module, torch.nn.Linear))
+        or (for_inference and _is_by_kernel(module, plan, device))
+    ):
         model.set_submodule(module_name, w16.Linear16(parts[""]))
     else:
         value = torch.nn.Parameter(parts[""].to(dtype), requires_grad=False)
@@ -139,13 +142,26 @@ def _embeddings(
     return embeddings
 
 
-def _tie_head(model: Model) -> None:
+def _is_by_kernel(module: torch.nn.Module, plan: LoadPlan, device: torch.device) -> bool:
+    """Whether `module` is a matrix in bfloat16 that has a kernel of ours for a few rows."""
+    return (
+        plan.fast_paths
+        and (plan.weights, plan.dtype, device.type) == ("bf16", "bfloat16", "cpu")
+        and isinstance(module, torch.nn.Linear)
+        and module.bias is None
+        and compiled_bf16.is_here()
+    )
+
+
+def _tie_head(model: Model, plan: LoadPlan, *, for_inference: bool) -> None:
     """Make the output matrix of the embeddings: the same memory."""
     table: Any = model.get_input_embeddings()
     if isinstance(table, int8.Int8Embedding):
         scale = {int8.SCALE: table.scale}
         model.lm_head = int8.Int8Linear({"": table.weight.data, **scale}, table.scale.dtype)
-    elif isinstance(table, w16.Embedding16):
+    elif isinstance(table, w16.Embedding16) or (
+        for_inference and _is_by_kernel(model.lm_head, plan, table.weight.device)
+    ):
         model.lm_head = w16.Linear16(table.weight.data)
     else:
         model.lm_head.weight = table.weight

@@ -46,6 +46,11 @@ def widen_4() -> Widen | None:
     return kernels.widen_4 if kernels else None
 
 
+def is_off() -> bool:
+    """Whether kernels in C are switched off for now."""
+    return _is_off
+
+
 @contextmanager
 def switched_off() -> Iterator[None]:
     """Let torch stand in for the kernels meanwhile, in all threads: to compare the two."""

@@ -5,9 +5,10 @@ small and fast on processors without bfloat16, too. Shapes: N output features, K
 rows of activations; G = K / 32 groups.
 
 A weight is (code - 8) * scale + zero, as torch's `_weight_int4pack_mm_for_cpu` has it. Matrices are
-stored in the order that this kernel reads on the processor at hand, so that they are used from the
-file's memory map as they lie: B output features together (`block_rows`), for each input feature B/2
-bytes, each with the codes of two features that are 16 apart.
+stored in the order that the kernel at hand reads, so that they are used from the file's memory map
+as they lie. With AVX512-BF16 and VNNI that is a kernel of ours (`int4_vnni`), else torch's: B
+output features together (`block_rows`), for each input feature B/2 bytes, each with the codes of
+two features that are 16 apart.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from gemma3vl_app.loading import compiled
+from gemma3vl_app.loading import compiled, compiled_bf16, int4_vnni
 from gemma3vl_app.loading.compiled import GROUP
 
 ZERO_CODE = 8
 LARGEST = 15
-SCALES = ".scales_zeros"  # after the weight's own name: bf16 (G, N, 2)
+SCALES = ".scales_zeros"  # after the weight's own name: bf16 (G, N, 2), or as `int4_vnni` has it
 LANES = 16
 # Up to here the kernel beats turning the matrix into floats; measured in float32.
 FEW_ROWS = {torch.float32: 32, torch.bfloat16: 64}
@@ -37,6 +38,8 @@ Parts = dict[str, torch.Tensor]
 
 def block_rows() -> int:
     """Return how many output features lie together, B, in the order of the kernel here."""
+    if compiled_bf16.is_here():
+        return compiled_bf16.LANES
     return 32 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 64
 
 
@@ -68,9 +71,12 @@ def quantise(weight: torch.Tensor) -> Parts:
     """
     pieces = [_quantise_rows(weight[some]) for some in _slices(len(weight), ROWS_AT_ONCE)]
     codes, scales, zeros = (torch.cat(each) for each in zip(*pieces, strict=True))
+    if compiled_bf16.is_here():
+        packed, scales_zeros = int4_vnni.pack(codes, scales, zeros)
+        return {"": packed, SCALES: scales_zeros}
     pack: Any = torch.ops.aten._convert_weight_to_int4pack_for_cpu
-    packed = [pack(codes[some].int(), 1) for some in _slices(len(codes), ROWS_AT_ONCE)]
-    return {"": torch.cat(packed), SCALES: torch.stack([scales.T, zeros.T], -1).contiguous()}
+    parts = [pack(codes[some].int(), 1) for some in _slices(len(codes), ROWS_AT_ONCE)]
+    return {"": torch.cat(parts), SCALES: torch.stack([scales.T, zeros.T], -1).contiguous()}
 
 
 def dequantise(parts: Parts, dtype: torch.dtype) -> torch.Tensor:
@@ -96,6 +102,8 @@ class Int4Linear(torch.nn.Linear):
         rows = input.reshape(-1, self.in_features)  # (M, K)
         if torch.is_grad_enabled() and input.requires_grad:  # which the rest is not made for
             output = linear(rows, dequantise(self._parts(), input.dtype))
+        elif _is_vnni(self.scales_zeros):
+            output = _multiply_vnni(rows, self.weight.detach(), self.scales_zeros)
         elif len(rows) <= FEW_ROWS.get(input.dtype, 0):
             multiply: Any = torch.ops.aten._weight_int4pack_mm_for_cpu
             # In bf16: the kernel's float32 form is ten times slower, and 4 bits err far more.
@@ -112,6 +120,21 @@ class Int4Linear(torch.nn.Linear):
 
 
 # --- inside ---
+
+
+def _is_vnni(scales_zeros: torch.Tensor) -> bool:
+    """Whether weights are in the order of `int4_vnni`."""
+    return scales_zeros.dim() == 4
+
+
+def _multiply_vnni(
+    rows: torch.Tensor, packed: torch.Tensor, scales_zeros: torch.Tensor
+) -> torch.Tensor:
+    """Multiply rows (M, K) with weights packed by `int4_vnni`; many float32 ones exactly."""
+    multiply = compiled_bf16.multiply_4()
+    if multiply is None or (rows.dtype == torch.float32 and len(rows) > FEW_ROWS[rows.dtype]):
+        return _multiply_many(rows, packed, scales_zeros)
+    return multiply(rows.to(torch.bfloat16), packed, scales_zeros).to(rows.dtype)
 
 
 def _slices(rows: int, at_once: int) -> Iterator[slice]:
@@ -164,6 +187,9 @@ def _dense(
     packed: torch.Tensor, scales_zeros: torch.Tensor, some: slice, dtype: torch.dtype
 ) -> torch.Tensor:
     """Return some rows (n, K) of the matrix in `dtype`."""
+    if _is_vnni(scales_zeros):
+        tiles = slice(some.start // compiled_bf16.LANES, some.stop // compiled_bf16.LANES)
+        return int4_vnni.dense(packed[some], scales_zeros[tiles], dtype)
     if packed.device.type == "cpu" and (widen := compiled.widen_4()):
         return widen(packed[some], scales_zeros[:, some], block_rows()).to(dtype)
     return _widened(packed[some], scales_zeros[:, some], dtype)

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import linear
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
-from gemma3vl_app.loading import compiled
+from gemma3vl_app.loading import compiled, compiled_bf16
 from gemma3vl_app.loading.w16 import widened_product
 
 SCALE = ".scale"  # after the weight's own name
@@ -20,7 +20,7 @@ LARGEST = 127
 ALIGNED_BYTES = 64  # one AVX-512 vector
 ROWS_AT_ONCE = 1 << 14  # of a matrix that is turned into floats, or quantised
 # Up to here what reads int8 beats turning the matrix into floats: torch's kernel, and ours.
-FEW_ROWS, FEW_ROWS_COMPILED = 32, 128
+FEW_ROWS, FEW_ROWS_COMPILED, FEW_ROWS_BF16 = 32, 128, 64
 
 Parts = dict[str, torch.Tensor]
 
@@ -108,14 +108,18 @@ class Int8Embedding(Gemma3TextScaledWordEmbedding):
 
 def _are_few(rows: torch.Tensor) -> bool:
     """Whether rows (M, K) are few enough for `_multiply_few`."""
-    is_ours = rows.dtype == torch.float32 and compiled.few_rows(torch.int8) is not None
-    return len(rows) <= (FEW_ROWS_COMPILED if is_ours else FEW_ROWS)
+    if rows.dtype == torch.float32 and compiled.few_rows(torch.int8):
+        return len(rows) <= FEW_ROWS_COMPILED
+    is_ours = rows.dtype == torch.bfloat16 and compiled_bf16.few_rows(torch.int8) is not None
+    return len(rows) <= (FEW_ROWS_BF16 if is_ours else FEW_ROWS)
 
 
 def _multiply_few(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Multiply a few rows (M, K) with weights (N, K); returns (M, N) in the rows' dtype."""
     if rows.dtype == torch.float32 and (multiply := compiled.few_rows(torch.int8)):
         return multiply(rows, weight) * scale
+    if rows.dtype == torch.bfloat16 and (multiply_bf16 := compiled_bf16.few_rows(torch.int8)):
+        return multiply_bf16(rows, weight, scale.to(torch.bfloat16))
     weight = aligned(weight)  # weights on disk lie where they lie
     # In bf16: the kernel's float32 form is ten times slower, and 8 bits err more than that.
     output = torch._weight_int8pack_mm(

@@ -136,7 +136,7 @@ def load_model(
     # 4) The model, and a proof that it computes
     try:
         model = assemble(
-            skeleton, tensors, plan, checkpoint.name, report, fuse_norms=not for_training
+            skeleton, tensors, plan, checkpoint.name, report, for_inference=not for_training
         )
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise LoadError(

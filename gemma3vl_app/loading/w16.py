@@ -1,8 +1,10 @@
-"""Weights that stay in bfloat16 and are multiplied in float32, for processors without bfloat16.
+"""Matrices of bfloat16 on processors, a few rows by kernels of ours: of float32, or of bfloat16.
 
-The numbers are float32's, since every bfloat16 is one; half as much memory is held, and read for
-each token. Nothing is converted at loading: matrices are used from the file's memory map as they
-lie. Shapes: N output features, K input features, M rows of activations.
+On processors without bfloat16 activations are float32, and so are the numbers, since every bfloat16
+is one; half as much memory is held, and read for each token. Nothing is converted at loading:
+matrices are used from the file's memory map as they lie.
+
+Shapes: N output features, K input features, M rows of activations.
 """
 
 from __future__ import annotations
@@ -11,14 +13,15 @@ import torch
 from torch.nn.functional import embedding, linear
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
-from gemma3vl_app.loading import compiled
+from gemma3vl_app.loading import compiled, compiled_bf16
 
+FEW_ROWS_BF16 = 8  # up to here our kernel beats torch's product of bfloat16
 FEW_ROWS = 128  # up to here the compiled kernel beats widening and torch's product
 WIDENED = 1 << 21  # weights that are widened at once: 8 MiB, which stay in the processor's cache
 
 
 class Linear16(torch.nn.Linear):
-    """A linear layer over a bfloat16 matrix (N, K), computing in float32."""
+    """A linear layer over a bfloat16 matrix (N, K), computing in its input's dtype."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         """Take the matrix; a bias, if there is one, is set afterwards."""
@@ -27,9 +30,11 @@ class Linear16(torch.nn.Linear):
         self.weight = torch.nn.Parameter(weight.to(torch.bfloat16), requires_grad=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Multiply activations (..., K) with the weights; returns float32 (..., N)."""
+        """Multiply activations (..., K) with the weights; returns (..., N) in their dtype."""
         if torch.is_grad_enabled() and input.requires_grad:
-            return linear(input, self.weight.float(), self.bias)
+            return linear(input, self.weight.to(input.dtype), self.bias)
+        if input.dtype == torch.bfloat16:
+            return self._in_bf16(input)
         rows = input.reshape(-1, self.in_features)  # (M, K)
         few = len(rows) <= FEW_ROWS and rows.device.type == "cpu"
         multiply = compiled.few_rows(torch.bfloat16) if few else None
@@ -37,6 +42,14 @@ class Linear16(torch.nn.Linear):
         if self.bias is not None:
             output += self.bias
         return output.reshape(*input.shape[:-1], self.out_features)
+
+    def _in_bf16(self, input: torch.Tensor) -> torch.Tensor:
+        rows = input.reshape(-1, self.in_features)  # (M, K)
+        few = len(rows) <= FEW_ROWS_BF16 and rows.device.type == "cpu" and self.bias is None
+        multiply = compiled_bf16.few_rows(torch.bfloat16) if few else None
+        if multiply is None:
+            return linear(input, self.weight, self.bias)
+        return multiply(rows, self.weight, None).reshape(*input.shape[:-1], self.out_features)
 
 
 class Embedding16(Gemma3TextScaledWordEmbedding):
