@@ -160,7 +160,8 @@ class LocalBackend:
             return None
         decides = (
             *(loaded.revision, loaded.fingerprint, loaded.plan.weights, loaded.plan.dtype),
-            *(loaded.plan.table, loaded.plan.fast_paths, loaded.plan.tower_in_pieces),
+            *(loaded.plan.table, loaded.plan.fast_paths),
+            *(loaded.plan.tower_in_pieces, loaded.plan.row_kernels),
             sorted(set(loaded.plan.device_map.values())),
             torch.backends.cpu.get_cpu_capability(),  # a folder may be shared between machines
             *(__version__, torch.__version__, transformers.__version__),  # may compute otherwise

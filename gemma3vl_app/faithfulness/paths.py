@@ -31,14 +31,15 @@ from gemma3vl_app.faithfulness.reader import Reader, compared, load_reference
 from gemma3vl_app.faithfulness.record import Record
 from gemma3vl_app.faithfulness.two_models import local_source, prompts_for, read_all
 from gemma3vl_app.generation import Report
-from gemma3vl_app.loading import compiled
+from gemma3vl_app.loading import compiled, compiled_bf16
 from gemma3vl_app.loading.loader import LoadedModel, load_model
-from gemma3vl_app.planning import check_weights, plan_for
+from gemma3vl_app.planning import LoadPlan, check_weights, plan_for
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 FORMS = ("fp32", "w16", "bf16", "int8", "int4", "nf4")  # most exact first
 LOADING = "loading"  # the path of a form that is not there
 COMPILED_FORMS = ("w16", "int8", "int4")  # that have kernels of our own in float32
+COMPILED_FORMS_BF16 = ("bf16", "int8", "int4")  # and in bfloat16
 
 
 def verify_paths(
@@ -119,9 +120,9 @@ def _of_form(
         return [judge.failed(LOADING, str(error))]
     plan = loaded.plan
     names = list(PATHS)
-    if weights not in COMPILED_FORMS or plan.dtype != "float32" or not _has_kernels():
+    if not _has_kernels(weights, plan.dtype):
         names = [name for name in names if name != NO_KERNELS]
-    about = _fast(plan.table, plan.tower_in_pieces)
+    about = _fast(plan)
     results = _on_paths(loaded, names, judge, tokenizer, about)
     del loaded
     if about:
@@ -144,14 +145,18 @@ def _load(
     )
 
 
-def _fast(table: str, in_pieces: bool) -> str:
+def _fast(plan: LoadPlan) -> str:
     """Say which fast paths of loading a plan has."""
-    said = [f"output matrix {table}"] if table else []
-    return ", ".join(said + (["tower in pieces"] if in_pieces else []))
+    said = [f"output matrix {plan.table}"] if plan.table else []
+    said += ["tower in pieces"] if plan.tower_in_pieces else []
+    return ", ".join(said + (["kernels for few rows"] if plan.row_kernels else []))
 
 
-def _has_kernels() -> bool:
-    return compiled.few_rows(torch.bfloat16) is not None
+def _has_kernels(weights: str, dtype: str) -> bool:
+    """Whether matrices of a form have kernels of ours here, in that arithmetic."""
+    if dtype == "bfloat16":
+        return weights in COMPILED_FORMS_BF16 and compiled_bf16.is_here()
+    return weights in COMPILED_FORMS and compiled.few_rows(torch.bfloat16) is not None
 
 
 def _on_paths(
@@ -167,6 +172,6 @@ def _on_paths(
             except (Gemma3VLError, RuntimeError, MemoryError) as error:
                 results.append(judge.failed(name, str(as_told(error)), about))
                 continue
-            kernels = name != NO_KERNELS and _has_kernels()
+            kernels = name != NO_KERNELS and compiled.few_rows(torch.bfloat16) is not None
             results += judge.results(name, run, about, dtype=loaded.plan.dtype, kernels=kernels)
     return results

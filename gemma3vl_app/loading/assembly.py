@@ -145,8 +145,8 @@ def _embeddings(
 def _is_by_kernel(module: torch.nn.Module, plan: LoadPlan, device: torch.device) -> bool:
     """Whether `module` is a matrix in bfloat16 that has a kernel of ours for a few rows."""
     return (
-        plan.fast_paths
-        and (plan.weights, plan.dtype, device.type) == ("bf16", "bfloat16", "cpu")
+        plan.row_kernels
+        and device.type == "cpu"
         and isinstance(module, torch.nn.Linear)
         and module.bias is None
         and compiled_bf16.is_here()

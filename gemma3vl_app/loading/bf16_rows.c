@@ -10,6 +10,7 @@
 #define LANES 16   // float32 numbers in a vector
 #define MOST_ROWS 8 // at once: their sums stay in registers
 #define GROUP 32   // 4-bit weights that share a scale
+#define AHEAD 4096 // bytes of 4-bit weights to be fetched early
 
 typedef uint16_t bf16;
 
@@ -36,9 +37,11 @@ static inline __m512bh last_8(const int8_t *from, long count) {
   return weights_8(padded);
 }
 
-// M rows with F output features at once; sums to out[m * stride + f].
-#define TILE(M, F, BITS, WEIGHT)                                                                               \
-  static void tile_##M##_##BITS(const bf16 *x, const WEIGHT *weight, long inputs, float *out, long stride) {   \
+// M rows with F output features at once; sums to out[m * stride + f]. The features after them are fetched early:
+// with several rows at once memory is fast only so.
+#define TILE(M, F, BITS, WEIGHT, SUFFIX)                                                                       \
+  static void tile_##M##_##BITS##SUFFIX(const bf16 *x, const WEIGHT *weight, long inputs, float *out,          \
+                                        long stride) {                                                         \
     __m512 sums[M][F];                                                                                         \
     for (int m = 0; m < M; m++)                                                                                \
       for (int f = 0; f < F; f++) sums[m][f] = _mm512_setzero_ps();                                            \
@@ -68,31 +71,41 @@ static inline void store_bf16(bf16 *to, __m512 values, long count) {
   _mm256_mask_storeu_epi16(to, first_lanes(count), (__m256i)_mm512_cvtneps_pbh(values));
 }
 
-// One row reads one feature after the other, as memory is read fastest; more rows share what they load.
+#define FEATURES 4 // that share what is loaded of the rows
+#define TILES(BITS, WEIGHT)                                                                                    \
+  TILE(1, FEATURES, BITS, WEIGHT, )                                                                            \
+  TILE(2, FEATURES, BITS, WEIGHT, )                                                                            \
+  TILE(3, FEATURES, BITS, WEIGHT, )                                                                            \
+  TILE(4, FEATURES, BITS, WEIGHT, )                                                                            \
+  TILE(5, FEATURES, BITS, WEIGHT, )                                                                            \
+  TILE(6, FEATURES, BITS, WEIGHT, )                                                                            \
+  TILE(7, FEATURES, BITS, WEIGHT, )                                                                            \
+  TILE(8, FEATURES, BITS, WEIGHT, )                                                                            \
+  TILE(1, 1, BITS, WEIGHT, _alone)                                                                             \
+  typedef void (*tile_##BITS)(const bf16 *, const WEIGHT *, long, float *, long);                              \
+  static const tile_##BITS tiles_##BITS[] = {tile_1_##BITS, tile_2_##BITS, tile_3_##BITS, tile_4_##BITS,       \
+                                             tile_5_##BITS, tile_6_##BITS, tile_7_##BITS, tile_8_##BITS};
+
 #define MULTIPLY(BITS, WEIGHT)                                                                                 \
-  TILE(1, 1, BITS, WEIGHT)                                                                                     \
-  TILE(2, 1, BITS, WEIGHT)                                                                                     \
-  TILE(4, 2, BITS, WEIGHT)                                                                                     \
-  TILE(8, 2, BITS, WEIGHT)                                                                                     \
+  TILES(BITS, WEIGHT)                                                                                          \
   void multiply_##BITS(const bf16 *x, const WEIGHT *weight, const bf16 *scales, bf16 *out, long rows,          \
                        long outputs, long inputs) {                                                            \
     _Pragma("omp parallel for schedule(static)") for (long first = 0; first < outputs; first += LANES) {       \
       long count = outputs - first < LANES ? outputs - first : LANES;                                          \
+      __mmask16 lanes = first_lanes(count);                                                                    \
+      __m512 scale = _mm512_set1_ps(1);                                                                        \
+      if (scales) scale = widen(_mm256_maskz_loadu_epi16(lanes, scales + first));                              \
       for (long m = 0, taken; m < rows; m += taken) {                                                          \
         float sums[MOST_ROWS][LANES];                                                                          \
-        long left = rows - m;                                                                                  \
-        taken = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;                                             \
-        if (count < LANES) taken = 1; /* the odd rest of a matrix */                                           \
-        for (long n = 0; n < count;) {                                                                         \
-          const WEIGHT *from = weight + (first + n) * inputs;                                                  \
-          if (taken == 8) tile_8_##BITS(x + m * inputs, from, inputs, &sums[0][n], LANES), n += 2;             \
-          else if (taken == 4) tile_4_##BITS(x + m * inputs, from, inputs, &sums[0][n], LANES), n += 2;        \
-          else if (taken == 2) tile_2_##BITS(x + m * inputs, from, inputs, &sums[0][n], LANES), n += 1;        \
-          else tile_1_##BITS(x + m * inputs, from, inputs, &sums[0][n], LANES), n += 1;                        \
-        }                                                                                                      \
-        __mmask16 lanes = first_lanes(count);                                                                  \
-        __m512 scale = _mm512_set1_ps(1);                                                                      \
-        if (scales) scale = widen(_mm256_maskz_loadu_epi16(lanes, scales + first));                            \
+        taken = rows - m < MOST_ROWS ? rows - m : MOST_ROWS;                                                   \
+        const bf16 *some = x + m * inputs;                                                                     \
+        const WEIGHT *from = weight + first * inputs;                                                          \
+        long n = 0;                                                                                            \
+        for (; n + FEATURES <= count; n += FEATURES)                                                           \
+          tiles_##BITS[taken - 1](some, from + n * inputs, inputs, &sums[0][n], LANES);                        \
+        for (; n < count; n++) /* the odd rest of a matrix */                                                  \
+          for (long i = 0; i < taken; i++)                                                                     \
+            tile_1_##BITS##_alone(some + i * inputs, from + n * inputs, inputs, &sums[i][n], LANES);           \
         for (long i = 0; i < taken; i++)                                                                       \
           store_bf16(out + (m + i) * outputs + first,                                                          \
                      _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, sums[i]), scale), count);                      \
@@ -151,6 +164,7 @@ static inline __m512i four_of_all_lanes(const int8_t *from) {
       __m512i whole[M];                                                                                        \
       for (int m = 0; m < M; m++) whole[m] = _mm512_set1_epi32(x.sums[(m0 + m) * groups + g]);                 \
       for (int c = 0; c < 4; c++) {                                                                            \
+        if (M > 1) _mm_prefetch((const char *)codes + (g * 4 + c) * 64 + AHEAD, _MM_HINT_T0);                  \
         __m512i bytes = _mm512_loadu_si512(codes + (g * 4 + c) * 64);                                          \
         __m512i first = _mm512_and_si512(bytes, low);                                                          \
         __m512i second = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);                                   \
@@ -173,8 +187,14 @@ static inline __m512i four_of_all_lanes(const int8_t *from) {
   }
 TILE_4(1)
 TILE_4(2)
+TILE_4(3)
 TILE_4(4)
+TILE_4(5)
+TILE_4(6)
+TILE_4(7)
 TILE_4(8)
+typedef void (*tile_4)(Rows, long, const uint8_t *, const bf16 *, long, __m512 *);
+static const tile_4 tiles_4[] = {tile_1_4, tile_2_4, tile_3_4, tile_4_4, tile_5_4, tile_6_4, tile_7_4, tile_8_4};
 
 // `scratch` has room for rows * (inputs + 3 * 4 * inputs / 32) bytes; outputs are a multiple of 16, inputs of 32.
 void multiply_4(const bf16 *x, const uint8_t *codes, const bf16 *scales_zeros, bf16 *out, uint8_t *scratch, long rows,
@@ -195,12 +215,8 @@ void multiply_4(const bf16 *x, const uint8_t *codes, const bf16 *scales_zeros, b
       const bf16 *of_scales = scales_zeros + first * groups * 2;
       for (long m = 0, taken; m < rows; m += taken) {
         __m512 sums[MOST_ROWS];
-        long left = rows - m;
-        taken = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        if (taken == 8) tile_8_4(whole, m, of_codes, of_scales, inputs, sums);
-        else if (taken == 4) tile_4_4(whole, m, of_codes, of_scales, inputs, sums);
-        else if (taken == 2) tile_2_4(whole, m, of_codes, of_scales, inputs, sums);
-        else tile_1_4(whole, m, of_codes, of_scales, inputs, sums);
+        taken = rows - m < MOST_ROWS ? rows - m : MOST_ROWS;
+        tiles_4[taken - 1](whole, m, of_codes, of_scales, inputs, sums);
         for (long i = 0; i < taken; i++) store_bf16(out + (m + i) * outputs + first, sums[i], LANES);
       }
     }

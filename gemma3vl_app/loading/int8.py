@@ -20,7 +20,7 @@ LARGEST = 127
 ALIGNED_BYTES = 64  # one AVX-512 vector
 ROWS_AT_ONCE = 1 << 14  # of a matrix that is turned into floats, or quantised
 # Up to here what reads int8 beats turning the matrix into floats: torch's kernel, and ours.
-FEW_ROWS, FEW_ROWS_COMPILED, FEW_ROWS_BF16 = 32, 128, 64
+FEW_ROWS, FEW_ROWS_COMPILED = 32, 128
 
 Parts = dict[str, torch.Tensor]
 
@@ -108,10 +108,9 @@ class Int8Embedding(Gemma3TextScaledWordEmbedding):
 
 def _are_few(rows: torch.Tensor) -> bool:
     """Whether rows (M, K) are few enough for `_multiply_few`."""
-    if rows.dtype == torch.float32 and compiled.few_rows(torch.int8):
-        return len(rows) <= FEW_ROWS_COMPILED
-    is_ours = rows.dtype == torch.bfloat16 and compiled_bf16.few_rows(torch.int8) is not None
-    return len(rows) <= (FEW_ROWS_BF16 if is_ours else FEW_ROWS)
+    kernels = {torch.float32: compiled, torch.bfloat16: compiled_bf16}.get(rows.dtype)
+    is_ours = kernels is not None and kernels.few_rows(torch.int8) is not None
+    return len(rows) <= (FEW_ROWS_COMPILED if is_ours else FEW_ROWS)
 
 
 def _multiply_few(rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 
 from gemma3vl_app.loading import compiled, compiled_bf16
 
-FEW_ROWS_BF16 = 8  # up to here our kernel beats torch's product of bfloat16
+FEW_ROWS_BF16 = 32  # up to here our kernel beats torch's product of bfloat16
 FEW_ROWS = 128  # up to here the compiled kernel beats widening and torch's product
 WIDENED = 1 << 21  # weights that are widened at once: 8 MiB, which stay in the processor's cache
 

@@ -58,7 +58,8 @@ class LoadPlan:
     `dtype` is the arithmetic ("bfloat16" or "float32"), `weights` the storage ("bf16", "fp32",
     "w16", "int8", "nf4" or "int4"), `table` that of the embeddings where it is another one than
     the arithmetic's. `fast_paths` allows what is faster and not the same to the last bit.
-    `tower_in_pieces` says how the vision tower attends (`loading.tower_attention`).
+    `tower_in_pieces` says how the vision tower attends (`loading.tower_attention`), `row_kernels`
+    that a few rows at once go through kernels of ours (`loading.compiled_bf16`).
     `device_map` maps module prefixes (transformers 5's in-memory names, "" for all) to "cuda:0",
     "mps", "cpu" or "disk"; "disk" means memory-mapped and computed on the CPU. `bytes_by_device` is
     the forecast, `limits_by_device` what each device has to give. Where the model does not fit,
@@ -71,6 +72,7 @@ class LoadPlan:
     table: str = ""
     fast_paths: bool = False
     tower_in_pieces: bool = False
+    row_kernels: bool = False
     device_map: Mapping[str, str] = field(default_factory=lambda: {"": "cpu"})
     bytes_by_device: Mapping[str, DeviceBytes] = field(default_factory=dict)
     fits: bool = True

@@ -91,6 +91,7 @@ def plan_for(
         if found is None or not _computes_on(wish, found):
             continue
         plan = _with_tower(_plan(model, wanted, found, limits), model, machine)
+        plan = _with_row_kernels(plan, machine)
         if plan.fits:
             reasons = (dtype_reason, why, *_reasons(model, wanted, plan, limits))
             return replace(plan, reasons=reasons)
@@ -255,6 +256,18 @@ def _with_tower(plan: LoadPlan, model: Architecture, machine: Machine) -> LoadPl
     return replace(plan, tower_in_pieces=pieces)
 
 
+def _with_row_kernels(plan: LoadPlan, machine: Machine) -> LoadPlan:
+    """Let kernels of ours multiply a few rows in bfloat16, where the processor has it."""
+    head = placement.owner("lm_head", plan.device_map)
+    has = (
+        plan.fast_paths
+        and (plan.weights, plan.dtype) == ("bf16", "bfloat16")
+        and placement.computing(head or "cpu") == "cpu"
+        and "avx512_bf16" in machine.cpu_flags
+    )
+    return replace(plan, row_kernels=has)
+
+
 # --- reasons and ways ---
 
 
@@ -306,6 +319,12 @@ def _reasons(
         yield (
             "The tower attends to a picture in pieces: in bfloat16 this processor is faster so, "
             "and rounds a little differently."
+        )
+    if plan.row_kernels:
+        yield (
+            "A few tokens at once are multiplied by kernels that are compiled here, if there is a "
+            "C compiler: they read weights as fast as memory gives them, and round a little "
+            "differently."
         )
     reserving = [(d, held) for d, held in plan.bytes_by_device.items() if held.reserve]
     yield (

@@ -223,7 +223,8 @@ def test_adapters_are_told_apart_by_their_weights(tiny, cache, tmp_path):
 
 
 CHANGES = (
-    *("revision", "fingerprint", "weights", "dtype", "tower_in_pieces", "device_map"),
+    *("revision", "fingerprint", "weights", "dtype", "device_map"),
+    *("tower_in_pieces", "row_kernels"),
     *("preprocessor", "processor", "package"),
 )
 
@@ -236,8 +237,8 @@ def test_what_computes_otherwise_finds_nothing(start, loaded, monkeypatch, chang
         changes = {changed: "another"}
     elif changed in ("weights", "dtype"):
         changes = {"plan": replace(loaded.plan, **{changed: "another"})}
-    elif changed == "tower_in_pieces":
-        changes = {"plan": replace(loaded.plan, tower_in_pieces=True)}
+    elif changed in ("tower_in_pieces", "row_kernels"):
+        changes = {"plan": replace(loaded.plan, **{changed: not getattr(loaded.plan, changed)})}
     elif changed == "device_map":
         changes = {"plan": replace(loaded.plan, device_map={"": "mps"})}
     elif changed == "processor":

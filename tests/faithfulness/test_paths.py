@@ -16,8 +16,8 @@ from gemma3vl_app.faithfulness.engine_paths import (
     NO_KERNELS,
     PATHS,
 )
-from gemma3vl_app.faithfulness.paths import COMPILED_FORMS
-from gemma3vl_app.loading import compiled
+from gemma3vl_app.faithfulness.paths import COMPILED_FORMS, COMPILED_FORMS_BF16
+from gemma3vl_app.loading import compiled, compiled_bf16, load_model
 from gemma3vl_app.loading.norms import FusedRMSNorm
 from tests.faithfulness.conftest import Watched
 
@@ -156,7 +156,10 @@ def test_every_form_goes_all_paths(form, tiny, two_questions, monkeypatch):
     monkeypatch.setattr(reader, "ANSWER_TOKENS", 5)
     found = verify_paths(tiny, weights=[form], prompts=two_questions)
     assert found.within
-    has_kernels = form in COMPILED_FORMS and compiled.few_rows(torch.bfloat16) is not None
+    if load_model(tiny, weights=form).plan.dtype == "bfloat16":
+        has_kernels = form in COMPILED_FORMS_BF16 and compiled_bf16.is_here()
+    else:
+        has_kernels = form in COMPILED_FORMS and compiled.few_rows(torch.bfloat16) is not None
     expected = [name for name in PATHS if has_kernels or name != NO_KERNELS]
     assert [each.path for each in found.results if each.note != WITHOUT] == expected
     missing = {each.path: each.note for each in found.results if not each.agreement}

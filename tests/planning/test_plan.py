@@ -133,6 +133,25 @@ def test_the_tower_attends_in_pieces_in_bfloat16_on_a_processor_that_has_it(
     assert not plan("1b-it", machine=processor(32, WITH_BF16)).tower_in_pieces
 
 
+@pytest.mark.parametrize(
+    ("wishes", "machine", "by_kernels"),
+    [
+        ({"weights": "bf16"}, processor(32, WITH_BF16), True),
+        ({"weights": "bf16", "fast_paths": False}, processor(32, WITH_BF16), False),
+        ({"weights": "int8"}, processor(32, WITH_BF16), False),  # which has them in any case
+        ({"weights": "bf16"}, processor(32), False),
+        ({"weights": "bf16"}, gpus("rtx-4090"), False),
+        ({"weights": "bf16"}, apple(64), False),
+    ],
+)
+def test_a_few_rows_go_through_kernels_in_bfloat16_on_a_processor_that_has_it(
+    wishes, machine, by_kernels
+):
+    found = plan("4b-it", machine=machine, **wishes)
+    assert found.row_kernels == by_kernels
+    assert any("kernels that are compiled" in reason for reason in found.reasons) == by_kernels
+
+
 def test_weights_of_32_bits_are_not_cut_to_16():
     config = catalog.published_config("4b") | {"torch_dtype": "float32"}
     found = plan_for(config, name="mine", machine=processor(32))
