@@ -17,6 +17,7 @@ from gemma3vl_app.faithfulness.engine_paths import (
     PATHS,
 )
 from gemma3vl_app.faithfulness.paths import COMPILED_FORMS, COMPILED_FORMS_BF16
+from gemma3vl_app.hardware import choose_dtype, default_device, detect
 from gemma3vl_app.loading import compiled, compiled_bf16, load_model
 from gemma3vl_app.loading.norms import FusedRMSNorm
 from tests.faithfulness.conftest import Watched
@@ -132,13 +133,16 @@ def test_fewer_bits_are_measured_with_crops_off_and_on_with_fast_paths_and_witho
     assert quantised.within
     measured = [each for each in quantised.results if each.agreement is not None]
     assert shown - {(each.path, each.crops) for each in measured} == SHORT
+    in_bfloat16 = choose_dtype(default_device(detect()), detect())[0] == "bfloat16"
     for each in measured:
         assert each.agreement.mean_kl > 0
         encodes = each.path in (BY_TRANSFORMERS, AT_ONCE)
-        # The tower stays as it is.
-        assert each.features_error < 1e-5 if encodes else each.features_error is None
+        # The tower stays as it is, but for its arithmetic.
+        most = 0.01 if in_bfloat16 else 1e-5
+        assert each.features_error < most if encodes else each.features_error is None
     loading = {each.note for each in quantised.results if each.path == AT_ONCE}
-    assert loading == {"output matrix int8", "fast paths of loading off"}
+    pieces = ", tower in pieces" if in_bfloat16 else ""
+    assert loading == {f"output matrix int8{pieces}", "fast paths of loading off"}
 
 
 def test_every_path_is_gone_with_pictures_cropped_and_whole(tiny, shown, monkeypatch):
@@ -178,7 +182,7 @@ def test_given_bounds_replace_those_of_the_table(quantised):
 @pytest.mark.parametrize("form", ["fp32", "int8"])
 def test_a_fast_path_that_computes_wrongly_is_seen(form, tiny, questions, monkeypatch, some_paths):
     right = FusedRMSNorm.forward
-    monkeypatch.setattr(FusedRMSNorm, "forward", lambda norm, x: right(norm, x) * 1.001)
+    monkeypatch.setattr(FusedRMSNorm, "forward", lambda norm, x: right(norm, x) * 1.02)
     some_paths(BY_TRANSFORMERS, AT_ONCE, "written alone")
     found = verify_paths(tiny, weights=[form], prompts=questions)
     assert not found.within and found.differs
