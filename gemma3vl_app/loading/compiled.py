@@ -144,11 +144,11 @@ def _check(kernels: _Kernels) -> None:
             weight = (50 * torch.randn(outputs, inputs, generator=made)).clamp(-127, 127).to(dtype)
             _check_close(multiply(x, weight), x @ weight.float().T)
     for block in (GROUP, 2 * GROUP):
-        # Of each block and input, 16 bytes for 32 rows: byte n has the codes of rows n and n + 16.
-        shape = (2, 2 * GROUP, block // GROUP, GROUP // 2)
+        # Of each block and input: byte n has the codes of rows n and n + block / 2.
+        shape = (2, 2 * GROUP, block // 2)
         packed = torch.randint(0, 1 << 8, shape, generator=made, dtype=torch.uint8)
-        codes = torch.cat([packed & 15, packed >> 4], dim=-1)  # (blocks, inputs, block / 32, 32)
-        codes = codes.permute(0, 2, 3, 1).reshape(2 * block, 2, GROUP).float()
+        codes = torch.cat([packed & 15, packed >> 4], dim=-1)  # (blocks, inputs, block)
+        codes = codes.transpose(1, 2).reshape(2 * block, 2, GROUP).float()
         scales_zeros = torch.randn(2, 2 * block, 2, generator=made).bfloat16()
         scale, zero = scales_zeros.float().transpose(0, 1)[..., None].unbind(2)
         found = kernels.widen_4(packed.view(2 * block, GROUP), scales_zeros, block)

@@ -135,15 +135,15 @@ static inline void widen_codes(__m128i codes, const uint16_t *scale_zero, float 
 }
 
 // Widen 4-bit weights in the order of int4.py, where `block` rows lie together: for each input half as many
-// bytes, each with the codes of two rows that are 16 apart. Scales and zeros are bfloat16
+// bytes, each with the codes of two rows that are half a block apart. Scales and zeros are bfloat16
 // [inputs / 32][of all rows][2]; `rows` is a multiple of `block`, this of 32, `inputs` of 32.
 void widen_4(const uint8_t *packed, const uint16_t *scales_zeros, float *out, long rows, long inputs, long block,
              long of_all) {
   const __m128i low = _mm_set1_epi8(15);
 #pragma omp parallel for schedule(static)
   for (long first = 0; first < rows; first += block) {
-    for (long lane = 0; lane < block; lane += 32) {
-      const uint8_t *codes = packed + first * inputs / 2 + lane / 2;
+    for (long lane = 0; lane < block / 2; lane += 16) {
+      const uint8_t *codes = packed + first * inputs / 2 + lane;
       for (long k = 0; k < inputs; k += 16) {
         __m128i bytes[16];
         for (int i = 0; i < 16; i++) bytes[i] = _mm_loadu_si128((const __m128i *)(codes + (k + i) * block / 2));
@@ -151,9 +151,10 @@ void widen_4(const uint8_t *packed, const uint16_t *scales_zeros, float *out, lo
         const uint16_t *pairs = scales_zeros + 2 * (k / 32 * of_all + first + lane);
         float *to = out + (first + lane) * inputs + k;
         for (int i = 0; i < 16; i++) {
+          long partner = i + block / 2;
           widen_codes(_mm_and_si128(bytes[i], low), pairs + 2 * i, to + i * inputs);
           __m128i high = _mm_and_si128(_mm_srli_epi16(bytes[i], 4), low);
-          widen_codes(high, pairs + 2 * (i + 16), to + (i + 16) * inputs);
+          widen_codes(high, pairs + 2 * partner, to + partner * inputs);
         }
       }
     }
