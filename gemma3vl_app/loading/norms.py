@@ -17,7 +17,8 @@ class FusedRMSNorm(Gemma3RMSNorm):
     norm, and there are over a hundred a token. On processors torch's `rms_norm` is many such in
     itself; its `layer_norm` is one, and widens bfloat16 on its way. That also takes the mean away,
     and so is given the vector with its negative behind: their mean is 0, and their variance the
-    mean of the squares. One row takes half as long so.
+    mean of the squares. One vector takes half as long so; several would be shared out over threads,
+    which costs more than it saves.
     """
 
     gain: torch.Tensor  # (D,)
@@ -31,11 +32,11 @@ class FusedRMSNorm(Gemma3RMSNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise vectors (..., D)."""
-        if x.dtype != torch.bfloat16 or x.device.type != "cpu":
-            return rms_norm(x.float(), self.gain.shape, self.gain, self.eps).type_as(x)
-        mirrored = torch.cat((x, -x), dim=-1)  # (..., 2 D)
-        normed = layer_norm(mirrored, self.twice.shape, self.twice, eps=self.eps)
-        return normed.narrow(-1, 0, x.shape[-1]).contiguous()
+        if x.numel() == len(self.gain) and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            mirrored = torch.cat((x, -x), dim=-1)  # (..., 2 D)
+            normed = layer_norm(mirrored, self.twice.shape, self.twice, eps=self.eps)
+            return normed.narrow(-1, 0, len(self.gain))
+        return rms_norm(x.float(), self.gain.shape, self.gain, self.eps).type_as(x)
 
 
 @contextmanager
