@@ -31,6 +31,7 @@ from gemma3vl_app.engine.queue import WaitingQueue
 from gemma3vl_app.engine.sequence import Request, Sequence
 from gemma3vl_app.engine.speculation.speculation import Speculation
 from gemma3vl_app.engine.vision import FeatureCache, VisionEncoder
+from gemma3vl_app.engine.workers import release_workers
 from gemma3vl_app.errors import BusyError, ContextLengthError, EngineError
 from gemma3vl_app.generation import Chunk, FinishReason, Status
 from gemma3vl_app.loading.adapters import Adapters
@@ -138,6 +139,7 @@ class Engine:
         self._draining = False
         self._closed = False
         self.failed = False  # the thread has ended by a defect: nobody has closed it
+        release_workers()  # of whoever has loaded the model
         self._thread = threading.Thread(target=self._run, name="gemma3vl-engine", daemon=True)
         self._thread.start()
 
@@ -310,6 +312,7 @@ class Engine:
             while not self._closed and not self._has_work():
                 self._idle = True
                 self._changed.notify_all()  # whoever drains waits for this
+                release_workers()  # another engine may have work
                 self._changed.wait()
             self._idle = False
             self._stepped_at = time.monotonic()

@@ -43,10 +43,9 @@ def candidates(logits: torch.Tensor, sample: Sample) -> tuple[torch.Tensor, torc
     Temperature, then top-k, then top-p over what top-k left, as transformers' logits warpers do:
     a token stays while the probability of those before it is below `top_p`.
     """
-    scaled = (logits - logits.max()) / sample.temperature  # no overflow however cold
-    kept = min(sample.top_k or scaled.numel(), scaled.numel())
-    values, ids = scaled.topk(kept)
-    probabilities = values.softmax(-1)
+    kept = min(sample.top_k or logits.numel(), logits.numel())
+    values, ids = logits.topk(kept)  # first: what follows then passes over few
+    probabilities = ((values - values[0]) / sample.temperature).softmax(-1)  # no overflow if cold
     if sample.top_p < 1:
         before = probabilities.cumsum(-1) - probabilities
         stay = before < sample.top_p
