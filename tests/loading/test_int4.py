@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gemma3vl_app.errors import LoadError
-from gemma3vl_app.loading import compiled, int4, load_model, nf4
+from gemma3vl_app.loading import compiled, compiled_bf16, int4, load_model, nf4
 
 N, K = 192, 128
 
@@ -16,6 +16,17 @@ N, K = 192, 128
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, params=["order here", "order of torch"])
+def _order(request, monkeypatch):
+    """Where our own kernel has an order, torch's must be right beside it: elsewhere it is used."""
+    if request.param == "order of torch":
+        monkeypatch.setattr(compiled_bf16, "is_here", lambda: False)
+    int4.is_supported.cache_clear()
+    yield
+    monkeypatch.undo()
+    int4.is_supported.cache_clear()
 
 
 def relative(found, expected):
