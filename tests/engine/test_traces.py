@@ -174,6 +174,7 @@ def test_saliency_through_other_weights_is_right_after_ordinary_answers(
         dense = _with_dense_weights(backend._loaded.model, reference_model)
         plain = Plain(Reference(dense, backend), ONE, [token.id for token in answer.tokens])
         expected = gradients(plain, TOKENS, pixels=False).numpy()
+        in_bfloat16 = backend.plan.dtype == "bfloat16"
     # The kernels for few bits round activations to bf16 where rows are few, as answers are.
     found = np.stack(traced.soft_tokens)
     assert np.abs(expected).max() > 0.01
@@ -181,7 +182,8 @@ def test_saliency_through_other_weights_is_right_after_ordinary_answers(
         assert np.abs(found - expected).max() < CLOSE
     # Where rows are few, int4's kernel rounds activations to bf16, and so the keys and values that
     # the trace finds: 7 % for this model, whose attention chooses sharply. A lost one is 100 %.
-    bound = 0.15 if weights == "int4" else 0.05
+    # In bfloat16 all of them are rounded: 20 to 24 %.
+    bound = 0.35 if in_bfloat16 else 0.15 if weights == "int4" else 0.05
     assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected)
 
 
