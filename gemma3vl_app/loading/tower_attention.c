@@ -16,7 +16,7 @@
 #define QUERIES (16 * VECTORS) // of one block
 #define KEYS 128               // of one block: its scores stay in a core's cache
 #define ROWS 6                 // of the sums that are in registers at once: ROWS * VECTORS of 32
-#define MOST_WIDTH 256         // as in tower_kernel.py
+#define MOST_WIDTH 128         // as in tower_kernel.py
 
 typedef uint32_t __attribute__((may_alias, aligned(2))) pair; // two bfloat16
 typedef __m512 floats[VECTORS];                               // a number for each query

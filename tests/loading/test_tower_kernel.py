@@ -43,7 +43,7 @@ def error(found, expected):
 
 @pytest.mark.parametrize("pictures", [1, 3])
 @pytest.mark.parametrize("patches", [1, 2, 63, 64, 65, 127, 128, 129, 255, 256, 300])
-@pytest.mark.parametrize(("heads", "width"), [(1, 2), (3, 12), (2, 70), (2, 72), (1, 256)])
+@pytest.mark.parametrize(("heads", "width"), [(1, 2), (3, 12), (2, 70), (2, 72), (1, 128)])
 def test_it_attends_as_torch_does_in_float32(kernel, pictures, patches, heads, width):
     inputs = given(pictures, patches, heads, width, seed=patches)
     found = kernel(*inputs, width**-0.5)
@@ -93,7 +93,7 @@ def test_of_nothing_comes_nothing(kernel, shape):
         ([torch.ones(1, 4, 2, 8)] * 3, 0.5),
         ([torch.ones(4, 2, 8).bfloat16()] * 3, 0.5),
         ([torch.ones(1, 4, 2, 7).bfloat16()] * 3, 0.5),
-        ([torch.ones(1, 4, 2, 258).bfloat16()] * 3, 0.5),
+        ([torch.ones(1, 4, 2, 130).bfloat16()] * 3, 0.5),
         ([torch.ones(1, 4, 2, 8).bfloat16()] * 3, -0.5),
         ([torch.ones(1, 4, 2, 8).bfloat16(), *[torch.ones(1, 3, 2, 8).bfloat16()] * 2], 0.5),
         ([*[torch.ones(1, 4, 2, 8).bfloat16()] * 2, torch.ones(1, 4, 2, 8)], 0.5),
