@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gemma3vl_app.benchmark import baseline, quality, speed
+from gemma3vl_app.benchmark import baseline, features, quality, speed
 from gemma3vl_app.benchmark.baseline import PROMPT_TOKENS, Theirs
 from gemma3vl_app.benchmark.models import random_checkpoint
 from gemma3vl_app.benchmark.result import Result
@@ -36,12 +36,14 @@ def wide() -> list[Result]:
         checkpoint = random_checkpoint(Path(folder), SIZE, layers=LAYERS)
         with _cache_in(Path(folder)):
             plain, of_plain = _both(checkpoint, full)
+            exactness = [_exactness(checkpoint, full)] if full == "bf16" else []
             four, of_four = _both(checkpoint, "int4", pictures=False)  # the same tower
     name = f"4B-d{LAYERS}"
     return [
         _faster(
             f"{name}, one new picture, {full}", plain, PICTURES, of_plain.pictures_per_sec, 1.5
         ),
+        *exactness,
         _faster(f"{name}, a prompt, int4", four, PROMPT, of_four.prefill_tokens_per_sec, 1.4),
         _faster(f"{name}, writing, int4", four, WRITING, of_four.tokens_per_sec, 2.8),
         _faster(f"{name}, writing, {full}", plain, WRITING, of_plain.tokens_per_sec, 1.8),
@@ -126,6 +128,21 @@ def _faster(name: str, ours: Speed, figure: str, theirs: float, target: float) -
         bound="at least",
         target=target,
         details={"share_of_ceiling": found.share},
+    )
+
+
+def _exactness(checkpoint: Path, weights: str) -> Result:
+    """Measure how much is lost of a picture by computing in 16 bits."""
+    _log.info("a picture in 32 bits")
+    ours, theirs = features.errors(checkpoint, weights)
+    return Result(
+        name=f"4B-d{LAYERS}, one new picture, relative error against fp32",
+        value=100 * ours,
+        baseline=100 * theirs,
+        unit="%",
+        baseline_name=f"transformers, {weights}",
+        bound="at most",
+        target=2.0,
     )
 
 

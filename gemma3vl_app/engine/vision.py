@@ -60,7 +60,7 @@ class VisionEncoder:
         """Turn pixels (B, 3, S, S) into patch vectors (B, P, width)."""
         device = self._tower.embeddings.patch_embedding.weight.device
         hidden: torch.Tensor = self._tower.embeddings(pixels.to(device))
-        return hidden
+        return hidden.contiguous()  # else all layers sum and normalise a transposed tensor, slowly
 
     @property
     def layers(self) -> list[Layer]:
