@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from gemma3vl_app.loading import compiled
 from gemma3vl_app.loading.assembly import Model
 from gemma3vl_app.loading.tower_kernel import fits, tower_kernel
 
@@ -48,7 +49,7 @@ def attend(
     given = (query, key, value)
     learns = torch.is_grad_enabled() and any(each.requires_grad for each in given)
     suits = query.dtype == torch.bfloat16 and query.device.type == "cpu"
-    kernel = tower_kernel() if suits and not learns else None
+    kernel = tower_kernel() if suits and not learns and not compiled.is_off() else None
     if kernel is None or not fits(query.shape[-1], scaling):
         return _by_torch(query, key, value, scaling), None
     query, key, value = (each.transpose(1, 2) for each in given)
