@@ -6,17 +6,24 @@ others have the dtype that suits the machine.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
-from transformers import Gemma3ForConditionalGeneration
+from transformers import (
+    Gemma3ForConditionalGeneration,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from gemma3vl_app.benchmark import ceilings
 from gemma3vl_app.benchmark.models import filler, noise_picture
+from gemma3vl_app.engine.model import finish_work
 from gemma3vl_app.loading import LoadedModel, load_model
 from gemma3vl_app.loading.assembly import Model, arithmetic_of
 from gemma3vl_app.loading.norms import FusedRMSNorm
@@ -100,19 +107,30 @@ def _restore_norms(model: Model) -> None:
             model.set_submodule(name, norm)
 
 
+class _Clock(StoppingCriteria):
+    """Notes when each step of `generate` ends; stops nothing."""
+
+    def __init__(self) -> None:
+        self.ended: list[float] = []
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **unused: Any
+    ) -> torch.BoolTensor:
+        finish_work(input_ids)
+        self.ended.append(time.perf_counter())
+        goes_on = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return cast(torch.BoolTensor, goes_on)
+
+
 def _generate_sec(model: Any, ids: torch.Tensor) -> float:
-    """Return the seconds that a step of `generate` takes: a long run less a short one."""
-
-    def run(tokens: int) -> float:
-        return ceilings.seconds(
-            lambda: model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                min_new_tokens=tokens,
-                max_new_tokens=tokens,
-            ),
-            1,
-        )
-
-    return max((run(DECODED) - run(SETTLED)) / (DECODED - SETTLED), 1e-9)
+    """Return the median seconds that a step of `generate` takes, its first ones left out."""
+    clock = _Clock()
+    model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        min_new_tokens=DECODED,
+        max_new_tokens=DECODED,
+        stopping_criteria=StoppingCriteriaList([clock]),
+    )
+    return float(np.median(np.diff(clock.ended[SETTLED:])))
