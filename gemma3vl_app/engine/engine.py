@@ -23,6 +23,7 @@ from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 from gemma3vl_app.engine import failures
 from gemma3vl_app.engine.decoding import Decoder, Keeper
 from gemma3vl_app.engine.disk_cache import DiskCache, DiskSettings
+from gemma3vl_app.engine.leaving import close_at_exit
 from gemma3vl_app.engine.model import TextModel
 from gemma3vl_app.engine.prefill import Prefill
 from gemma3vl_app.engine.prefix import AnswerMemory, PrefixCache, Scope
@@ -142,6 +143,7 @@ class Engine:
         release_workers()  # of whoever has loaded the model
         self._thread = threading.Thread(target=self._run, name="gemma3vl-engine", daemon=True)
         self._thread.start()
+        close_at_exit(self)
 
     # --- what other threads call ---
 
@@ -231,16 +233,16 @@ class Engine:
                 lambda: self._closed or (self._idle and not self._has_work()), timeout_sec
             )
 
-    def close(self) -> None:
+    def close(self, timeout_sec: float | None = None) -> None:
         """Fail every open request, stop the thread, drop all caches and let go of the model.
 
-        Safe to call twice.
+        Waits for the step that runs, at most `timeout_sec` seconds. Safe to call twice.
         """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(timeout_sec)
 
     def _wake_up(self) -> None:
         """Let the thread look for work; whoever was idle has not stood still. Needs the lock."""

@@ -31,8 +31,11 @@ def quantise(weight: torch.Tensor) -> Parts:
     Scales are rounded up to bf16 values before the weights are divided by them, so that computing
     in bf16 adds no error of its own.
     """
-    pieces = [_quantise_rows(weight[some]) for some in _slices(len(weight))]
-    values, scales = (torch.cat(each) for each in zip(*pieces, strict=True))
+    # Filled, not put together: a table in pieces and as a whole would be there twice.
+    values = torch.empty_like(weight, dtype=torch.int8)
+    scales = weight.new_empty(len(weight), dtype=torch.float32)
+    for some in _slices(len(weight)):
+        values[some], scales[some] = _quantise_rows(weight[some])
     return {"": values, SCALE: scales}
 
 

@@ -22,7 +22,9 @@ CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 WORDS = "no file /srv/models/gemma at worker-7.internal (10.1.2.3:9999)"
 SAID = {"error": {"message": WORDS}}
 TOO_LONG = {"error": {"message": f"maximum context length is 9; {WORDS}"}}
-SECRETS = re.compile(r"/srv|worker-7|10\.1\.2\.3|9999|127\.0\.0\.1|localhost|Traceback|http://")
+SECRETS = re.compile(
+    r"/srv|worker-7|10\.1\.2\.3|9999/|:9999|127\.0\.0\.1|localhost|Traceback|http://"
+)
 
 
 class Over:

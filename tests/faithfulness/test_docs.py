@@ -89,7 +89,9 @@ def test_the_page_says_the_bounds():
 
 
 def test_the_page_says_the_bounds_next_to_the_own_pass():
-    float32, bfloat16, mixed = (cells[1] for cells in rows("arithmetic"))
+    float32, bfloat16, mixed, rows_differ = (cells[1] for cells in rows("arithmetic"))
+    without = own_pass_bounds("int4", "bfloat16", kernels=False)
+    assert f"mean KL {without.max_mean_kl:g}" == rows_differ
     for form in FORM_BOUNDS:
         slow = own_pass_bounds(form, "bfloat16", kernels=True)
         assert f"mean KL {slow.max_mean_kl:g}" == (bfloat16 if form == "bf16" else mixed)
