@@ -9,22 +9,52 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
+from gemma3vl_app.errors import LoadError
 from gemma3vl_app.loading.cache import cache_root, cached_folder
 
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC")
 COMPILE_SEC = 60.0
-# What a compilation, or the library's use, may raise: whoever asks for one has another way.
-FAILURES = (OSError, subprocess.SubprocessError, AttributeError, ValueError)
+FAILURES = (OSError, subprocess.SubprocessError, AttributeError, ValueError)  # of any of it
+
+Kernels = TypeVar("Kernels")
+
+logger = logging.getLogger(__name__)
+
+
+def load_kernels(
+    source_file: str, for_processor: tuple[str, ...] | None, wrap: Callable[[ctypes.CDLL], Kernels]
+) -> Kernels | None:
+    """Return what `wrap` makes of `source_file` compiled; None where torch has to stand in.
+
+    `for_processor` are the compiler's options, None if this processor is none that the source is
+    for. `wrap` checks what it returns, and raises `ValueError` for what computes wrongly.
+    """
+    compiler = find_compiler()
+    if compiler is None or for_processor is None:
+        logger.info("%s is not compiled here; torch stands in, slower.", source_file)
+        return None
+    try:
+        return wrap(compile_library(source_file, compiler, for_processor))
+    except (LoadError, *FAILURES) as error:
+        logger.warning(
+            "%s cannot be compiled and used here (%s); torch stands in, slower.",
+            source_file,
+            type(error).__name__,
+        )
+        return None
 
 
 def find_compiler() -> str | None:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from gemma3vl_app.errors import LoadError
-from gemma3vl_app.loading.c_library import FAILURES, compile_library, find_compiler
+from gemma3vl_app.loading.c_library import load_kernels
 
 Multiply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (M, K), (N, K) to (M, N)
 # Packed 4-bit weights (N, K / 2), scales and zeros (K / 32, N, 2), rows in a block; to (N, K)
@@ -27,7 +25,6 @@ FOR_PROCESSOR = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx512f", "-mfma")}
 GROUP = 32  # 4-bit weights that share a scale
 CLOSE = 1e-5  # relative error against torch's own product
 
-logger = logging.getLogger(__name__)
 _is_off = False
 
 
@@ -71,21 +68,13 @@ class _Kernels:
 @functools.cache
 def _kernels() -> _Kernels | None:
     flags = FOR_PROCESSOR.get(torch.backends.cpu.get_cpu_capability())
-    compiler = find_compiler()
-    if flags is None or compiler is None:
-        logger.info("There is no compiled kernel here; torch stands in, slower.")
-        return None
-    try:
-        library = compile_library(SOURCE, compiler, flags)
-        multiply = {dtype: _multiply(library, dtype) for dtype in FUNCTIONS}
-        kernels = _Kernels(multiply, _widen_4(library))
-        _check(kernels)
-    except (LoadError, *FAILURES) as error:
-        logger.warning(
-            "The compiled kernels cannot be used here (%s); torch stands in, slower.",
-            type(error).__name__,
-        )
-        return None
+    return load_kernels(SOURCE, flags, _wrapped)
+
+
+def _wrapped(library: ctypes.CDLL) -> _Kernels:
+    multiply = {dtype: _multiply(library, dtype) for dtype in FUNCTIONS}
+    kernels = _Kernels(multiply, _widen_4(library))
+    _check(kernels)
     return kernels
 
 

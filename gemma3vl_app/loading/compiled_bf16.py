@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from gemma3vl_app.errors import LoadError
 from gemma3vl_app.loading import compiled
-from gemma3vl_app.loading.c_library import FAILURES, compile_library, find_compiler
+from gemma3vl_app.loading.c_library import load_kernels
 
 # bfloat16 rows (M, K) with a matrix (N, K), and scales (N,) of int8; to bfloat16 (M, N)
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -37,8 +35,6 @@ GROUP, LANES = 32, 16  # inputs that share a scale; output features that lie tog
 BYTES_OF_GROUP = GROUP + 3 * 4  # of a row made whole numbers: these, and three numbers about them
 CLOSE = 0.006  # relative error: results are rounded to bfloat16
 CLOSE_4 = 0.02  # rows become int8
-
-logger = logging.getLogger(__name__)
 
 
 def few_rows(dtype: torch.dtype) -> Multiply | None:
@@ -66,20 +62,14 @@ class _Kernels:
 
 @functools.cache
 def _kernels() -> _Kernels | None:
-    compiler = find_compiler()
-    if compiler is None or not _processor_has(NEEDED):
-        return None
-    try:
-        library = compile_library(SOURCE, compiler, tuple(NEEDED.values()))
-        multiply = {dtype: _multiply(library, dtype) for dtype in FUNCTIONS}
-        kernels = _Kernels(multiply, _multiply_4(library))
-        _check(kernels)
-    except (LoadError, *FAILURES) as error:
-        logger.warning(
-            "The compiled kernels for bfloat16 cannot be used here (%s); torch stands in, slower.",
-            type(error).__name__,
-        )
-        return None
+    flags = tuple(NEEDED.values()) if _processor_has(NEEDED) else None
+    return load_kernels(SOURCE, flags, _wrapped)
+
+
+def _wrapped(library: ctypes.CDLL) -> _Kernels:
+    multiply = {dtype: _multiply(library, dtype) for dtype in FUNCTIONS}
+    kernels = _Kernels(multiply, _multiply_4(library))
+    _check(kernels)
     return kernels
 
 

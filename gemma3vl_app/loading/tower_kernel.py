@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from collections.abc import Callable
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from gemma3vl_app.errors import LoadError
-from gemma3vl_app.loading.c_library import FAILURES, compile_library, find_compiler
+from gemma3vl_app.loading.c_library import load_kernels
 
 # Query, key and value (B, P, H, D) in bfloat16 and a positive scaling, to (B, P, H, D)
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
@@ -25,8 +23,6 @@ KEYS = 128  # of a block, as in the source
 MOST_WIDTH = 128  # of a head, as in the source
 CLOSE = 0.01  # relative error against attention in float32: bfloat16 itself errs by 0.002
 
-logger = logging.getLogger(__name__)
-
 
 def fits(width: int, scaling: float) -> bool:
     """Whether the kernel can attend with heads of `width` and this scaling."""
@@ -36,19 +32,13 @@ def fits(width: int, scaling: float) -> bool:
 @functools.cache
 def tower_kernel() -> Attend | None:
     """Return the compiled attention, checked against torch's; None: not here."""
-    compiler = find_compiler()
-    if compiler is None or not torch.cpu.get_capabilities().get("avx512_bf16"):
-        logger.info("There is no compiled attention here; torch stands in, slower.")
-        return None
-    try:
-        attend = _attend(compile_library(SOURCE, compiler, FOR_PROCESSOR))
-        _check(attend)
-    except (LoadError, *FAILURES) as error:
-        logger.warning(
-            "The compiled attention cannot be used here (%s); torch stands in, slower.",
-            type(error).__name__,
-        )
-        return None
+    has_bf16 = torch.cpu.get_capabilities().get("avx512_bf16")
+    return load_kernels(SOURCE, FOR_PROCESSOR if has_bf16 else None, _wrapped)
+
+
+def _wrapped(library: ctypes.CDLL) -> Attend:
+    attend = _attend(library)
+    _check(attend)
     return attend
 
 
