@@ -11,6 +11,7 @@ import argparse
 import copy
 import logging
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from gemma3vl_app.finetune import demo_files, demo_language
-from gemma3vl_app.finetune.demo_talks import PoolDrawing, PoolStage, Speech
+from gemma3vl_app.finetune.demo_talks import PoolDrawing, PoolStage, Speech, Topics
 from gemma3vl_app.finetune.demo_tower import TowerWithHeads, take_tower
 from gemma3vl_app.finetune.tower_drawing import several_processes
 from gemma3vl_app.finetune.tower_pictures import Kinds
@@ -33,10 +34,55 @@ from gemma3vl_app.prompting.tokenizer import TextTokenizer
 DATA = shipped_demo.DATA
 FIRST_LAYERS = 6  # of the tower, until it learns to read
 _KINDS: Kinds = (("scene", 0.6), ("print", 0.32), ("chart", 0.08))
-POOL = PoolStage(60_000, 180_000, seed=11, kinds=_KINDS)
 TEST_POOL = PoolStage(600, 300, seed=12, kinds=_KINDS)
-LEG = demo_language.Leg(
-    steps=1_011, sequences=64, learning_rate=1e-3, tested=192, at_once=64, padded_to=32
+
+# What is learned last, for hundreds of steps after all the rest: yes or no to "left of", and how
+# many there are of one colour or shape. Mostly these, and enough of all others not to forget them.
+_LAST_LEARNED = Topics(
+    itself=0.04,
+    one_picture=0.82,
+    one_after_the_other=0.04,
+    turns=9,
+    shares={
+        **{
+            "yes_or_no": 20,
+            "count_some": 8,
+            "relation": 2,
+            "count": 1.5,
+            "shape": 3,
+            "colour": 1.5,
+        },
+        **{"describe": 1.2, "is_there": 2, "where": 0.7, "what_is": 0.7, "size": 0.3},
+        **{"filled": 0.3, "not_there": 1, "describe_in_detail": 0.3, "background": 0.3},
+    },
+)
+
+
+@dataclass(frozen=True)
+class LanguageStage:
+    """A part of the language model's curriculum: what is talked about, and how it is learned."""
+
+    pool: PoolStage
+    leg: demo_language.Leg
+
+
+LANGUAGE_STAGES = (
+    # Sized for a GPU, where a step takes a quarter of a second.
+    LanguageStage(
+        PoolStage(60_000, 180_000, seed=11, kinds=_KINDS),
+        demo_language.Leg(*("language", 1_011, 64, 1e-3), tested=192, at_once=64, padded_to=32),
+    ),
+    # Sized for 2 cores with bf16 arithmetic, where it takes 20 seconds.
+    LanguageStage(
+        PoolStage(
+            8_000,
+            16_000,
+            seed=13,
+            kinds=(("scene", 0.85), ("print", 0.12), ("chart", 0.03)),
+            topics=_LAST_LEARNED,
+        ),
+        demo_language.Leg(*("last learned", 240, 32, 5e-4), tested=100, at_once=8),
+    ),
 )
 
 
@@ -56,8 +102,8 @@ def main() -> None:
     with several_processes() as executor:
         tower = train_tower(config, device, begun, options, executor)
         reader, tokenizer, speech = make_reader(tower, config)
-        step = train_language(reader, tower, tokenizer, speech, begun, options, executor)
-    demo_files.write_demo(reader, tower, options.out, step, LEG.steps)
+        stage, step = train_language(reader, tower, tokenizer, speech, begun, options, executor)
+    demo_files.write_demo(reader, tower, options.out, stage.leg.name, step, stage.leg.steps)
 
 
 def train_tower(
@@ -69,7 +115,7 @@ def train_tower(
 ) -> TowerWithHeads:
     """Run the tower's stages from where training was `begun`."""
     whole = TowerWithHeads(config, device)
-    if begun["stage"] == "language":
+    if begun["stage"] in {stage.leg.name for stage in LANGUAGE_STAGES}:
         demo_files.load_tower(whole, options.out)
         return whole
     tower = TowerWithHeads(with_layers(config, FIRST_LAYERS), device)
@@ -128,24 +174,38 @@ def train_language(
     begun: dict[str, Any],
     options: argparse.Namespace,
     executor: Executor,
-) -> int:
-    """Run a leg of the language stage; returns the number of steps done in all."""
-    drawings = [PoolDrawing(s, tower, speech, options.work, executor) for s in (POOL, TEST_POOL)]
-    pool, unseen = (drawing.pool() for drawing in drawings)
-    goes_on = begun["stage"] == "language"
-    if goes_on:
+) -> tuple[LanguageStage, int]:
+    """Run the language stages from where training was `begun`; returns the last and its steps.
+
+    Ends with the stage in which `--minutes` are over.
+    """
+    names = [stage.leg.name for stage in LANGUAGE_STAGES]
+    first, step = 0, 0
+    if begun["stage"] in names:
         demo_files.load_language(reader, options.out)
-    else:
-        reader.start_projector(pool, tokenizer)
-    return demo_language.train(
-        reader,
-        pool,
-        unseen,
-        LEG,
-        options.work,
-        first_step=begun["step"] if goes_on else 0,
-        minutes=options.minutes,
-    )
+        first, step = names.index(begun["stage"]), begun["step"]
+    if step and step == begun["of_steps"] and first + 1 < len(names):
+        first, step = first + 1, 0
+    for stage in LANGUAGE_STAGES[first:]:
+        if not demo_language.take_finished(reader, stage.leg, options.work):
+            stages = (stage.pool, TEST_POOL)
+            drawings = [PoolDrawing(s, tower, speech, options.work, executor) for s in stages]
+            pool, unseen = (drawing.pool() for drawing in drawings)
+            if stage is LANGUAGE_STAGES[0] and step == 0:
+                reader.start_projector(pool, tokenizer)
+            step = demo_language.train(
+                reader,
+                pool,
+                unseen,
+                stage.leg,
+                options.work,
+                first_step=step,
+                minutes=options.minutes,
+            )
+            if step < stage.leg.steps:
+                return stage, step
+        step = 0
+    return LANGUAGE_STAGES[-1], LANGUAGE_STAGES[-1].leg.steps
 
 
 if __name__ == "__main__":

@@ -32,14 +32,19 @@ def write_unfinished(tower: TowerWithHeads, out: Path, stage: str, step: int) ->
     _write(out, {UNFINISHED: tower.state_dict()}, {"stage": stage, "step": step})
 
 
-def write_demo(reader: Reader, tower: TowerWithHeads, out: Path, step: int, steps: int) -> None:
-    """Write tower, projector and LoRA under the hub's names: what is shipped."""
+def write_demo(
+    reader: Reader, tower: TowerWithHeads, out: Path, stage: str, step: int, steps: int
+) -> None:
+    """Write tower, projector and LoRA under the hub's names: what is shipped.
+
+    `step` of so many `steps` of a `stage` of the language model are done.
+    """
     tensors = {f"{_TOWER_PREFIX}{key}": t for key, t in tower.tower.state_dict().items()}
     projector = reader.projector.state_dict()
     tensors |= {f"{_PROJECTOR_PREFIX}{key}": t for key, t in projector.items()}
     adapter = get_peft_model_state_dict(reader.peft)
     adapter = {key: t for key, t in adapter.items() if ".lora_" in key}
-    state = {"stage": "language", "step": step, "of_steps": steps}
+    state = {"stage": stage, "step": step, "of_steps": steps}
     _write(out, {TOWER: tensors, ADAPTER: adapter}, state)
     (out / UNFINISHED).unlink(missing_ok=True)
 

@@ -172,6 +172,7 @@ class Leg:
     `at_once` are computed together, padded to a multiple of `padded_to` tokens.
     """
 
+    name: str
     steps: int
     sequences: int = 8
     learning_rate: float = 5e-4
@@ -179,6 +180,24 @@ class Leg:
     tested: int = 60
     at_once: int = 4
     padded_to: int = 1
+
+
+def take_finished(reader: Reader, leg: Leg, out: Path) -> bool:
+    """Take what a leg has taught, if the checkpoint in `out` is of its end; returns whether."""
+    state_file = out / f"{leg.name}.pt"
+    if not state_file.exists():
+        return False
+    device = reader.embedding.weight.device
+    state = torch.load(state_file, weights_only=True, map_location=device)
+    if state["step"] < leg.steps:
+        return False
+    _take(reader, state)
+    return True
+
+
+def _take(reader: Reader, state: dict[str, Any]) -> None:
+    for name, parameter in reader.trained().items():
+        parameter.data.copy_(state["trained"][name])
 
 
 def train(
@@ -204,11 +223,10 @@ def train(
         weight_decay=0.0,
         fused=device.type == "cuda",
     )
-    state_file, step = out / "language.pt", first_step
+    state_file, step = out / f"{leg.name}.pt", first_step
     if state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location=device)
-        for name, parameter in named.items():
-            parameter.data.copy_(state["trained"][name])
+        _take(reader, state)
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     answers = pool.known_ids()
@@ -222,14 +240,14 @@ def train(
         step += 1
         if step % 10 == 0:
             seconds = time.perf_counter() - began
-            logger.info("language %d loss %.4f (%.0f s)", step, np.mean(losses[-10:]), seconds)
+            logger.info("%s %d loss %.4f (%.0f s)", leg.name, step, np.mean(losses[-10:]), seconds)
         ended = step == leg.steps or time.perf_counter() - began > 60 * minutes
         if step % _SAVE_EVERY == 0 or ended:
             trained = {name: p.detach() for name, p in named.items()}
             state = {"trained": trained, "optimizer": optimizer.state_dict(), "step": step}
             save_checkpoint(state, state_file)
         if step % _TEST_EVERY == 0 or ended:
-            logger.info("language %d TEST %s", step, json.dumps(measured(reader, test, leg)))
+            logger.info("%s %d TEST %s", leg.name, step, json.dumps(measured(reader, test, leg)))
         if ended:
             break
     return step

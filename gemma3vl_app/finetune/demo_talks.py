@@ -8,9 +8,9 @@ pictures, T soft tokens of a picture.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,7 +52,6 @@ from gemma3vl_app.scenes.wording import in_other_words
 from gemma3vl_app.tasks.prompts import PICTURE_LABEL
 
 _PART = 500  # pictures that one process draws at a time
-_TURNS = 7  # about one picture
 IGNORED = -100
 
 Shown = Scene | Print | Chart
@@ -103,14 +102,30 @@ class Speech:
 
 
 @dataclass(frozen=True)
+class Topics:
+    """What conversations are about, as shares: the demo itself, one picture, one after the other.
+
+    The rest is about several scenes. `turns` about one picture; about a scene `shares` of them are
+    of each kind.
+    """
+
+    itself: float = 0.08
+    one_picture: float = 0.57
+    one_after_the_other: float = 0.07
+    turns: int = 7
+    shares: Mapping[str, float] = field(default_factory=lambda: dict(questions.SHARES))
+
+
+@dataclass(frozen=True)
 class PoolStage:
-    """Which pictures a pool is of, and how many conversations are about them."""
+    """Which pictures a pool is of, and how many conversations are about them, and what about."""
 
     pictures: int
     talks: int
     seed: int
     kinds: Kinds = SCENES_ONLY
     held_out: bool = False
+    topics: Topics = field(default_factory=Topics)
 
 
 class PoolDrawing:
@@ -166,7 +181,7 @@ def _make_part(
     found, drawn = _draw_part(stage, count, rng, side, cells_a_side)
     file = work / f"pool-{stage.seed}-{first}.safetensors"
     save_file(drawn, file)
-    talks = Talks(found, _tokenizer(speech.tokenizer_file), speech.format)
+    talks = Talks(found, _tokenizer(speech.tokenizer_file), speech.format, stage.topics)
     wanted = stage.talks * (first + count) // stage.pictures - stage.talks * first // stage.pictures
     return file, [_moved(talks.talk(rng), first) for _ in range(wanted)]
 
@@ -215,9 +230,14 @@ class Talks:
     """Makes conversations about pictures, which are numbered in the order in which they come."""
 
     def __init__(
-        self, shown: Sequence[Shown], tokenizer: TextTokenizer, format: PromptFormat
+        self,
+        shown: Sequence[Shown],
+        tokenizer: TextTokenizer,
+        format: PromptFormat,
+        topics: Topics | None = None,
     ) -> None:
         self.shown = tuple(shown)
+        self._topics = topics or Topics()
         self._scenes = [n for n, each in enumerate(shown) if isinstance(each, Scene)]
         self._tokenizer = tokenizer
         self._format = format
@@ -226,18 +246,18 @@ class Talks:
 
     def talk(self, rng: random.Random) -> Talk:
         """Return a conversation: mostly about one picture, also about several or none."""
-        draw = rng.random()
-        if draw < 0.08:
+        topics, draw = self._topics, rng.random()
+        if draw < topics.itself:
             return self._about_itself(rng)
-        if draw < 0.65 or len(self._scenes) < 2:
+        if draw < topics.itself + topics.one_picture or len(self._scenes) < 2:
             return self._one_picture(rng)
-        if draw < 0.72:
+        if draw < topics.itself + topics.one_picture + topics.one_after_the_other:
             return self._one_after_the_other(rng)
         return self._several_scenes(rng)
 
     def _one_picture(self, rng: random.Random) -> Talk:
         number = rng.randrange(len(self.shown))
-        turns = self._turns(number, rng, _TURNS)
+        turns = self._turns(number, rng, self._topics.turns)
         # What was described before can be copied: most often it comes last.
         turns.sort(key=lambda turn: turn.kind.startswith("describe") and rng.random() < 0.7)
         if rng.random() < 0.15:
@@ -250,7 +270,7 @@ class Talks:
     def _turns(self, number: int, rng: random.Random, count: int) -> list[questions.Turn]:
         shown = self.shown[number]
         if isinstance(shown, Scene):
-            return questions.turns(shown, rng, count)
+            return questions.turns(shown, rng, count, self._topics.shares)
         return reading_questions.turns(shown, rng, count)
 
     def _one_after_the_other(self, rng: random.Random) -> Talk:

@@ -7,8 +7,9 @@ thing is meant by it; where nothing is, the answer is that it cannot be told.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from gemma3vl_app.scenes.scene import COLOURS, SHAPES, Scene, Thing
 from gemma3vl_app.scenes.wording import (
@@ -108,12 +109,12 @@ def shape(scene: Scene, rng: random.Random) -> Turn | None:
     return Turn("shape", question, sentence(article(thing.shape)))
 
 
-def count(scene: Scene, rng: random.Random) -> Turn:
-    """Ask for how many there are: of all, of a colour, of a shape."""
+def count(scene: Scene, rng: random.Random, *, of_all: float = 0.5) -> Turn:
+    """Ask for how many there are: of all, of a colour, of a shape; `of_all` is a share."""
     draw = rng.random()
-    if draw < 0.5:
+    if draw < of_all:
         number, what = len(scene.things), "shapes"
-    elif draw < 0.75:
+    elif draw < (of_all + 1) / 2:
         name = rng.choice(scene.things).shape if rng.random() < 0.8 else rng.choice(SHAPES)
         number, what = sum(each.shape == name for each in scene.things), plural(name)
     else:
@@ -134,8 +135,8 @@ def where(scene: Scene, rng: random.Random) -> Turn | None:
     return Turn("where", question, f"{thing.place.capitalize()}.")
 
 
-def relation(scene: Scene, rng: random.Random) -> Turn | None:
-    """Ask how two things lie to each other."""
+def relation(scene: Scene, rng: random.Random, *, either: float = 0.5) -> Turn | None:
+    """Ask how two things lie to each other: a share `either` "left or right", others yes or no."""
     unique = [each for each in scene.things if _count(scene, each.pair) == 1]
     if len(unique) < 2:
         return None
@@ -147,7 +148,7 @@ def relation(scene: Scene, rng: random.Random) -> Turn | None:
     first, second = _called(scene, one, rng), _called(scene, other, rng)
     low, high = ("left of", "right of") if beside else ("above", "below")
     is_low = (across if beside else down) > 0
-    if rng.random() < 0.5:
+    if rng.random() < either:
         question = f"Is the {first} {low} or {high} the {second}?"
         return Turn(
             "relation", question, f"{(low if is_low else high).capitalize()}.".replace(" of.", ".")
@@ -250,20 +251,33 @@ ABOUT_ONE: dict[str, Callable[[Scene, random.Random], Turn | None]] = {
     "size": how_large,
     "filled": filled,
     "not_there": not_there,
+    "count_some": partial(count, of_all=0.0),
+    "yes_or_no": partial(relation, either=0.0),
 }
-_SHARES = {"describe": 6, "colour": 3, "shape": 3, "count": 7, "where": 3, "relation": 14}
-_SHARES |= {"is_there": 4, "what_is": 2, "size": 1, "filled": 1, "not_there": 2}
-_SHARES |= {"describe_in_detail": 1, "background": 1}
+SHARES: Mapping[str, float] = {
+    **{"describe": 6, "colour": 3, "shape": 3, "count": 7, "where": 3, "relation": 14},
+    **{"is_there": 4, "what_is": 2, "size": 1, "filled": 1, "not_there": 2},
+    **{"describe_in_detail": 1, "background": 1},
+}
 
 
-def turns(scene: Scene, rng: random.Random, number: int) -> list[Turn]:
-    """Return about `number` turns on one scene, some of them follow-ups to the one before."""
+def turns(
+    scene: Scene, rng: random.Random, number: int, shares: Mapping[str, float] = SHARES
+) -> list[Turn]:
+    """Return about `number` turns on one scene, some of them follow-ups to the one before.
+
+    How two things lie to each other is asked no more often than there are things: what is left
+    could be told from what was said already.
+    """
     asked: list[Turn] = []
-    kinds = list(_SHARES)
+    kinds = list(shares)
     while len(asked) < number:
-        kind = rng.choices(kinds, weights=[_SHARES[each] for each in kinds])[0]
+        kind = rng.choices(kinds, weights=list(shares.values()))[0]
         turn = ABOUT_ONE[kind](scene, rng)
         if turn is None or turn.question in {each.question for each in asked}:
+            continue
+        relations = sum(each.kind == "relation" for each in asked)
+        if turn.kind == "relation" and relations == len(scene.things):
             continue
         asked.append(turn)
         if kind in ("shape", "where") and rng.random() < 0.4:

@@ -41,7 +41,7 @@ def trained(tiny):
 
 def test_shipped_files_hold_what_was_trained_under_the_names_that_loading_takes(trained, tmp_path):
     tower, reader = trained
-    demo_files.write_demo(reader, tower, tmp_path, 10, 20)
+    demo_files.write_demo(reader, tower, tmp_path, "language", 10, 20)
     state = demo_files.read_state(tmp_path)
     assert (state["stage"], state["step"], state["of_steps"]) == ("language", 10, 20)
     for name, digest in state["sha256"].items():
@@ -73,7 +73,7 @@ def _beginning(tensors, first):
 
 def test_the_shipped_lora_merges_into_the_layers_it_was_trained_beside(trained, tmp_path):
     tower, reader = trained
-    demo_files.write_demo(reader, tower, tmp_path, 1, 1)
+    demo_files.write_demo(reader, tower, tmp_path, "language", 1, 1)
     config = (shipped_demo.DATA / "adapter_config.json").read_text()
     (tmp_path / "adapter_config.json").write_text(config)
     layer = reader.language.layers[0].mlp.up_proj

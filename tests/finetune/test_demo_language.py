@@ -9,7 +9,15 @@ import torch
 from transformers import Gemma3ForConditionalGeneration
 
 from gemma3vl_app.finetune.demo_language import Leg, Reader, measured, train
-from gemma3vl_app.finetune.demo_talks import IGNORED, Pool, PoolDrawing, PoolStage, Speech, Talks
+from gemma3vl_app.finetune.demo_talks import (
+    IGNORED,
+    Pool,
+    PoolDrawing,
+    PoolStage,
+    Speech,
+    Talks,
+    Topics,
+)
 from gemma3vl_app.finetune.tower_pictures import NOTHING, labels_of
 from gemma3vl_app.messages import Conversation
 from gemma3vl_app.prompting.format import PromptFormat
@@ -164,7 +172,7 @@ def test_a_token_for_characters_begins_as_their_sum(pool, reader, tokenizer):
 def test_training_goes_on_where_it_was_ended_with_the_very_same_losses(
     pool, folder, format, tmp_path, caplog
 ):
-    leg = Leg(steps=4, sequences=2, learning_rate=1e-3, tested=2)
+    leg = Leg("leg", steps=4, sequences=2, learning_rate=1e-3, tested=2)
 
     def run(out, minutes):
         model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
@@ -195,12 +203,14 @@ def test_learning_makes_answers_likelier_in_the_whole_vocabulary(talks, pool, re
         reader,
         pool,
         pool,
-        Leg(steps=25, sequences=2, learning_rate=1e-2, tested=2),
+        Leg("leg", steps=25, sequences=2, learning_rate=1e-2, tested=2),
         tmp_path,
         minutes=9,
     )
     assert loss() < 0.9 * before
-    assert all(0 <= share <= 1 for share in measured(reader, pool, Leg(1, tested=4)).values())
+    assert all(
+        0 <= share <= 1 for share in measured(reader, pool, Leg("leg", 1, tested=4)).values()
+    )
 
 
 def test_pictures_to_be_compared_in_words_are_labelled_as_the_task_labels_them(talks, tokenizer):
@@ -220,6 +230,15 @@ def test_prints_are_asked_about_beside_scenes(talks, tokenizer, format, needs_fo
     assert {"read", "text_colour", "describe", "compare"} <= kinds
     compared = [talk for talk in made if "compare" in {kind for kind, _, _ in talk.kinds}]
     assert all(number < 3 for talk in compared for _, number in talk.pictures)  # scenes only
+
+
+def test_topics_say_what_is_talked_about(talks, tokenizer, format):
+    topics = Topics(0.0, 1.0, 0.0, turns=3, shares={"yes_or_no": 1, "count_some": 1})
+    asked = Talks(talks.shown, tokenizer, format, topics)
+    for seed in range(40):
+        talk = asked.talk(random.Random(seed))
+        assert len(talk.pictures) == 1
+        assert {kind for kind, _, _ in talk.kinds} <= {"relation", "count", "itself"}
 
 
 def test_a_pool_is_what_the_tower_sees_and_the_talks_about_it_whoever_makes_it(

@@ -1,13 +1,21 @@
 """The way from nothing to a tower that reads: stages, growth, and going on in the middle."""
 
 import argparse
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from gemma3vl_app.finetune import demo, demo_files
+from gemma3vl_app.finetune.demo_language import Leg, Reader
+from gemma3vl_app.finetune.demo_talks import PoolStage, Speech
+from gemma3vl_app.finetune.demo_tower import TowerWithHeads
 from gemma3vl_app.finetune.tower_pictures import Stage
+from gemma3vl_app.prompting.format import PromptFormat
+from gemma3vl_app.prompting.tokenizer import TextTokenizer
+from gemma3vl_app.testing import tiny_checkpoint
 from tests.finetune.conftest import tower_config
 
 SCENES = (
@@ -58,4 +66,94 @@ def test_training_goes_on_from_an_unfinished_tower_and_passes_over_what_was_done
     tower = make(config, tmp_path / "second", tmp_path, state)
     assert [file.name for file in (tmp_path / "second").iterdir()] == ["reading.pt"]
     changed = tower.tower.post_layernorm.weight - begun.tower.post_layernorm.weight
+    assert 0 < changed.abs().max() < 0.1
+
+
+TALKS = (
+    demo.LanguageStage(PoolStage(4, 6, seed=1), Leg("first", 3, 2, tested=2)),
+    demo.LanguageStage(PoolStage(4, 6, seed=2), Leg("second", 2, 2, tested=2)),
+)
+
+
+class Teaching:
+    """Training of a tiny language model, through the stages of `TALKS`."""
+
+    def __init__(self, folder, work):
+        read = {
+            name: json.loads((folder / f"{name}.json").read_text())
+            for name in ("config", "preprocessor_config")
+        }
+        self.tokenizer = TextTokenizer.from_file(folder / "tokenizer.json")
+        format = PromptFormat.from_config(
+            read["config"], read["preprocessor_config"], self.tokenizer
+        )
+        model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        torch.manual_seed(0)
+        self.reader = Reader(model, format.image_tokens)
+        self.tower = TowerWithHeads(Gemma3Config(**read["config"]))
+        self.speech = Speech(folder / "tokenizer.json", format)
+        self.work = work
+
+    def go_on(self, begun, minutes=60.0):
+        options = argparse.Namespace(work=self.work, out=self.work / "out", minutes=minutes)
+        with ThreadPoolExecutor(1) as executor:
+            stage, step = demo.train_language(
+                self.reader, self.tower, self.tokenizer, self.speech, begun, options, executor
+            )
+        return stage.leg.name, step
+
+    def learned(self):
+        return {name: p.detach().clone() for name, p in self.reader.trained().items()}
+
+    def write(self, name, step, of_steps):
+        demo_files.write_demo(self.reader, self.tower, self.work / "out", name, step, of_steps)
+        return demo_files.read_state(self.work / "out")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("demo") / "tiny", window=512)
+
+
+@pytest.fixture
+def small_talks(monkeypatch):
+    # The fit of so few pictures differs in its last digits from one time to the next.
+    monkeypatch.setattr(Reader, "start_projector", lambda self, pool, tokenizer: None)
+    monkeypatch.setattr(demo, "LANGUAGE_STAGES", TALKS)
+    monkeypatch.setattr(demo, "TEST_POOL", PoolStage(2, 2, seed=3))
+
+
+NOTHING_YET = {"stage": "", "step": 0}
+
+
+def test_the_language_model_goes_through_all_stages_also_when_ended_after_each_step(
+    folder, small_talks, tmp_path
+):
+    teaching = Teaching(folder, tmp_path / "whole")
+    assert teaching.go_on(NOTHING_YET) == ("second", 2)
+    reached = []
+    for _ in range(5):  # each as a process of its own
+        ended = Teaching(folder, tmp_path / "parts")
+        reached.append(ended.go_on(NOTHING_YET, minutes=0))
+    assert reached == [("first", 1), ("first", 2), ("second", 1), ("second", 2), ("second", 2)]
+    whole = teaching.learned()
+    for name, value in ended.learned().items():
+        torch.testing.assert_close(value, whole[name], atol=1e-6, rtol=1e-5)
+
+
+def test_the_language_model_goes_on_from_shipped_files_with_what_comes_after_their_stage(
+    folder, small_talks, tmp_path
+):
+    begun = Teaching(folder, tmp_path / "first")
+    assert begun.go_on(NOTHING_YET) == ("second", 2)
+    state = begun.write("first", 3, 3)
+    shipped = begun.learned()
+
+    later = Teaching(folder, tmp_path / "second")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "first" / "out").rename(tmp_path / "second" / "out")
+    assert later.go_on(state) == ("second", 2)
+    assert not (tmp_path / "second" / "first.pt").exists()
+    name = "base_model.model.model.language_model.layers.0.mlp.up_proj.lora_B.default.weight"
+    changed = later.learned()[name] - shipped[name]
     assert 0 < changed.abs().max() < 0.1

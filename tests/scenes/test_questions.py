@@ -92,6 +92,27 @@ def test_follow_ups_are_about_the_thing_of_the_question_before():
                 assert [f"{t.place.capitalize()}." for t in meant] == [turn.answer]
 
 
+def test_a_share_of_counts_and_relations_can_be_asked_alone():
+    assert not any("shapes" in q.split()[2:3] for q in answers("count_some"))
+    assert set(answers("yes_or_no").values()) == {"Yes.", "No."}
+    assert answers("yes_or_no")["Is the star left of the red circle?"] == "No."
+
+
+def test_turns_are_of_the_kinds_that_they_are_to_be_of():
+    rng = random.Random(5)
+    for _ in range(50):
+        asked = questions.turns(SCENE, rng, 4, {"yes_or_no": 5, "colour": 1, "count_some": 2})
+        assert {turn.kind for turn in asked} <= {"relation", "colour", "count"}
+        assert not any(" or " in turn.question for turn in asked)
+
+
+def test_no_more_is_asked_about_how_things_lie_than_there_are_things():
+    rng = random.Random(6)
+    for _ in range(50):
+        asked = questions.turns(SCENE, rng, 6, {"yes_or_no": 30, "count_some": 1, "describe": 1})
+        assert sum(turn.kind == "relation" for turn in asked) <= len(SCENE.things)
+
+
 def test_questions_about_several_pictures_have_one_right_answer():
     more = SCENE
     less = replace(SCENE, things=SCENE.things[:1])
