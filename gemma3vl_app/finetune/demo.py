@@ -11,7 +11,7 @@ import argparse
 import copy
 import logging
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +43,22 @@ _LAST_LEARNED = Topics(
     one_picture=0.82,
     one_after_the_other=0.04,
     turns=9,
+    text_turns=9,
     shares={
-        **{
-            "yes_or_no": 20,
-            "count_some": 8,
-            "relation": 2,
-            "count": 1.5,
-            "shape": 3,
-            "colour": 1.5,
-        },
-        **{"describe": 1.2, "is_there": 2, "where": 0.7, "what_is": 0.7, "size": 0.3},
-        **{"filled": 0.3, "not_there": 1, "describe_in_detail": 0.3, "background": 0.3},
+        **{"yes_or_no": 20, "count_some": 8, "relation": 2, "count": 1.5, "shape": 3},
+        **{"colour": 1.5, "describe": 1.2, "is_there": 2, "where": 0.7, "what_is": 0.7},
+        **{"size": 0.3, "filled": 0.3, "not_there": 1, "describe_in_detail": 0.3},
+        **{"background": 0.3},
     },
+)
+# A print teaches reading once: what it says can be copied from the answer before.
+_MOSTLY_READING = replace(
+    _LAST_LEARNED,
+    itself=0.03,
+    one_picture=0.88,
+    one_after_the_other=0.03,
+    text_turns=2,
+    print_shares={"read": 12, "words": 1, "text_colour": 1, "describe_text": 3, "not_there": 1},
 )
 
 
@@ -81,7 +85,17 @@ LANGUAGE_STAGES = (
             kinds=(("scene", 0.85), ("print", 0.12), ("chart", 0.03)),
             topics=_LAST_LEARNED,
         ),
-        demo_language.Leg(*("last learned", 240, 32, 5e-4), tested=100, at_once=8),
+        demo_language.Leg(*("last learned", 100, 32, 5e-4), tested=100, at_once=8),
+    ),
+    LanguageStage(
+        PoolStage(
+            8_000,
+            9_000,
+            seed=14,
+            kinds=(("scene", 0.36), ("print", 0.6), ("chart", 0.04)),
+            topics=_MOSTLY_READING,
+        ),
+        demo_language.Leg(*("mostly reading", 98, 48, 6e-4), tested=100, at_once=12),
     ),
 )
 

@@ -8,6 +8,7 @@ pictures, T soft tokens of a picture.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
@@ -105,15 +106,19 @@ class Speech:
 class Topics:
     """What conversations are about, as shares: the demo itself, one picture, one after the other.
 
-    The rest is about several scenes. `turns` about one picture; about a scene `shares` of them are
-    of each kind.
+    The rest is about several scenes. So many `turns` are about one scene, `shares` of them of each
+    kind; `text_turns` about one print or chart, with `print_shares`.
     """
 
     itself: float = 0.08
     one_picture: float = 0.57
     one_after_the_other: float = 0.07
     turns: int = 7
+    text_turns: int = 7
     shares: Mapping[str, float] = field(default_factory=lambda: dict(questions.SHARES))
+    print_shares: Mapping[str, float] = field(
+        default_factory=lambda: dict(reading_questions.PRINT_SHARES)
+    )
 
 
 @dataclass(frozen=True)
@@ -257,7 +262,9 @@ class Talks:
 
     def _one_picture(self, rng: random.Random) -> Talk:
         number = rng.randrange(len(self.shown))
-        turns = self._turns(number, rng, self._topics.turns)
+        about_scene = isinstance(self.shown[number], Scene)
+        count = self._topics.turns if about_scene else self._topics.text_turns
+        turns = self._turns(number, rng, count)
         # What was described before can be copied: most often it comes last.
         turns.sort(key=lambda turn: turn.kind.startswith("describe") and rng.random() < 0.7)
         if rng.random() < 0.15:
@@ -271,7 +278,7 @@ class Talks:
         shown = self.shown[number]
         if isinstance(shown, Scene):
             return questions.turns(shown, rng, count, self._topics.shares)
-        return reading_questions.turns(shown, rng, count)
+        return reading_questions.turns(shown, rng, count, self._topics.print_shares)
 
     def _one_after_the_other(self, rng: random.Random) -> Talk:
         """Talk about pictures of any kind, each while it is the last one."""
@@ -320,7 +327,14 @@ class Talks:
                 parts.append(self._stand_in)
             question = in_other_words(turn.question, rng) if rng.random() < 0.5 else turn.question
             conversation = conversation.user(*parts, question).assistant(turn.answer)
-        prompt = prepare(conversation, self._tokenizer, self._format)
+        letters = {
+            turn.answer: spelled(turn.answer, turn.printed, self._tokenizer)
+            for _, turn in said
+            if turn.printed
+        }
+        prompt = prepare(
+            conversation, self._tokenizer, self._format, recall=lambda _, text: letters.get(text)
+        )
         ids = np.append(prompt.ids, self._format.end_of_turn)
         spans = self._answer_spans(ids)
         labels = np.full(len(ids), IGNORED, dtype=np.int64)
@@ -340,3 +354,18 @@ class Talks:
                 first = int(at) + 3  # after `<start_of_turn>model\n`
                 spans.append((first, first + int(np.flatnonzero(ids[first:] == end)[0]) + 1))
         return spans
+
+
+def spelled(answer: str, printed: Sequence[str], tokenizer: TextTokenizer) -> list[int]:
+    """Return an answer's tokens, of which each is one letter where it says what is `printed`.
+
+    As words are usually cut into tokens, a small model would have to know by heart how each of them
+    is spelled; so it has only to say one after the other what letters it sees.
+    """
+    words = "|".join(re.escape(word) for word in sorted(printed, key=len, reverse=True))
+    parts = re.split(rf"(?<!\w)({words})(?!\w)", answer)
+    ids: list[int] = []
+    for number, part in enumerate(parts):
+        pieces = list(part) if number % 2 else [part]
+        ids += [id for piece in pieces if piece for id in tokenizer.encode(piece)]
+    return ids

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from gemma3vl_app.finetune.charts import LEAST_LEAD, Chart
 from gemma3vl_app.scenes.printed import Print
@@ -272,18 +273,25 @@ ABOUT_CHART: dict[str, Callable[[Chart, random.Random], Turn | None]] = {
     "read": read_chart,
     "not_there": not_in_chart,
 }
-_PRINT_SHARES = {"read": 10, "words": 3, "text_colour": 3, "describe_text": 3, "not_there": 2}
-_CHART_SHARES = {"tallest": 6, "bars": 6, "bar_relation": 5, "describe_chart": 3}
-_CHART_SHARES |= {"read": 1, "not_there": 2}
+PRINT_SHARES: Mapping[str, float] = {
+    **{"read": 10, "words": 3, "text_colour": 3, "describe_text": 3, "not_there": 2},
+}
+_CHART_SHARES: Mapping[str, float] = {
+    **{"tallest": 6, "bars": 6, "bar_relation": 5, "describe_chart": 3, "read": 1, "not_there": 2},
+}
 _TRIES = 20  # for each question
 
 
-def turns(shown: Print | Chart, rng: random.Random, number: int) -> list[Turn]:
+def turns(
+    shown: Print | Chart,
+    rng: random.Random,
+    number: int,
+    print_shares: Mapping[str, float] = PRINT_SHARES,
+) -> list[Turn]:
     """Return `number` different turns on a print or a chart, or fewer where no more are found."""
     ask: Callable[[str], Turn | None]
-    shares: Mapping[str, int]
     if isinstance(shown, Print):
-        shares, ask = _PRINT_SHARES, lambda kind: ABOUT_PRINT[kind](shown, rng)
+        shares, ask = print_shares, lambda kind: ABOUT_PRINT[kind](shown, rng)
     else:
         shares, ask = _CHART_SHARES, lambda kind: ABOUT_CHART[kind](shown, rng)
     asked: dict[str, Turn] = {}
@@ -291,5 +299,13 @@ def turns(shown: Print | Chart, rng: random.Random, number: int) -> list[Turn]:
         kind = rng.choices(list(shares), weights=list(shares.values()))[0]
         turn = ask(kind)
         if turn is not None and len(asked) < number:
-            asked.setdefault(turn.question, turn)
+            asked.setdefault(turn.question, replace(turn, printed=_printed(shown)))
     return list(asked.values())
+
+
+def _printed(shown: Print | Chart) -> tuple[str, ...]:
+    """Return the words of a picture, also without what ends a sentence."""
+    if isinstance(shown, Print):
+        return tuple(dict.fromkeys(each for word in shown.words for each in (word, _bare(word))))
+    values = [str(bar.value) for bar in shown.bars] if shown.numbered else []
+    return tuple(dict.fromkeys([*(bar.label for bar in shown.bars), *values]))

@@ -29,11 +29,16 @@ _MUCH_LARGER = 1.25  # by so much, one thing is clearly the largest
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, its answer, and what kind of question it is."""
+    """A question, its answer, and what kind of question it is.
+
+    `printed` are words that can be read in the picture: where they are a part of the answer, it is
+    to be written letter by letter.
+    """
 
     kind: str
     question: str
     answer: str
+    printed: tuple[str, ...] = ()
 
 
 # --- about one scene ------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from gemma3vl_app.finetune.demo_talks import (
     Speech,
     Talks,
     Topics,
+    spelled,
 )
 from gemma3vl_app.finetune.tower_pictures import NOTHING, labels_of
 from gemma3vl_app.messages import Conversation
@@ -239,6 +240,33 @@ def test_topics_say_what_is_talked_about(talks, tokenizer, format):
         talk = asked.talk(random.Random(seed))
         assert len(talk.pictures) == 1
         assert {kind for kind, _, _ in talk.kinds} <= {"relation", "count", "itself"}
+
+
+def test_what_is_printed_is_answered_letter_by_letter(talks, tokenizer, format, needs_fonts):
+    rng = random.Random(8)
+    shown = [random_print(rng) for _ in range(12)]
+    about = Talks(shown, tokenizer, format, Topics(0.0, 1.0, 0.0, text_turns=3))
+    read = 0
+    for seed in range(60):
+        talk = about.talk(random.Random(seed))
+        words = set(shown[talk.pictures[0][1]].words)
+        for kind, first, last in talk.kinds:
+            ids = talk.ids[first : last - 1].tolist()
+            answer = tokenizer.decode(ids)
+            if kind == "read" and words >= set(answer.split()):
+                assert len(ids) == len(answer)
+                read += 1
+    assert read > 20
+
+
+def test_only_the_printed_words_of_an_answer_are_spelled(tokenizer):
+    answer = 'The word "Wordy" in red letters.'
+    ids = spelled(answer, ("Wordy",), tokenizer)
+    before, after = tokenizer.encode('The word "'), tokenizer.encode('" in red letters.')
+    letters = [id for letter in "Wordy" for id in tokenizer.encode(letter)]
+    assert ids == [*before, *letters, *after]
+    assert tokenizer.decode(ids) == answer
+    assert tokenizer.decode(spelled("$5.00!\nOK", ("$5.00!", "OK"), tokenizer)) == "$5.00!\nOK"
 
 
 def test_a_pool_is_what_the_tower_sees_and_the_talks_about_it_whoever_makes_it(
