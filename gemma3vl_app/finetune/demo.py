@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/demo"), help="checkpoints")
     parser.add_argument("--out", type=Path, default=DATA, help="gets the shipped files")
-    parser.add_argument("--minutes", type=float, default=1e9, help="of the language stage")
+    parser.add_argument("--minutes", type=float, default=1e9, help="of each language stage")
     parser.add_argument("--resume", action="store_true", help="begin at the files in --out")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -198,8 +198,8 @@ def train_language(
     if begun["stage"] in names:
         demo_files.load_language(reader, options.out)
         first, step = names.index(begun["stage"]), begun["step"]
-    if step and step == begun["of_steps"] and first + 1 < len(names):
-        first, step = first + 1, 0
+        if step >= LANGUAGE_STAGES[first].leg.steps:
+            first, step = first + 1, 0
     for stage in LANGUAGE_STAGES[first:]:
         if not demo_language.take_finished(reader, stage.leg, options.work):
             stages = (stage.pool, TEST_POOL)

@@ -294,12 +294,13 @@ def turns(
         shares, ask = print_shares, lambda kind: ABOUT_PRINT[kind](shown, rng)
     else:
         shares, ask = _CHART_SHARES, lambda kind: ABOUT_CHART[kind](shown, rng)
+    printed = _printed(shown)
     asked: dict[str, Turn] = {}
     for _ in range(_TRIES * number):
         kind = rng.choices(list(shares), weights=list(shares.values()))[0]
         turn = ask(kind)
         if turn is not None and len(asked) < number:
-            asked.setdefault(turn.question, replace(turn, printed=_printed(shown)))
+            asked.setdefault(turn.question, replace(turn, printed=printed))
     return list(asked.values())
 
 

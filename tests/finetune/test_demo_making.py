@@ -157,3 +157,15 @@ def test_the_language_model_goes_on_from_shipped_files_with_what_comes_after_the
     name = "base_model.model.model.language_model.layers.0.mlp.up_proj.lora_B.default.weight"
     changed = later.learned()[name] - shipped[name]
     assert 0 < changed.abs().max() < 0.1
+
+
+def test_nothing_is_drawn_or_trained_where_the_shipped_files_are_of_the_last_stage(
+    folder, small_talks, tmp_path
+):
+    teaching = Teaching(folder, tmp_path)
+    state = teaching.write("second", 2, 2)
+    shipped = teaching.learned()
+    assert teaching.go_on(state) == ("second", 2)
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+    for name, value in teaching.learned().items():
+        torch.testing.assert_close(value, shipped[name], atol=1e-2, rtol=1e-2)  # written in bf16
