@@ -74,6 +74,6 @@ CONTROLS = (
     Control(
         *("model files", "downloads have the hash that the hub states", "loading/hub_download.py"),
         *("return digest.hexdigest() == file.hash", "return True"),
-        "loading/test_hub.py::test_other_bytes_than_announced_are_deleted_and_told",
+        "loading/hub/test_hub_download.py::test_other_bytes_than_announced_are_deleted_and_told",
     ),
 )
