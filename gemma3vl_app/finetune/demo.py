@@ -2,7 +2,8 @@
 
 Stages follow each other: the tower on single shapes, on scenes, and with more layers on text; then
 projector and LoRA on conversations. Each goes on where it was ended, from checkpoints in the work
-folder. On another machine training goes on from the files in the repository: `--resume`.
+folder. On another machine training goes on from the files in the repository: `--resume`, with the
+stages that they have not been through, first of the tower and then of the language model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from gemma3vl_app.finetune import demo_files, demo_language
 from gemma3vl_app.finetune.demo_talks import PoolDrawing, PoolStage, Speech, Topics
 from gemma3vl_app.finetune.demo_tower import TowerWithHeads, take_tower
-from gemma3vl_app.finetune.tower_drawing import several_processes
+from gemma3vl_app.finetune.tower_drawing import draw_stage, several_processes
 from gemma3vl_app.finetune.tower_pictures import Kinds
 from gemma3vl_app.finetune.tower_training import READING_STAGES, STAGES, train_stage
 from gemma3vl_app.hardware import choose_dtype
@@ -33,6 +34,7 @@ from gemma3vl_app.prompting.tokenizer import TextTokenizer
 
 DATA = shipped_demo.DATA
 FIRST_LAYERS = 6  # of the tower, until it learns to read
+_REFITTED = 4_000  # pictures, to put the projector behind a tower that was trained on
 _KINDS: Kinds = (("scene", 0.6), ("print", 0.32), ("chart", 0.08))
 TEST_POOL = PoolStage(600, 300, seed=12, kinds=_KINDS)
 
@@ -59,6 +61,16 @@ _MOSTLY_READING = replace(
     one_after_the_other=0.03,
     text_turns=2,
     print_shares={"read": 12, "words": 1, "text_colour": 1, "describe_text": 3, "not_there": 1},
+)
+# Then all of them again: a stage of mostly one thing lets others slip, most of all counting.
+_ALL_TOGETHER = replace(
+    _MOSTLY_READING,
+    turns=10,
+    shares={
+        **{"count_some": 12, "count": 3, "shape": 7, "is_there": 7, "yes_or_no": 3, "relation": 3},
+        **{"colour": 2, "describe": 1.5, "where": 1.5, "what_is": 0.8, "not_there": 1},
+        **{"size": 0.4, "filled": 0.3, "describe_in_detail": 0.4, "background": 0.3},
+    },
 )
 
 
@@ -97,6 +109,16 @@ LANGUAGE_STAGES = (
         ),
         demo_language.Leg(*("mostly reading", 98, 48, 6e-4), tested=100, at_once=12),
     ),
+    LanguageStage(
+        PoolStage(
+            9_000,
+            14_000,
+            seed=15,
+            kinds=(("scene", 0.66), ("print", 0.3), ("chart", 0.04)),
+            topics=_ALL_TOGETHER,
+        ),
+        demo_language.Leg(*("all together", 220, 48, 6e-4), tested=100, at_once=12),
+    ),
 )
 
 
@@ -111,30 +133,50 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(0)
     config = Gemma3Config(**read_json(DATA / "config.json", "demo"))
-    begun = demo_files.read_state(options.out) if options.resume else {"stage": "", "step": 0}
+    begun = begun_with(options.out) if options.resume else Begun()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with several_processes() as executor:
         tower = train_tower(config, device, begun, options, executor)
         reader, tokenizer, speech = make_reader(tower, config)
         stage, step = train_language(reader, tower, tokenizer, speech, begun, options, executor)
-    demo_files.write_demo(reader, tower, options.out, stage.leg.name, step, stage.leg.steps)
+    done = {"stage": stage.leg.name, "step": step, "of_steps": stage.leg.steps}
+    demo_files.write_demo(reader, tower, options.out, {**done, "tower": READING_STAGES[-1].name})
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How far the training of files is that it goes on from: their `stage`, and steps of it.
+
+    `tower` is the last stage that a finished tower has been through, "" for one that is not.
+    """
+
+    stage: str = ""
+    step: int = 0
+    tower: str = ""
+
+
+def begun_with(folder: Path) -> Begun:
+    """Return how far the training of the files in `folder` is."""
+    state = demo_files.read_state(folder)
+    return Begun(state["stage"], state["step"], state.get("tower", ""))
 
 
 def train_tower(
     config: Gemma3Config,
     device: str,
-    begun: dict[str, Any],
+    begun: Begun,
     options: argparse.Namespace,
     executor: Executor,
 ) -> TowerWithHeads:
     """Run the tower's stages from where training was `begun`."""
     whole = TowerWithHeads(config, device)
-    if begun["stage"] in {stage.leg.name for stage in LANGUAGE_STAGES}:
+    if begun.tower:
         demo_files.load_tower(whole, options.out)
+        train_tower_on(whole, begun.tower, options, executor)
         return whole
     tower = TowerWithHeads(with_layers(config, FIRST_LAYERS), device)
     names = [stage.name for stage in (*STAGES, *READING_STAGES)]
-    first = names.index(begun["stage"]) if begun["stage"] else 0
+    first = names.index(begun.stage) if begun.stage else 0
     for number, stage in enumerate((*STAGES, *READING_STAGES)):
         if number == len(STAGES):
             take_tower(whole, tower.state_dict())
@@ -142,11 +184,27 @@ def train_tower(
         if number < first:
             continue
         step = 0
-        if stage.name == begun["stage"]:
+        if stage.name == begun.stage:
             demo_files.load_unfinished(tower, options.out)
-            step = begun["step"]
+            step = begun.step
         train_stage(tower, stage, options.work, executor, first=number == 0, first_step=step)
     return tower
+
+
+def train_tower_on(
+    tower: TowerWithHeads, reached: str, options: argparse.Namespace, executor: Executor
+) -> None:
+    """Run the stages after the one a finished tower has `reached`, and put its projector behind."""
+    names = [stage.name for stage in READING_STAGES]
+    stages = READING_STAGES[names.index(reached) + 1 :]
+    if not stages:
+        return
+    sizes = {"patch": tower.patch, "pooled": tower.pooled}
+    pictures = draw_stage(stages[-1], _REFITTED, seed=0, **sizes).pixels
+    before = tower.look_at_all(pictures)
+    for stage in stages:
+        train_stage(tower, stage, options.work, executor, first=False)
+    tower.refit_projector(before, tower.look_at_all(pictures))
 
 
 def with_layers(config: Gemma3Config, layers: int) -> Gemma3Config:
@@ -185,7 +243,7 @@ def train_language(
     tower: TowerWithHeads,
     tokenizer: TextTokenizer,
     speech: Speech,
-    begun: dict[str, Any],
+    begun: Begun,
     options: argparse.Namespace,
     executor: Executor,
 ) -> tuple[LanguageStage, int]:
@@ -193,11 +251,10 @@ def train_language(
 
     Ends with the stage in which `--minutes` are over.
     """
-    names = [stage.leg.name for stage in LANGUAGE_STAGES]
     first, step = 0, 0
-    if begun["stage"] in names:
-        demo_files.load_language(reader, options.out)
-        first, step = names.index(begun["stage"]), begun["step"]
+    if begun.tower:
+        demo_files.load_adapter(reader, options.out)
+        first, step = [stage.leg.name for stage in LANGUAGE_STAGES].index(begun.stage), begun.step
         if step >= LANGUAGE_STAGES[first].leg.steps:
             first, step = first + 1, 0
     for stage in LANGUAGE_STAGES[first:]:

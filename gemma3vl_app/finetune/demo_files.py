@@ -33,18 +33,14 @@ def write_unfinished(tower: TowerWithHeads, out: Path, stage: str, step: int) ->
 
 
 def write_demo(
-    reader: Reader, tower: TowerWithHeads, out: Path, stage: str, step: int, steps: int
+    reader: Reader, tower: TowerWithHeads, out: Path, state: dict[str, str | int]
 ) -> None:
-    """Write tower, projector and LoRA under the hub's names: what is shipped.
-
-    `step` of so many `steps` of a `stage` of the language model are done.
-    """
+    """Write what is shipped: tower, projector and LoRA under the hub's names, and the state."""
     tensors = {f"{_TOWER_PREFIX}{key}": t for key, t in tower.tower.state_dict().items()}
     projector = reader.projector.state_dict()
     tensors |= {f"{_PROJECTOR_PREFIX}{key}": t for key, t in projector.items()}
     adapter = get_peft_model_state_dict(reader.peft)
     adapter = {key: t for key, t in adapter.items() if ".lora_" in key}
-    state = {"stage": stage, "step": step, "of_steps": steps}
     _write(out, {TOWER: tensors, ADAPTER: adapter}, state)
     (out / UNFINISHED).unlink(missing_ok=True)
 
@@ -98,9 +94,7 @@ def stretched(positions: torch.Tensor, side: int) -> torch.Tensor:
     return grid.flatten(2)[0].T
 
 
-def load_language(reader: Reader, folder: Path) -> None:
-    """Take projector and LoRA from shipped files."""
-    weight = load_file(folder / TOWER)[f"{_PROJECTOR_PREFIX}mm_input_projection_weight"]
-    reader.projector.mm_input_projection_weight.data.copy_(weight)
+def load_adapter(reader: Reader, folder: Path) -> None:
+    """Take the LoRA from shipped files; the projector comes with `load_tower`."""
     adapter = {key: t.float() for key, t in load_file(folder / ADAPTER).items()}
     set_peft_model_state_dict(reader.peft, adapter)

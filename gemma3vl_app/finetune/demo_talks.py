@@ -162,19 +162,13 @@ class PoolDrawing:
             file, made = part.result()
             drawn = load_file(file)
             file.unlink()
-            seen.append(_seen(self._tower, drawn["pixels"]))
+            seen.append(self._tower.look_at_all(drawn["pixels"]))
             labels.append(drawn["labels"].numpy())
             characters.append(drawn["characters"].numpy())
             talks += made
         return Pool(
             torch.cat(seen), np.concatenate(labels), np.concatenate(characters), tuple(talks)
         )
-
-
-@torch.no_grad()
-def _seen(tower: TowerWithHeads, pixels: torch.Tensor, at_once: int = 50) -> torch.Tensor:
-    parts = [each.to(tower.device) for each in torch.split(pixels, at_once)]
-    return torch.cat([tower.look(each) for each in parts])
 
 
 def _make_part(

@@ -71,6 +71,11 @@ class TowerWithHeads(nn.Module):
         """Where it is computed."""
         return self.centre.weight.device
 
+    def requires_tower_grad_(self, learns: bool) -> None:
+        """Let the tower learn as the heads do, or stay as it is."""
+        self.tower.requires_grad_(learns)
+        self.projector.requires_grad_(learns)
+
     def patch_vectors(self, pixels: torch.Tensor, corner: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """Return the tower's output, (B, P, D), for pixels (B, 3, side, side).
 
@@ -98,6 +103,21 @@ class TowerWithHeads(nn.Module):
     def look(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return what the projector sees of whole pictures, (B, C, D)."""
         return self.cells(self.patch_vectors(scaled(pixels)))
+
+    @torch.no_grad()
+    def look_at_all(self, pixels: torch.Tensor, at_once: int = 50) -> torch.Tensor:
+        """Return what the projector sees of many pictures, some of them computed together."""
+        return torch.cat([self.look(each.to(self.device)) for each in pixels.split(at_once)])
+
+    @torch.no_grad()
+    def refit_projector(self, before: torch.Tensor, now: torch.Tensor) -> None:
+        """Let the language model get the same vectors of pictures as before, as nearly as it can.
+
+        `before` and `now` are what the tower has seen of the same pictures, (B, C, D) each; the
+        projector's matrix becomes the least-squares fit from one to the other, times what it was.
+        """
+        weight = self.projector.mm_input_projection_weight
+        weight.copy_(torch.linalg.lstsq(now.flatten(0, 1), before.flatten(0, 1)).solution @ weight)
 
     def loss(
         self, drawn: Drawn, heads: Collection[str], corner: tuple[int, int] = (0, 0)

@@ -91,6 +91,7 @@ class Stage:
     kinds: Kinds = SCENES_ONLY
     places: bool = False  # positions are put in at its beginning
     at_first: float = 1.0  # share of the pictures that are drawn before learning begins
+    heads_alone: int = 0  # steps at its beginning in which the tower stays as it is: for new heads
 
     def available(self, step: int) -> int:
         """Return how many pictures are learned from at a step; all from halfway on."""

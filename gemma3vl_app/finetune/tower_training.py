@@ -62,6 +62,14 @@ READING_STAGES = (
         at_first=0.05,
         kinds=(("scene", 0.46), ("print", 0.46), ("chart", 0.08)),
     ),
+    # Sized for 2 cores with bf16 arithmetic; begins with a finished tower also, which has no heads.
+    Stage(
+        *("reading on", 224, False, 60_000, 128, 1_500, 4e-4),
+        seed=16,
+        at_first=0.05,
+        kinds=(("scene", 0.2), ("print", 0.74), ("chart", 0.06)),
+        heads_alone=200,
+    ),
 )
 
 
@@ -177,8 +185,11 @@ def _steps(
     began = time.perf_counter()
     while step < stage.steps:
         rng = np.random.default_rng((stage.seed, step))
+        with_tower = step >= stage.heads_alone
+        model.requires_tower_grad_(with_tower)
+        since_start = step - (max(first_step, stage.heads_alone) if with_tower else first_step)
         for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * _rate(step, stage.steps, step - first_step)
+            group["lr"] = stage.learning_rate * _rate(step, stage.steps, since_start)
         there = stage.available(step)
         chosen = torch.from_numpy(rng.integers(0, there, stage.batch)).to(model.device)
         batch = flipped(drawing.first(there)[chosen], rng)

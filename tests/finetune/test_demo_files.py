@@ -41,9 +41,10 @@ def trained(tiny):
 
 def test_shipped_files_hold_what_was_trained_under_the_names_that_loading_takes(trained, tmp_path):
     tower, reader = trained
-    demo_files.write_demo(reader, tower, tmp_path, "language", 10, 20)
+    done = {"stage": "language", "step": 10, "of_steps": 20, "tower": "reading"}
+    demo_files.write_demo(reader, tower, tmp_path, done)
     state = demo_files.read_state(tmp_path)
-    assert (state["stage"], state["step"], state["of_steps"]) == ("language", 10, 20)
+    assert {name: state[name] for name in done} == done
     for name, digest in state["sha256"].items():
         assert demo_files.sha256(tmp_path / name) == digest
 
@@ -55,25 +56,20 @@ def test_shipped_files_hold_what_was_trained_under_the_names_that_loading_takes(
     }
 
     kept = {name: p.detach().bfloat16().float() for name, p in reader.trained().items()}
-    for parameter in reader.trained().values():
+    before = tower.tower.post_layernorm.weight.detach().clone()
+    for parameter in (*reader.trained().values(), tower.tower.post_layernorm.weight):
         torch.nn.init.zeros_(parameter)
-    demo_files.load_language(reader, tmp_path)
+    demo_files.load_adapter(reader, tmp_path)
+    demo_files.load_tower(tower, tmp_path)
+    reader.projector.load_state_dict(tower.projector.state_dict())
     for name, parameter in reader.trained().items():
         assert torch.equal(parameter.detach(), kept[name])
-
-    before = tower.tower.post_layernorm.weight.detach().clone()
-    torch.nn.init.zeros_(tower.tower.post_layernorm.weight)
-    demo_files.load_tower(tower, tmp_path)
     assert torch.equal(tower.tower.post_layernorm.weight, before)
-
-
-def _beginning(tensors, first):
-    return {name for name in tensors if name.startswith(first)}
 
 
 def test_the_shipped_lora_merges_into_the_layers_it_was_trained_beside(trained, tmp_path):
     tower, reader = trained
-    demo_files.write_demo(reader, tower, tmp_path, "language", 1, 1)
+    demo_files.write_demo(reader, tower, tmp_path, {"stage": "language", "step": 1})
     config = (shipped_demo.DATA / "adapter_config.json").read_text()
     (tmp_path / "adapter_config.json").write_text(config)
     layer = reader.language.layers[0].mlp.up_proj

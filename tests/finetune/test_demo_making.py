@@ -3,15 +3,18 @@
 import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from gemma3vl_app.finetune import demo, demo_files
+from gemma3vl_app.finetune.demo import Begun
 from gemma3vl_app.finetune.demo_language import Leg, Reader
 from gemma3vl_app.finetune.demo_talks import PoolStage, Speech
 from gemma3vl_app.finetune.demo_tower import TowerWithHeads
+from gemma3vl_app.finetune.tower_drawing import draw_stage
 from gemma3vl_app.finetune.tower_pictures import Stage
 from gemma3vl_app.prompting.format import PromptFormat
 from gemma3vl_app.prompting.tokenizer import TextTokenizer
@@ -48,7 +51,7 @@ def test_the_tower_goes_through_all_stages_and_grows_before_it_reads(
     config, small_stages, tmp_path, needs_fonts
 ):
     torch.manual_seed(0)
-    tower = make(config, tmp_path, tmp_path / "out", {"stage": "", "step": 0})
+    tower = make(config, tmp_path, tmp_path / "out", Begun())
     assert len(tower.tower.encoder.layers) == 3
     states = [torch.load(tmp_path / f"{s.name}.pt")["model"] for s in (*SCENES, *READING)]
     layers = [{key.split(".")[3] for key in state if "encoder.layers" in key} for state in states]
@@ -60,13 +63,40 @@ def test_training_goes_on_from_an_unfinished_tower_and_passes_over_what_was_done
     config, small_stages, tmp_path, needs_fonts
 ):
     torch.manual_seed(0)
-    begun = make(config, tmp_path / "first", tmp_path, {"stage": "", "step": 0})
+    begun = make(config, tmp_path / "first", tmp_path, Begun())
     demo_files.write_unfinished(begun, tmp_path, "reading", 1)
-    state = demo_files.read_state(tmp_path)
-    tower = make(config, tmp_path / "second", tmp_path, state)
+    tower = make(config, tmp_path / "second", tmp_path, demo.begun_with(tmp_path))
     assert [file.name for file in (tmp_path / "second").iterdir()] == ["reading.pt"]
     changed = tower.tower.post_layernorm.weight - begun.tower.post_layernorm.weight
     assert 0 < changed.abs().max() < 0.1
+
+
+READING_ON = replace(READING[0], name="reading on", steps=4, heads_alone=2)
+
+
+def test_a_finished_tower_goes_through_the_stages_that_it_has_not_been_through(
+    config, small_stages, tmp_path, needs_fonts, monkeypatch
+):
+    torch.manual_seed(0)
+    reader = Reader(Gemma3ForConditionalGeneration(config), config.mm_tokens_per_image)
+    torch.nn.init.normal_(reader.projector.mm_input_projection_weight)
+    finished, work, out = TowerWithHeads(config), tmp_path / "work", tmp_path / "out"
+    done = {"stage": "language", "step": 1, "tower": "reading"}
+    demo_files.write_demo(reader, finished, out, done)
+    begun = demo.begun_with(out)
+    tower = make(config, work, out, begun)
+    assert not work.exists()
+
+    monkeypatch.setattr(demo, "READING_STAGES", (*READING, READING_ON))
+    monkeypatch.setattr(demo, "_REFITTED", 40)
+    later = make(config, work, out, begun)
+    assert [file.name for file in work.iterdir()] == ["reading on.pt"]
+    pixels = draw_stage(READING_ON, 8, seed=0, patch=later.patch, pooled=later.pooled).pixels
+    seen = [each.look_at_all(pixels) for each in (tower, later)]
+    assert (seen[1] - seen[0]).abs().max() > 0.01
+    refitted, kept = (each.projector.mm_input_projection_weight for each in (later, tower))
+    change = (seen[1] @ refitted - seen[0] @ kept).square().mean()
+    assert change < 0.5 * (seen[1] @ kept - seen[0] @ kept).square().mean()
 
 
 TALKS = (
@@ -105,9 +135,10 @@ class Teaching:
     def learned(self):
         return {name: p.detach().clone() for name, p in self.reader.trained().items()}
 
-    def write(self, name, step, of_steps):
-        demo_files.write_demo(self.reader, self.tower, self.work / "out", name, step, of_steps)
-        return demo_files.read_state(self.work / "out")
+    def write(self, name, step, of_steps, tower="reading"):
+        done = {"stage": name, "step": step, "of_steps": of_steps, "tower": tower}
+        demo_files.write_demo(self.reader, self.tower, self.work / "out", done)
+        return demo.begun_with(self.work / "out")
 
 
 @pytest.fixture(scope="module")
@@ -123,18 +154,15 @@ def small_talks(monkeypatch):
     monkeypatch.setattr(demo, "TEST_POOL", PoolStage(2, 2, seed=3))
 
 
-NOTHING_YET = {"stage": "", "step": 0}
-
-
 def test_the_language_model_goes_through_all_stages_also_when_ended_after_each_step(
     folder, small_talks, tmp_path
 ):
     teaching = Teaching(folder, tmp_path / "whole")
-    assert teaching.go_on(NOTHING_YET) == ("second", 2)
+    assert teaching.go_on(Begun()) == ("second", 2)
     reached = []
     for _ in range(5):  # each as a process of its own
         ended = Teaching(folder, tmp_path / "parts")
-        reached.append(ended.go_on(NOTHING_YET, minutes=0))
+        reached.append(ended.go_on(Begun(), minutes=0))
     assert reached == [("first", 1), ("first", 2), ("second", 1), ("second", 2), ("second", 2)]
     whole = teaching.learned()
     for name, value in ended.learned().items():
@@ -145,7 +173,7 @@ def test_the_language_model_goes_on_from_shipped_files_with_what_comes_after_the
     folder, small_talks, tmp_path
 ):
     begun = Teaching(folder, tmp_path / "first")
-    assert begun.go_on(NOTHING_YET) == ("second", 2)
+    assert begun.go_on(Begun()) == ("second", 2)
     state = begun.write("first", 3, 3)
     shipped = begun.learned()
 

@@ -149,6 +149,28 @@ def test_an_interrupted_stage_goes_on_as_if_it_had_not_been(tower, tmp_path, mon
         torch.testing.assert_close(value, whole[name], atol=0, rtol=0)
 
 
+def test_new_heads_learn_alone_first_and_the_tower_after_them(
+    tower, tmp_path, monkeypatch, executor
+):
+    monkeypatch.setattr("gemma3vl_app.finetune.tower_training._TEST_PICTURES", 8)
+    monkeypatch.setattr("gemma3vl_app.finetune.tower_training._SAVE_EVERY", 3)
+    stage = replace(TINY, steps=6, heads_alone=3, learning_rate=1e-2)
+    start = {name: value.clone() for name, value in tower.state_dict().items()}
+    saved = []
+    monkeypatch.setattr(
+        "gemma3vl_app.finetune.tower_training.save_checkpoint",
+        lambda state, file: saved.append({k: v.clone() for k, v in state["model"].items()}),
+    )
+    train_stage(tower, stage, tmp_path, executor, first=False)
+
+    def changed(state, part):
+        names = [name for name in start if name.startswith(part)]
+        return any(not torch.equal(state[name], start[name]) for name in names)
+
+    assert [changed(state, "tower.") for state in saved] == [False, True]
+    assert [changed(state, "heads.") for state in saved] == [True, True]
+
+
 def test_learning_lowers_the_loss_on_what_was_seen(tower, tmp_path):
     drawn = drawn_for(tower, TINY, 8)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=3e-3)
