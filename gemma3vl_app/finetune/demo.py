@@ -139,8 +139,12 @@ def main() -> None:
         tower = train_tower(config, device, begun, options, executor)
         reader, tokenizer, speech = make_reader(tower, config)
         stage, step = train_language(reader, tower, tokenizer, speech, begun, options, executor)
-    done = {"stage": stage.leg.name, "step": step, "of_steps": stage.leg.steps}
-    demo_files.write_demo(reader, tower, options.out, {**done, "tower": READING_STAGES[-1].name})
+    done: dict[str, str | int] = {
+        "stage": stage.leg.name,
+        "step": step,
+        "of_steps": stage.leg.steps,
+    }
+    demo_files.write_demo(reader, tower, options.out, done | {"tower": READING_STAGES[-1].name})
 
 
 @dataclass(frozen=True)

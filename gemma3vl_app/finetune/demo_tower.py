@@ -107,7 +107,8 @@ class TowerWithHeads(nn.Module):
     @torch.no_grad()
     def look_at_all(self, pixels: torch.Tensor, at_once: int = 50) -> torch.Tensor:
         """Return what the projector sees of many pictures, some of them computed together."""
-        return torch.cat([self.look(each.to(self.device)) for each in pixels.split(at_once)])
+        parts = torch.split(pixels, at_once)
+        return torch.cat([self.look(each.to(self.device)) for each in parts])
 
     @torch.no_grad()
     def refit_projector(self, before: torch.Tensor, now: torch.Tensor) -> None:
