@@ -119,6 +119,17 @@ LANGUAGE_STAGES = (
         ),
         demo_language.Leg(*("all together", 220, 48, 6e-4), tested=100, at_once=12),
     ),
+    # For a tower that has been through "reading on" since: mostly what it can read now.
+    LanguageStage(
+        PoolStage(
+            9_000,
+            9_000,
+            seed=17,
+            kinds=(("scene", 0.46), ("print", 0.5), ("chart", 0.04)),
+            topics=_ALL_TOGETHER,
+        ),
+        demo_language.Leg(*("with better eyes", 100, 48, 5e-4), tested=100, at_once=12),
+    ),
 )
 
 
@@ -143,8 +154,9 @@ def main() -> None:
         "stage": stage.leg.name,
         "step": step,
         "of_steps": stage.leg.steps,
+        "tower": READING_STAGES[-1].name,
     }
-    demo_files.write_demo(reader, tower, options.out, done | {"tower": READING_STAGES[-1].name})
+    demo_files.write_demo(reader, tower, options.out, done)
 
 
 @dataclass(frozen=True)
