@@ -72,6 +72,12 @@ _ALL_TOGETHER = replace(
         **{"size": 0.4, "filled": 0.3, "describe_in_detail": 0.4, "background": 0.3},
     },
 )
+# And again for a tower that reads better, with more about shapes; what is asked less is lost soon.
+_WITH_BETTER_EYES = replace(
+    _ALL_TOGETHER,
+    shares={**_ALL_TOGETHER.shares, "shape": 13, "count_some": 9, "colour": 3},
+)
+_ALL_ONCE_MORE = replace(_ALL_TOGETHER, shares={**_ALL_TOGETHER.shares, "shape": 10, "colour": 3})
 
 
 @dataclass(frozen=True)
@@ -119,16 +125,26 @@ LANGUAGE_STAGES = (
         ),
         demo_language.Leg(*("all together", 220, 48, 6e-4), tested=100, at_once=12),
     ),
-    # For a tower that has been through "reading on" since: mostly what it can read now.
+    # For a tower that has been through "each letter once" since.
+    LanguageStage(
+        PoolStage(
+            7_000,
+            6_000,
+            seed=17,
+            kinds=(("scene", 0.46), ("print", 0.5), ("chart", 0.04)),
+            topics=_WITH_BETTER_EYES,
+        ),
+        demo_language.Leg(*("with better eyes", 42, 48, 5e-4), tested=100, at_once=12, fall=0.8),
+    ),
     LanguageStage(
         PoolStage(
             9_000,
             9_000,
-            seed=17,
-            kinds=(("scene", 0.46), ("print", 0.5), ("chart", 0.04)),
-            topics=_ALL_TOGETHER,
+            seed=20,
+            kinds=(("scene", 0.56), ("print", 0.4), ("chart", 0.04)),
+            topics=_ALL_ONCE_MORE,
         ),
-        demo_language.Leg(*("with better eyes", 100, 48, 5e-4), tested=100, at_once=12),
+        demo_language.Leg(*("all once more", 100, 48, 5e-4), tested=100, at_once=12, fall=0.8),
     ),
 )
 

@@ -180,6 +180,7 @@ class Leg:
     tested: int = 60
     at_once: int = 4
     padded_to: int = 1
+    fall: float = 0.5  # share of the steps, at their end, in which the learning rate falls
 
 
 def take_finished(reader: Reader, leg: Leg, out: Path) -> bool:
@@ -235,7 +236,7 @@ def train(
         rng = random.Random(f"{leg.seed}/{step}")
         batch = rng.sample(pool.talks, leg.sequences)
         for group in optimizer.param_groups:
-            group["lr"] = leg.learning_rate * _rate(step, leg.steps, step - first_step)
+            group["lr"] = leg.learning_rate * _rate(step, leg, step - first_step)
         losses.append(_step(reader, pool, batch, answers, leg, step, optimizer))
         step += 1
         if step % 10 == 0:
@@ -304,6 +305,7 @@ def measured(reader: Reader, pool: Pool, leg: Leg) -> dict[str, float]:
     return {kind: round(sum(each) / len(each), 2) for kind, each in sorted(right.items())}
 
 
-def _rate(step: int, steps: int, since_start: int) -> float:
+def _rate(step: int, leg: Leg, since_start: int) -> float:
     """Return the learning rate's factor: a rise in each leg, a plateau, a fall to a twentieth."""
-    return min(1.0, (since_start + 1) / 20) * max(0.05, min(1.0, (steps - step) / (0.5 * steps)))
+    fall = min(1.0, (leg.steps - step) / (leg.fall * leg.steps))
+    return min(1.0, (since_start + 1) / 20) * max(0.05, fall)

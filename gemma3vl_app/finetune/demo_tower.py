@@ -34,7 +34,6 @@ from gemma3vl_app.scenes.fonts import CHARACTERS
 logger = logging.getLogger(__name__)
 
 _CENTRE_WEIGHT = 8.0  # few cells hold a centre, or are beside one
-_NO_CHARACTER_WEIGHT = 0.5  # many places hold none
 _LAYERS = "tower.encoder.layers."
 
 
@@ -151,11 +150,11 @@ class TowerWithHeads(nn.Module):
         masks = drawn.masks.float() / 255  # (B, P, fine * fine)
         total = total + nn.functional.binary_cross_entropy_with_logits(self.inside(patches), masks)
         if (drawn.patch_characters != NOTHING).any():
-            near, _ = _character_loss(self.patch_characters(patches), drawn.patch_characters)
-            read, right["characters"] = _character_loss(
-                self.cell_characters(cells), drawn.cell_characters
-            )
-            total = total + near + read
+            near = _character_loss(self.patch_characters(patches), drawn.patch_characters)
+            scores = self.cell_characters(cells)
+            labels = claimed_characters(scores.detach(), drawn)
+            total = total + near + _character_loss(scores, labels)
+            right["text"] = _read_rightly(scores, labels)
         return total, right
 
 
@@ -194,20 +193,61 @@ def claimed(centre: torch.Tensor, drawn: Drawn) -> tuple[torch.Tensor, torch.Ten
     return result, claimable
 
 
-def _character_loss(
-    scores: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss on characters, and the share of those told rightly.
+def claimed_characters(scores: torch.Tensor, drawn: Drawn) -> torch.Tensor:
+    """Return which characters each cell is to say, those on borders included; (B, C, slots).
 
-    `scores` (B, parts, slots * known), `labels` (B, parts, slots), at least one of which is there.
+    A character on a border is the last of the cell before it, if that says so itself, and else the
+    first of the one behind it: what counts is that both agree. `scores` (B, C, slots * known).
+    """
+    own, border = drawn.cell_characters.long(), drawn.border_characters.long()
+    batch, cells, slots = own.shape
+    side = math.isqrt(cells)
+    told = scores.view(batch, side, side, slots, -1)  # row, column
+    own, border = own.view(batch, side, side, slots), border.view(batch, side, side)
+    result, taken = own.clone(), torch.zeros_like(border[..., 0], dtype=torch.bool)
+    for column in range(side):
+        mine = own[:, :, column]  # (B, side, slots)
+        first = border[:, :, column]  # (B, side)
+        shifted = torch.cat([first[..., None], mine[..., :-1]], dim=-1)
+        mine = torch.where(((first != NOTHING) & ~taken)[..., None], shifted, mine)
+        if column + 1 < side:
+            next_one = border[:, :, column + 1]
+            count = (mine != NOTHING).sum(-1)  # the slot in which it would be
+            at = count.clamp(max=slots - 1)[..., None]
+            said = told[:, :, column].gather(2, at[..., None].expand(-1, -1, -1, told.shape[-1]))
+            wanted = said[:, :, 0].gather(2, next_one[..., None] + 1)[..., 0]  # 0 is none
+            taken = (next_one != NOTHING) & (count < slots) & (wanted > said[:, :, 0, 0])
+            mine = torch.where(
+                taken[..., None] & (torch.arange(slots, device=mine.device) == at),
+                next_one[..., None],
+                mine,
+            )
+        result[:, :, column] = mine
+    return result.view(batch, cells, slots)
+
+
+def _character_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the loss on characters and on where they end.
+
+    Each part says its characters and then that there are no more, both of the same weight: where
+    the end weighs less, letters near a border are said by both cells. `scores` (B, parts, slots *
+    known), `labels` (B, parts, slots), at least one of which is there.
     """
     wanted = labels.long() + 1  # 0 is none
     scores = scores.view(*wanted.shape, -1)  # (B, parts, slots, known)
     there = wanted > 0
-    found, none = scores[there], scores[~there]
-    loss = nn.functional.cross_entropy(found, wanted[there])
-    loss = loss + _NO_CHARACTER_WEIGHT * nn.functional.cross_entropy(none, wanted[~there])
-    return loss, (found.argmax(-1) == wanted[there]).float().mean()
+    end = ~there & (there.sum(-1, keepdim=True) == torch.arange(there.shape[-1]).to(there.device))
+    said = there | end
+    return nn.functional.cross_entropy(scores[said], wanted[said], reduction="sum") / there.sum()
+
+
+def _read_rightly(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return which share of the cells that hold characters, or say some, say just theirs."""
+    wanted = labels.long() + 1  # 0 is none
+    told = scores.view(*wanted.shape, -1).argmax(-1)  # (B, C, slots)
+    counted = (wanted > 0).any(-1) | (told[..., 0] > 0)
+    told = told.where((told > 0).cumprod(-1).bool(), 0)  # what comes after the end is not said
+    return (told == wanted).all(-1)[counted].float().mean()
 
 
 def take_tower(model: TowerWithHeads, state: Mapping[str, torch.Tensor]) -> None:

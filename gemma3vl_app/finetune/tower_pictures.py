@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from gemma3vl_app.finetune import charts
+from gemma3vl_app.finetune.pages import draw_page
 from gemma3vl_app.scenes import print_drawing
 from gemma3vl_app.scenes.drawing import draw_with_mask
 from gemma3vl_app.scenes.fonts import CHARACTERS
@@ -38,8 +39,9 @@ CELL_CHARACTERS, PATCH_CHARACTERS = 6, 2  # that are labelled, in reading order
 FINE = 4  # parts a side of a patch
 _INSIDE = 0.8  # of a thing's radius: patches so near its centre are taken for a part of it
 _NEAR = 0.3  # of a cell: centres so near its border may be taken for the neighbour's
+_NEAR_LETTER = 0.15  # of a cell: the same of characters, to the left and right
 
-Kind = Literal["scene", "print", "chart"]
+Kind = Literal["scene", "print", "chart", "page"]
 Kinds = tuple[tuple[Kind, float], ...]  # with their shares
 SCENES_ONLY: Kinds = (("scene", 1.0),)
 Pixels = npt.NDArray[np.uint8]  # (N, side, side, 3)
@@ -54,7 +56,9 @@ class Drawn:
     `cells` (N, C, heads) in the order of `HEADS`; `neighbours` (N, C, 2), -1, 0 or 1 down and
     across: next to which cells a thing's centre lies, see `neighbours_of`; `patches` (N, P, 2),
     shape and colour; `masks` (N, P, fine * fine), how much of each part of a patch is covered, 0 to
-    255; `cell_characters` (N, C, 6) and `patch_characters` (N, P, 2), numbers in `CHARACTERS`.
+    255; `cell_characters` (N, C, 6) and `patch_characters` (N, P, 2), numbers in `CHARACTERS`;
+    `border_characters` (N, C), one near each cell's left border that the cell may leave to the one
+    before it, and that is not among `cell_characters`.
     """
 
     pixels: torch.Tensor  # (N, side, side, 3), uint8
@@ -63,6 +67,7 @@ class Drawn:
     patches: torch.Tensor
     masks: torch.Tensor  # uint8
     cell_characters: torch.Tensor
+    border_characters: torch.Tensor
     patch_characters: torch.Tensor
 
     def __getitem__(self, chosen: torch.Tensor | slice) -> Drawn:
@@ -91,6 +96,7 @@ class Stage:
     kinds: Kinds = SCENES_ONLY
     places: bool = False  # positions are put in at its beginning
     at_first: float = 1.0  # share of the pictures that are drawn before learning begins
+    fall: float = 0.35  # share of the steps, at their end, in which the learning rate falls
     heads_alone: int = 0  # steps at its beginning in which the tower stays as it is: for new heads
 
     def available(self, step: int) -> int:
@@ -141,6 +147,10 @@ def _draw_one(
         picture, letters = print_drawing.draw_with_letters(shown, rng, side=side)
         mask = _boxes([(e.left, e.top, e.right, e.bottom) for e in letters], picture.size)
         patches = np.full((patches_a_side**2, 2), NOTHING, dtype=np.int8)
+    elif kind == "page":
+        picture, letters = draw_page(rng, stage.side)
+        mask = _boxes([(e.left, e.top, e.right, e.bottom) for e in letters], picture.size)
+        patches = np.full((patches_a_side**2, 2), NOTHING, dtype=np.int8)
     else:
         chart = charts.random_chart(rng)
         picture, letters = charts.draw_with_letters(chart, rng)
@@ -154,7 +164,7 @@ def _draw_one(
         neighbours,
         patches,
         fine_mask(mask, patches_a_side),
-        characters_of(letters, cells_a_side, CELL_CHARACTERS),
+        *claimable_characters(letters, cells_a_side),
         characters_of(letters, patches_a_side, PATCH_CHARACTERS),
     )
 
@@ -211,16 +221,55 @@ def parts_of(scene: Scene, patches_a_side: int) -> Labels:
 def characters_of(letters: Iterable[Letter], parts_a_side: int, most: int) -> Labels:
     """Return the characters that have their middle in each part of a picture; (parts, most)."""
     labels = np.full((parts_a_side**2, most), NOTHING, dtype=np.int8)
-    counts = [0] * len(labels)
-    for each in letters:
-        column = int((each.left + each.right) / 2 * parts_a_side)
-        row = int((each.top + each.bottom) / 2 * parts_a_side)
-        if 0 <= column < parts_a_side and 0 <= row < parts_a_side:
-            part = row * parts_a_side + column
-            if counts[part] < most:
-                labels[part, counts[part]] = CHARACTERS.index(each.character)
-            counts[part] += 1
+    for part, found in _by_part(letters, parts_a_side).items():
+        numbers = [CHARACTERS.index(each.character) for _, each in found][:most]
+        labels[part, : len(numbers)] = numbers
     return labels
+
+
+def claimable_characters(letters: Iterable[Letter], cells_a_side: int) -> tuple[Labels, Labels]:
+    """Return the characters of each cell that are its own, (C, 6), and those on borders, (C,).
+
+    No picture shows on which side of a border a letter's middle lies that is within a pixel of it.
+    So one character near a cell's left border is the cell's first or the last of the one before,
+    where it stands after all characters of that and before all of this one.
+    """
+    cells = _by_part(letters, cells_a_side)
+    border = np.full(cells_a_side**2, NOTHING, dtype=np.int8)
+    own = {cell: [each for _, each in found] for cell, found in cells.items()}
+    for cell in range(cells_a_side**2):
+        column = cell % cells_a_side
+        before, here = cells.get(cell - 1, []), cells.get(cell, [])
+        if column == 0 or (before and here and before[-1][0] > here[0][0]):
+            continue  # of two lines: what would be put in front of one belongs to the other
+        near = [
+            (abs(_across(each) * cells_a_side - column), each)
+            for each in [each for _, each in (*before[-1:], *here[:1])]
+        ]
+        away, chosen = min(near, key=lambda pair: pair[0], default=(1.0, None))
+        if chosen is not None and away < _NEAR_LETTER:
+            border[cell] = CHARACTERS.index(chosen.character)
+            for side in (cell - 1, cell):
+                own[side] = [each for each in own.get(side, []) if each is not chosen]
+    labels = np.full((cells_a_side**2, CELL_CHARACTERS), NOTHING, dtype=np.int8)
+    for cell, kept in own.items():
+        numbers = [CHARACTERS.index(each.character) for each in kept][:CELL_CHARACTERS]
+        labels[cell, : len(numbers)] = numbers
+    return labels, border
+
+
+def _by_part(letters: Iterable[Letter], parts_a_side: int) -> dict[int, list[tuple[int, Letter]]]:
+    """Return the letters of each part that has any, with their numbers in reading order."""
+    found: dict[int, list[tuple[int, Letter]]] = {}
+    for number, each in enumerate(letters):
+        column, row = int(_across(each) * parts_a_side), int(each.line * parts_a_side)
+        if 0 <= column < parts_a_side and 0 <= row < parts_a_side:
+            found.setdefault(row * parts_a_side + column, []).append((number, each))
+    return found
+
+
+def _across(letter: Letter) -> float:
+    return (letter.left + letter.right) / 2
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in fractions of the picture
@@ -268,7 +317,7 @@ def fine_mask(mask: Image.Image, patches_a_side: int) -> npt.NDArray[np.uint8]:
 def flipped(drawn: Drawn, rng: np.random.Generator) -> Drawn:
     """Mirror half of the pictures without text from left to right, and what is said about them."""
     chosen = torch.from_numpy(rng.random(len(drawn.pixels)) < 0.5).to(drawn.pixels.device)
-    chosen &= (drawn.cell_characters == NOTHING).all(2).all(1)
+    chosen &= (drawn.patch_characters == NOTHING).all(2).all(1)
 
     def where_chosen(mirrored: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         return torch.where(chosen.view(-1, *[1] * (kept.ndim - 1)), mirrored, kept)
@@ -286,6 +335,7 @@ def flipped(drawn: Drawn, rng: np.random.Generator) -> Drawn:
         where_chosen(_mirrored(drawn.patches), drawn.patches),
         where_chosen(fine, drawn.masks),
         drawn.cell_characters,
+        drawn.border_characters,
         drawn.patch_characters,
     )
 

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _WAVES_TO_PATCHES = 1 / 3  # how strong positions begin beside what patches look like
 _TEST_PICTURES, _TEST_SEEDS = 512, 1_000_000
 _SAVE_EVERY, _TOLD_EVERY = 100, 20  # steps
+_AT_ONCE = 32  # pictures computed together on a CPU: more do not fit in its caches
 
 # Whole scenes from the start stay at chance for shapes for a long time: single ones come first.
 STAGES = (
@@ -64,11 +65,27 @@ READING_STAGES = (
     ),
     # Sized for 2 cores with bf16 arithmetic; begins with a finished tower also, which has no heads.
     Stage(
-        *("reading on", 224, False, 60_000, 128, 1_500, 4e-4),
+        *("reading on", 224, False, 22_000, 128, 830, 5e-4),
         seed=16,
-        at_first=0.05,
-        kinds=(("scene", 0.2), ("print", 0.74), ("chart", 0.06)),
-        heads_alone=200,
+        at_first=0.1,
+        kinds=(("scene", 0.2), ("print", 0.25), ("page", 0.5), ("chart", 0.05)),
+        fall=0.75,
+        heads_alone=150,
+    ),
+    Stage(
+        *("each letter once", 224, False, 11_000, 128, 300, 5e-4),
+        seed=18,
+        at_first=0.1,
+        kinds=(("scene", 0.15), ("print", 0.35), ("page", 0.45), ("chart", 0.05)),
+        fall=0.85,
+    ),
+    Stage(
+        *("still reading", 224, False, 22_000, 128, 900, 5e-4),
+        seed=19,
+        at_first=0.1,
+        kinds=(("scene", 0.15), ("print", 0.35), ("page", 0.45), ("chart", 0.05)),
+        fall=0.8,
+        heads_alone=100,
     ),
 )
 
@@ -189,15 +206,18 @@ def _steps(
         model.requires_tower_grad_(with_tower)
         since_start = step - (max(first_step, stage.heads_alone) if with_tower else first_step)
         for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * _rate(step, stage.steps, since_start)
+            group["lr"] = stage.learning_rate * _rate(step, stage, since_start)
         there = stage.available(step)
         chosen = torch.from_numpy(rng.integers(0, there, stage.batch)).to(model.device)
         batch = flipped(drawing.first(there)[chosen], rng)
         room = model.patches - stage.side // model.patch + 1
         row, column = (int(at) // model.pooled * model.pooled for at in rng.integers(0, room, 2))
-        loss, right = model.loss(batch, stage.heads, (row, column))
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        at_once = _AT_ONCE if model.device.type == "cpu" else stage.batch
+        parts = [slice(first, first + at_once) for first in range(0, stage.batch, at_once)]
+        for rows in parts:
+            loss, right = model.loss(batch[rows], stage.heads, (row, column))
+            torch.autograd.backward(loss / len(parts))
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
@@ -239,7 +259,8 @@ def measured(model: TowerWithHeads, drawn: Drawn, heads: Collection[str]) -> dic
     return {name: round(value / len(batches), 3) for name, value in sums.items()}
 
 
-def _rate(step: int, steps: int, since_start: int) -> float:
-    """Return the learning rate's factor: a rise in each leg, a long plateau, a fall at the end."""
-    rise, fall = min(1.0, (since_start + 1) / 50), min(1.0, (steps - step) / (0.35 * steps))
+def _rate(step: int, stage: Stage, since_start: int) -> float:
+    """Return the learning rate's factor: a rise in each leg, a plateau, a fall at the end."""
+    rise = min(1.0, (since_start + 1) / 50)
+    fall = min(1.0, (stage.steps - step) / (stage.fall * stage.steps))
     return rise * max(0.02, fall)

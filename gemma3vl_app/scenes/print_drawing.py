@@ -34,13 +34,18 @@ _TRIES = 30
 
 @dataclass(frozen=True)
 class Letter:
-    """One printed character and the box around its ink, in fractions of the picture."""
+    """One printed character and the box around its ink, in fractions of the picture.
+
+    `line` is how far down the middle of a capital would be in its place: the same for all letters
+    of a level line, whether they reach above or below it.
+    """
 
     character: str
     left: float
     top: float
     right: float
     bottom: float
+    line: float
 
 
 def draw_print(shown: Print, rng: random.Random, *, side: int | None = None) -> Image.Image:
@@ -84,7 +89,8 @@ def write(
         left, right = at[0] + each.left * capital, at[0] + each.right * capital
         top, bottom = y + each.top * capital, y + each.bottom * capital
         wide, high = picture.size
-        letters.append(Letter(each.character, left / wide, top / high, right / wide, bottom / high))
+        box = left / wide, top / high, right / wide, bottom / high
+        letters.append(Letter(each.character, *box, (y - capital / 2) / high))
     return letters
 
 
@@ -115,6 +121,7 @@ class _Glyph:
     x: float
     y: float
     box: Points  # the corners around its ink
+    middle: Points  # (2,): of its ink across, of a capital down
 
 
 def _set(shown: Print, short: int) -> _Text:
@@ -131,7 +138,9 @@ def _set(shown: Print, short: int) -> _Text:
             corners = [(each.left, each.top), (each.right, each.top)]
             corners += [(each.right, each.bottom), (each.left, each.bottom)]
             box = (np.array(corners) + np.array((x, y))) * capital
-            glyphs.append(_Glyph(each.character, (x + each.start) * capital, y * capital, box))
+            middle = np.array((x + (each.left + each.right) / 2, y - 0.5)) * capital
+            start = (x + each.start) * capital
+            glyphs.append(_Glyph(each.character, start, y * capital, box, middle))
     height = (len(lines) - 1) * shown.spacing + ABOVE + BELOW
     return _Text(tuple(glyphs), font, capital, widest * capital, height * capital)
 
@@ -143,7 +152,8 @@ def _moving(across: float, down: float) -> Matrix:
 def _letter(glyph: _Glyph, onto: Matrix, size: tuple[int, int]) -> Letter:
     around = mapped(glyph.box, onto) / np.array(size)
     (left, top), (right, bottom) = around.min(axis=0), around.max(axis=0)
-    return Letter(glyph.character, float(left), float(top), float(right), float(bottom))
+    line = mapped(glyph.middle[None], onto)[0, 1] / size[1]
+    return Letter(glyph.character, float(left), float(top), float(right), float(bottom), line)
 
 
 def _mask(

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from gemma3vl_app.errors import TrainingError
-from gemma3vl_app.finetune.demo_tower import TowerWithHeads, claimed, take_tower
+from gemma3vl_app.finetune.demo_tower import (
+    TowerWithHeads,
+    claimed,
+    claimed_characters,
+    take_tower,
+)
 from gemma3vl_app.finetune.tower_drawing import draw_stage
 from gemma3vl_app.finetune.tower_pictures import (
     HEADS,
@@ -23,6 +28,7 @@ from gemma3vl_app.finetune.tower_training import (
     train_stage,
     whitened_patches,
 )
+from gemma3vl_app.scenes.fonts import CHARACTERS
 from gemma3vl_app.scenes.scene import Scene, Thing
 
 TINY = Stage("single", 32, True, 40, 8, 6, 1e-3, seed=1, heads=("shape", "colour"))
@@ -88,7 +94,7 @@ def test_a_thing_on_a_border_belongs_to_the_surest_of_the_cells_that_touch_it_an
     scene = Scene(things, "white", "plain", "plain", 1.0)
     empty = np.zeros(0, dtype=np.int8)
     cells = labels_of(scene, 4)[None], neighbours_of(scene, 4)[None]
-    drawn = Drawn.of((empty, *cells, empty, empty, empty, empty))
+    drawn = Drawn.of((empty, *cells, *[empty] * 5))
     for surest in (5, 6, 9, 10):  # of 4 x 4
         centre = torch.full((1, 16), -2.0)
         centre[0, surest], centre[0, 3] = -1.0, 9.0
@@ -107,9 +113,58 @@ def test_two_things_side_by_side_keep_their_cells():
     scene = Scene(things, "white", "plain", "plain", 1.0)
     empty = np.zeros(0, dtype=np.int8)
     cells = labels_of(scene, 4)[None], neighbours_of(scene, 4)[None]
-    drawn = Drawn.of((empty, *cells, empty, empty, empty, empty))
+    drawn = Drawn.of((empty, *cells, *[empty] * 5))
     centre = torch.arange(16.0)[None]  # the star's right neighbour is surer than its own cell
     assert (claimed(centre, drawn)[0] == drawn.cells).all()
+
+
+def as_text(labels):
+    return ["".join(CHARACTERS[n] for n in cell if n != NOTHING) for cell in labels.tolist()]
+
+
+def claims(own, border, wanted):
+    """Return what 2 x 2 cells are to say, when they say what is `wanted` of them themselves."""
+    known, slots = len(CHARACTERS) + 1, 6
+    scores = torch.zeros(1, 4, slots, known)
+    for cell, text in enumerate(wanted):
+        for slot in range(slots):
+            said = CHARACTERS.index(text[slot]) + 1 if slot < len(text) else 0
+            scores[0, cell, slot, said] = 1.0
+    cells = torch.full((1, 4, slots), NOTHING, dtype=torch.int8)
+    for cell, text in enumerate(own):
+        for slot, character in enumerate(text):
+            cells[0, cell, slot] = CHARACTERS.index(character)
+    on_border = [NOTHING if c == " " else CHARACTERS.index(c) for c in border]
+    empty = torch.zeros(0, dtype=torch.int8)
+    at_border = torch.tensor([on_border], dtype=torch.int8)
+    drawn = Drawn(*[empty] * 5, cells, at_border, empty)
+    return as_text(claimed_characters(scores.flatten(2), drawn)[0])
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (["abc", "de", "", ""], ["abc", "de", "", ""]),  # the left one says that it is its own
+        (["ab", "cde", "", ""], ["ab", "cde", "", ""]),  # and leaves it to the right one
+        (["abc", "cde", "", ""], ["abc", "de", "", ""]),  # both want it: the left one has it
+        (["ab", "de", "", ""], ["ab", "cde", "", ""]),  # and neither: the right one
+        (["", "", "", ""], ["ab", "cde", "", ""]),
+    ],
+)
+def test_a_character_on_a_border_is_said_by_one_cell_the_one_that_says_it_anyway(said, told):
+    assert claims(["ab", "de", "", ""], " c  ", said) == told
+
+
+def test_a_cell_that_is_full_leaves_what_is_on_its_border_to_the_next_one():
+    assert claims(["abcdef", "h", "", ""], " g  ", ["abcdef", "", "", ""])[:2] == [
+        "abcdef",
+        "gh",
+    ]
+
+
+def test_characters_on_no_border_are_said_where_they_are():
+    own = ["ab", "", "c", "d"]
+    assert claims(own, "    ", ["", "ab", "d", "c"]) == own
 
 
 def test_whitened_patches_come_out_about_equally_strong(tower):
@@ -194,7 +249,7 @@ def test_characters_are_learned_beside_shapes(tower, needs_fonts):
         loss.backward()
         optimizer.step()
     figures = measured(tower, drawn, READING.heads)
-    assert figures["characters"] > 0.9
+    assert figures["text"] > 0.9  # no letter twice, none left out
     assert figures["shape"] > 0.9
 
 

@@ -15,6 +15,7 @@ from gemma3vl_app.finetune.tower_pictures import (
     Drawn,
     Stage,
     characters_of,
+    claimable_characters,
     fine_mask,
     flipped,
     labels_of,
@@ -69,7 +70,7 @@ def test_mirrored_pictures_are_labelled_as_if_drawn_so():
     pixels = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3)).astype(np.uint8)
     mask = Image.fromarray(pixels[0, :, :, 0])
     fine = [fine_mask(each, 8) for each in (mask, ImageOps.mirror(mask))]
-    none = [characters_of((), *size)[None] for size in ((4, 6), (8, 2))]
+    none = [each[None] for each in (*claimable_characters((), 4), characters_of((), 8, 2))]
     cells = labels_of(scene, 4)[None], neighbours_of(scene, 4)[None]
     drawn = Drawn.of((pixels, *cells, parts_of(scene, 8)[None], fine[0][None], *none))
     found = [flipped(drawn, np.random.default_rng(seed)) for seed in range(8)]
@@ -83,24 +84,65 @@ def test_mirrored_pictures_are_labelled_as_if_drawn_so():
         assert (each.masks.numpy() == fine[1]).all()
 
 
-def test_characters_are_told_in_reading_order_where_their_middle_is():
-    def letter(character, x, y):
-        return Letter(character, x - 0.02, y - 0.02, x + 0.02, y + 0.02)
+def letter(character, x, line, *, low=0.0):
+    """Return a letter whose ink reaches `low` under its line."""
+    return Letter(character, x - 0.02, line - 0.02 + low, x + 0.02, line + 0.02 + low, line)
 
+
+def told(labels):
+    """Return what is said of each part."""
+    return ["".join(CHARACTERS[n] for n in part if n != NOTHING) for part in labels]
+
+
+def test_characters_are_told_in_reading_order_where_their_middle_is():
     letters = [letter("H", 0.05, 0.1), letter("i", 0.2, 0.1), letter("!", 0.3, 0.1)]
     labels = characters_of(letters, 4, 2)
     assert labels.shape == (16, 2)
-    told = ["".join(CHARACTERS[n] for n in part if n != NOTHING) for part in labels]
-    assert told[:3] == ["Hi", "!", ""]
+    assert told(labels)[:3] == ["Hi", "!", ""]
     crowded = characters_of([letter("x", 0.1, 0.1)] * 5, 4, 2)  # no more than there is room for
     assert (crowded[0] == CHARACTERS.index("x")).all()
     assert (crowded[1:] == NOTHING).all()
 
 
+def test_letters_of_a_line_are_in_one_row_however_far_they_reach_down():
+    labels = characters_of([letter("a", 0.1, 0.24), letter("p", 0.2, 0.24, low=0.05)], 4, 2)
+    assert told(labels)[0] == "ap"
+    own, border = claimable_characters([letter("p", 0.1, 0.24, low=0.05)], 4)
+    assert told(own)[0] == "p"
+    assert (border == NOTHING).all()
+
+
+def test_one_letter_on_a_border_is_left_open_and_all_others_have_their_cell():
+    letters = [letter("H", 0.1, 0.1), letter("i", 0.26, 0.1), letter("t", 0.3, 0.1)]
+    own, border = claimable_characters([*letters, letter("s", 0.47, 0.1)], 4)
+    assert told(own)[:4] == ["H", "t", "", ""]
+    assert told(border[:, None])[:4] == ["", "i", "s", ""]
+
+
+def test_of_two_letters_on_a_border_the_nearer_one_is_left_open():
+    own, border = claimable_characters([letter("i", 0.23, 0.1), letter("l", 0.251, 0.1)], 4)
+    assert told(own)[:2] == ["i", ""]
+    assert told(border[:, None])[1] == "l"
+
+
+def test_a_letter_on_a_border_beside_another_line_has_its_cell():
+    lines = [letter("a", 0.26, 0.05), letter("b", 0.1, 0.2)]  # the first line ends in cell 1
+    own, border = claimable_characters(lines, 4)
+    assert told(own)[:2] == ["b", "a"]
+    assert (border == NOTHING).all()
+
+
+def test_letters_at_the_picture_s_edge_and_beyond_are_no_matter():
+    own, border = claimable_characters([letter("x", 0.005, 0.1), letter("y", 1.1, 0.1)], 4)
+    assert told(own)[0] == "x"
+    assert (border == NOTHING).all()
+    assert (own != NOTHING).sum() == 1
+
+
 def test_a_reading_stage_shows_scenes_prints_and_charts(needs_fonts):
     drawn = draw_stage(MIXED, MIXED.pictures, 2, patch=8, pooled=2)
     has_things = (drawn.cells[..., 0] != NOTHING).any(1)
-    has_text = (drawn.cell_characters != NOTHING).flatten(1).any(1)
+    has_text = (drawn.patch_characters != NOTHING).flatten(1).any(1)
     has_colour = (drawn.patches != NOTHING).flatten(1).any(1)
     assert drawn.cells.shape == (60, 16, len(HEADS))
     assert drawn.cell_characters.shape == (60, 16, CELL_CHARACTERS)
@@ -112,7 +154,7 @@ def test_a_reading_stage_shows_scenes_prints_and_charts(needs_fonts):
 
 
 def test_text_is_never_mirrored(needs_fonts):
-    stage = replace(MIXED, kinds=(("print", 1.0),))
+    stage = replace(MIXED, kinds=(("print", 0.5), ("page", 0.5)))
     drawn = draw_stage(stage, 20, 3, patch=8, pooled=2)
     assert (flipped(drawn, np.random.default_rng(0)).pixels == drawn.pixels).all()
 
