@@ -243,7 +243,7 @@ def test_learning_lowers_the_loss_on_what_was_seen(tower, tmp_path):
 def test_characters_are_learned_beside_shapes(tower, needs_fonts):
     drawn = drawn_for(tower, READING, 12)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=3e-3)
-    for _ in range(100):
+    for _ in range(300):
         loss, _ = tower.loss(drawn, READING.heads)
         optimizer.zero_grad()
         loss.backward()
