@@ -164,6 +164,7 @@ def test_the_keyboard_reaches_every_word(page, backend):
 def test_text_is_selected_as_before_and_no_panel_opens(page):
     why, mouse = Why(page), page.page.mouse
     text = "getSelection().toString()"
+    why.word("square").element_handle().wait_for_element_state("stable")  # nothing moves any more
     start, end = (why.word(each).bounding_box() for each in ("red", "square"))
     mouse.move(start["x"] + 1, start["y"] + 8)
     mouse.down()
