@@ -142,13 +142,12 @@ def _draw_one(
         picture, mask = draw_with_mask(scene, rng, side=side)
         cells, patches = labels_of(scene, cells_a_side), parts_of(scene, patches_a_side)
         neighbours = neighbours_of(scene, cells_a_side)
-    elif kind == "print":
-        shown = random_characters(rng) if stage.single else random_print(rng)
-        picture, letters = print_drawing.draw_with_letters(shown, rng, side=side)
-        mask = _boxes([(e.left, e.top, e.right, e.bottom) for e in letters], picture.size)
-        patches = np.full((patches_a_side**2, 2), NOTHING, dtype=np.int8)
-    elif kind == "page":
-        picture, letters = draw_page(rng, stage.side)
+    elif kind in ("print", "page"):
+        if kind == "page":
+            picture, letters = draw_page(rng, stage.side)
+        else:
+            shown = random_characters(rng) if stage.single else random_print(rng)
+            picture, letters = print_drawing.draw_with_letters(shown, rng, side=side)
         mask = _boxes([(e.left, e.top, e.right, e.bottom) for e in letters], picture.size)
         patches = np.full((patches_a_side**2, 2), NOTHING, dtype=np.int8)
     else:
@@ -244,7 +243,7 @@ def claimable_characters(letters: Iterable[Letter], cells_a_side: int) -> tuple[
             continue  # of two lines: what would be put in front of one belongs to the other
         near = [
             (abs(_across(each) * cells_a_side - column), each)
-            for each in [each for _, each in (*before[-1:], *here[:1])]
+            for _, each in (*before[-1:], *here[:1])
         ]
         away, chosen = min(near, key=lambda pair: pair[0], default=(1.0, None))
         if chosen is not None and away < _NEAR_LETTER:
